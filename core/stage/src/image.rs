@@ -1,0 +1,3 @@
+//! Images and masks on disk.
+/// 64 megapixels.
+pub const DEFAULT_MAX_PIXELS: u64 = 64_000_000;

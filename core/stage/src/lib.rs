@@ -1,0 +1,95 @@
+//! What a DiffAug plugin is written against.
+//!
+//! A plugin is an ordinary library: implement one of the five stage traits, say how to build it
+//! from its options, and register it. Linked into the host it appears among the built-ins; built
+//! as a `cdylib` it is loaded at run time. Nothing else changes.
+//!
+//! ```
+//! use diffaug::prelude::*;
+//!
+//! /// A dataset of grey squares.
+//! struct Squares {
+//!     count: u64,
+//! }
+//!
+//! #[derive(Deserialize, JsonSchema)]
+//! #[serde(deny_unknown_fields)]
+//! struct Options {
+//!     /// How many samples there are.
+//!     #[serde(default = "ten")]
+//!     count: u64,
+//! }
+//!
+//! fn ten() -> u64 {
+//!     10
+//! }
+//!
+//! impl FromConfig for Squares {
+//!     type Config = Options;
+//!     fn from_config(options: Options, _: &Context) -> Result<Self> {
+//!         Ok(Squares { count: options.count })
+//!     }
+//! }
+//!
+//! impl Dataset for Squares {
+//!     fn info(&self) -> Result<DatasetInfo> {
+//!         Ok(DatasetInfo::single_class("squares", "square"))
+//!     }
+//!     fn items(&self) -> Result<RVec<Item>> {
+//!         Ok((0..self.count).map(|i| Item::new(&format!("square-{i}"))).collect())
+//!     }
+//!     fn sample(&self, index: u64) -> Result<Sample> {
+//!         let mut mask = vec![0; 64 * 64];
+//!         mask[32 * 64 + 32] = 1;
+//!         Ok(Sample {
+//!             id: format!("square-{index}").into(),
+//!             image: Image::new(64, 64, vec![128; 64 * 64 * 3])?,
+//!             mask: Mask::new(64, 64, mask)?,
+//!             attributes: Attributes::new(),
+//!         })
+//!     }
+//! }
+//!
+//! diffaug::export_plugin! { dataset "squares" => Squares, "grey squares, to show how it is done" }
+//! # fn main() {}
+//! ```
+//!
+//! The host measures masks, resizes, splits, augments and scores; a plugin need not.
+
+pub mod abi;
+pub mod augment;
+pub mod data;
+pub mod error;
+pub mod image;
+pub mod lesion;
+pub mod log;
+pub mod metrics;
+pub mod pairs;
+pub mod registry;
+pub mod rng;
+pub mod split;
+pub mod stage;
+pub mod view;
+
+#[doc(hidden)]
+pub use {abi_stable, inventory};
+
+pub use data::*;
+pub use error::{Error, ErrorKind, Result, ResultExt};
+pub use registry::{Backend, Entry, FromConfig};
+pub use stage::*;
+
+/// Everything that a plugin's file wants in scope.
+pub mod prelude {
+    pub use crate::data::*;
+    pub use crate::error::{Error, ErrorKind, Result, ResultExt};
+    pub use crate::export_plugin;
+    pub use crate::registry::{Backend, FromConfig};
+    pub use crate::stage::{
+        BoxDataset, BoxPromptBank, BoxSegmenter, Context, Dataset, Generator, PromptBank, Reporter,
+        Segmenter, Validator,
+    };
+    pub use abi_stable::std_types::{RSlice, RStr, RString, RVec};
+    pub use schemars::JsonSchema;
+    pub use serde::Deserialize;
+}

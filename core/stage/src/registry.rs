@@ -1,0 +1,162 @@
+//! What a plugin registers, and how a stage is built from its options.
+
+use crate::{error::*, stage::*};
+use abi_stable::{
+    StableAbi,
+    std_types::{RResult, RStr, RString},
+};
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+
+/// A stage that can be built from its table in a manifest.
+pub trait FromConfig: Sized {
+    /// The options: one serde struct, from which parsing, defaults, help and JSON schema come.
+    /// Give it `#[serde(deny_unknown_fields)]`, so that a typing error is reported.
+    type Config: DeserializeOwned + JsonSchema;
+
+    /// Checks values that the type alone cannot, without touching disk or device.
+    ///
+    /// # Errors
+    /// [`Error::config`] with [`Error::at`] naming the option.
+    fn validate(_config: &Self::Config) -> Result<()> {
+        Ok(())
+    }
+
+    /// Builds the stage.
+    ///
+    /// # Errors
+    /// When a file or the device that the options name cannot be used.
+    fn from_config(config: Self::Config, context: &Context) -> Result<Self>;
+}
+
+/// What a plugin's computations run on.
+#[repr(u8)]
+#[derive(StableAbi, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Backend {
+    /// The processor; also every plugin that computes nothing heavy.
+    Cpu,
+    /// NVIDIA GPUs (and the processor).
+    Cuda,
+    /// Apple GPUs (and the processor).
+    Metal,
+}
+
+/// A stage on offer: name, options and constructor.
+#[repr(C)]
+#[derive(StableAbi)]
+pub struct Entry<S> {
+    /// What a manifest calls it (`use = "…"`).
+    pub name: RStr<'static>,
+    /// Version of the plugin's package.
+    pub version: RStr<'static>,
+    /// One line of help.
+    pub summary: RStr<'static>,
+    /// What it was compiled for.
+    pub backend: Backend,
+    /// JSON schema of the options.
+    pub schema: extern "C" fn() -> RString,
+    /// Parses and validates options (JSON) without building anything.
+    pub check: extern "C" fn(RStr<'_>) -> RResult<(), Error>,
+    /// Builds the stage from its options (JSON).
+    pub build: extern "C" fn(RStr<'_>, &Context) -> RResult<S, Error>,
+}
+
+impl<S> Clone for Entry<S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<S> Copy for Entry<S> {}
+
+fn parse<T: FromConfig>(json: RStr<'_>) -> Result<T::Config> {
+    let mut reader = serde_json::Deserializer::from_str(json.as_str());
+    let config: T::Config = serde_path_to_error::deserialize(&mut reader).map_err(|e| {
+        let path = e.path().to_string();
+        let field = if path == "." { String::new() } else { path };
+        Error::config(without_position(&e.inner().to_string())).at(field)
+    })?;
+    T::validate(&config)?;
+    Ok(config)
+}
+
+/// serde_json adds ` at line 1 column 7`, which speaks of JSON that no user ever saw.
+fn without_position(message: &str) -> &str {
+    message
+        .rsplit_once(" at line ")
+        .map_or(message, |(text, _)| text)
+}
+
+extern "C" fn schema<T: FromConfig>() -> RString {
+    let schema = schemars::schema_for!(T::Config);
+    serde_json::to_string(&schema).unwrap_or_default().into()
+}
+
+extern "C" fn check<T: FromConfig>(json: RStr<'_>) -> RResult<(), Error> {
+    guard(|| parse::<T>(json).map(drop))
+}
+
+macro_rules! constructors {
+    ($($method:ident: $Trait:ident => $Boxed:ident, $build:ident;)+) => {
+        $(
+            inventory::collect!(Entry<$Boxed>);
+
+            extern "C" fn $build<T: $Trait + FromConfig>(json: RStr<'_>, context: &Context) -> RResult<$Boxed, Error> {
+                guard(|| Ok($Boxed::new(T::from_config(parse::<T>(json)?, context)?)))
+            }
+
+            impl Entry<$Boxed> {
+                #[doc = concat!("Offers `T` as a [`", stringify!($Trait), "`]; called by [`export_plugin!`](crate::export_plugin).")]
+                pub const fn $method<T: $Trait + FromConfig>(
+                    name: &'static str,
+                    version: &'static str,
+                    summary: &'static str,
+                    backend: Backend,
+                ) -> Self {
+                    Entry {
+                        name: RStr::from_str(name),
+                        version: RStr::from_str(version),
+                        summary: RStr::from_str(summary),
+                        backend,
+                        schema: schema::<T>,
+                        check: check::<T>,
+                        build: $build::<T>,
+                    }
+                }
+            }
+        )+
+    };
+}
+
+constructors! {
+    dataset: Dataset => BoxDataset, build_dataset;
+    prompts: PromptBank => BoxPromptBank, build_prompts;
+    generator: Generator => BoxGenerator, build_generator;
+    segmenter: Segmenter => BoxSegmenter, build_segmenter;
+    validator: Validator => BoxValidator, build_validator;
+}
+
+/// Registers stages: in the host's own table when linked in, in the library's when loaded.
+///
+/// `KIND "NAME" => TYPE, "SUMMARY"`, one or more; KIND is `dataset`, `prompts`, `generator`,
+/// `segmenter` or `validator`. `for BACKEND` after the name says what a plugin with models was
+/// compiled for.
+///
+/// ```ignore
+/// export_plugin! { dataset "colon" => Colon, "frames of our own endoscope" }
+/// export_plugin! { segmenter "unet" for BACKEND => UNet, "the U-Net of 2015" }
+/// ```
+#[macro_export]
+macro_rules! export_plugin {
+    ($($kind:ident $name:literal $(for $backend:path)? => $ty:ty, $summary:literal);+ $(;)?) => {
+        $($crate::inventory::submit! {
+            $crate::Entry::$kind::<$ty>(
+                $name,
+                env!("CARGO_PKG_VERSION"),
+                $summary,
+                $crate::export_plugin!(@backend $($backend)?),
+            )
+        })+
+    };
+    (@backend) => { $crate::Backend::Cpu };
+    (@backend $backend:path) => { $backend };
+}

@@ -1,0 +1,300 @@
+//! The five stages, each declared once.
+//!
+//! `stage!` makes four things of a declaration: the trait that authors implement (plain `Result`,
+//! default bodies), its twin for the ABI, an adapter that turns panics into errors, and a box
+//! (`BoxDataset`, …) that implements the author's trait again whichever side it came from.
+
+// abi_stable 0.11.3's expansion trips these (no `unsafe` is written here); plugin crates and the
+// host see none of it.
+#![allow(unsafe_code, non_local_definitions, non_camel_case_types, missing_docs)]
+
+use crate::{data::*, error::*};
+use abi_stable::{
+    StableAbi, sabi_trait,
+    sabi_trait::TD_Opaque,
+    sabi_types::RRef,
+    std_types::{RBox, RResult, RSlice, RStr, RString, RVec},
+};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// What every constructor is told about the run it works for.
+#[repr(C)]
+#[derive(StableAbi, Clone, Debug)]
+pub struct Context {
+    /// Where to compute: `cpu`, `cuda:0`, `metal`.
+    pub device: RString,
+    /// The run's seed; every stage derives its randomness from it or from a job's own seed.
+    pub seed: u64,
+    /// The largest image, in pixels, that may be decoded.
+    pub max_pixels: u64,
+}
+
+impl Default for Context {
+    fn default() -> Self {
+        Context {
+            device: "cpu".into(),
+            seed: 0,
+            max_pixels: crate::image::DEFAULT_MAX_PIXELS,
+        }
+    }
+}
+
+/// What the host lends to a stage while it works (the ABI form; authors see [`Reporter`]).
+#[doc(hidden)]
+#[sabi_trait]
+pub trait ReporterAbi: Send + Sync {
+    fn progress(&self, done: u64, total: u64, note: RStr<'_>);
+    fn cancelled(&self) -> bool;
+}
+
+/// Takes progress and answers whether the user wants to stop.
+#[repr(transparent)]
+#[derive(StableAbi)]
+pub struct Reporter<'a>(ReporterAbi_TO<'a, RRef<'a, ()>>);
+
+/// The host's side of a [`Reporter`].
+pub trait Progress: Send + Sync {
+    /// `done` of `total` steps are finished; `note` is a short text such as the loss.
+    fn progress(&self, done: u64, total: u64, note: &str);
+    /// Whether the user asked to stop.
+    fn cancelled(&self) -> bool;
+}
+
+/// Shows nothing and never stops: for tests and library use.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn progress(&self, _: u64, _: u64, _: &str) {}
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+struct Lent<P>(P);
+
+impl<P: Progress> ReporterAbi for Lent<&P> {
+    fn progress(&self, done: u64, total: u64, note: RStr<'_>) {
+        // A panic must not cross the border, and a progress bar is not worth an abort.
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            self.0.progress(done, total, note.as_str())
+        }));
+    }
+    fn cancelled(&self) -> bool {
+        catch_unwind(AssertUnwindSafe(|| self.0.cancelled())).unwrap_or(true)
+    }
+}
+
+/// Lends `progress` to `work` as the [`Reporter`] that stages take.
+pub fn with_reporter<P: Progress, T>(progress: &P, work: impl FnOnce(&Reporter<'_>) -> T) -> T {
+    let lent = Lent(progress);
+    work(&Reporter(ReporterAbi_TO::from_ptr(
+        RRef::new(&lent),
+        TD_Opaque,
+    )))
+}
+
+impl Reporter<'_> {
+    /// Reports that `done` of `total` steps are finished; `note` is a short text such as the loss.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Cancelled`] if the user asked to stop: pass it on with `?`, having kept
+    /// whatever is worth keeping.
+    pub fn step(&self, done: u64, total: u64, note: &str) -> Result<()> {
+        self.0.progress(done, total, note.into());
+        if self.0.cancelled() {
+            return Err(Error::cancelled());
+        }
+        Ok(())
+    }
+
+    /// Whether the user asked to stop.
+    pub fn cancelled(&self) -> bool {
+        self.0.cancelled()
+    }
+}
+
+/// Runs a plugin's code; its panic becomes an error.
+pub(crate) fn guard<T>(work: impl FnOnce() -> Result<T>) -> RResult<T, Error> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result.into(),
+        Err(payload) => {
+            let text = payload
+                .downcast_ref::<&str>()
+                .map(|text| (*text).to_owned())
+                .or_else(|| payload.downcast_ref::<String>().cloned())
+                .unwrap_or_else(|| "a panic without a message".into());
+            RResult::RErr(Error::new(ErrorKind::Panic, text))
+        }
+    }
+}
+
+/// What stands behind every boxed stage: the author's value, its panics caught.
+#[doc(hidden)]
+pub struct Guard<T>(T);
+
+macro_rules! stage {
+    ($(#[$doc:meta])* pub trait $Trait:ident as $Abi:ident, $Object:ident, $Boxed:ident {
+        $($(#[$mdoc:meta])* fn $method:ident(&self $(, $arg:ident: $ty:ty)* $(,)?) -> Result<$ret:ty> $(= $default:expr)?;)+
+    }) => {
+        $(#[$doc])*
+        pub trait $Trait: Send + Sync + 'static {
+            $(stage!(@method $(#[$mdoc])* $method(&self $(, $arg: $ty)*) -> $ret $(= $default)?);)+
+        }
+
+        #[doc(hidden)]
+        #[sabi_trait]
+        pub trait $Abi: Send + Sync + 'static {
+            $(fn $method(&self $(, $arg: $ty)*) -> RResult<$ret, Error>;)+
+        }
+
+        impl<T: $Trait> $Abi for Guard<T> {
+            $(fn $method(&self $(, $arg: $ty)*) -> RResult<$ret, Error> {
+                guard(|| self.0.$method($($arg),*))
+            })+
+        }
+
+        #[doc = concat!("Any [`", stringify!($Trait), "`], from either side of the ABI.")]
+        #[repr(transparent)]
+        #[derive(StableAbi)]
+        pub struct $Boxed($Object<RBox<()>>);
+
+        impl $Boxed {
+            /// Boxes a stage; its panics come back as errors.
+            pub fn new(stage: impl $Trait) -> Self {
+                $Boxed($Object::from_value(Guard(stage), TD_Opaque))
+            }
+        }
+
+        impl $Trait for $Boxed {
+            $(fn $method(&self $(, $arg: $ty)*) -> Result<$ret> {
+                self.0.$method($($arg),*).into_result()
+            })+
+        }
+    };
+    (@method $(#[$m:meta])* $method:ident(&$s:ident $(, $arg:ident: $ty:ty)*) -> $ret:ty) => {
+        $(#[$m])*
+        fn $method(&$s $(, $arg: $ty)*) -> Result<$ret>;
+    };
+    (@method $(#[$m:meta])* $method:ident(&$s:ident $(, $arg:ident: $ty:ty)*) -> $ret:ty = $default:expr) => {
+        $(#[$m])*
+        #[allow(unused_variables)]
+        fn $method(&$s $(, $arg: $ty)*) -> Result<$ret> { $default }
+    };
+}
+
+stage! {
+    /// Labelled images.
+    ///
+    /// A dataset lists everything it has; the host divides the listing into train, validation and
+    /// test and hands other stages views of the parts that they may see.
+    pub trait Dataset as DatasetAbi, DatasetAbi_TO, BoxDataset {
+        /// Name, classes and the divisions that the literature uses.
+        fn info(&self) -> Result<DatasetInfo>;
+
+        /// Every sample, without decoding a pixel. Ids are unique; the order may be any but must
+        /// not change while the dataset lives.
+        fn items(&self) -> Result<RVec<Item>>;
+
+        /// The sample at `index` of [`Dataset::items`].
+        ///
+        /// The training view that the host gives to `fit` goes on beyond the last index: with `n`
+        /// items, index `epoch * n + i` is item `i` as augmented for that epoch.
+        ///
+        /// # Errors
+        /// When `index` is beyond the last or a file cannot be used; the message names the file.
+        fn sample(&self, index: u64) -> Result<Sample>;
+    }
+}
+
+stage! {
+    /// Texts that describe lesions.
+    pub trait PromptBank as PromptBankAbi, PromptBankAbi_TO, BoxPromptBank {
+        /// Draws one prompt for each query. All queries belong to one image, so the answers differ
+        /// from each other as far as the bank allows; each is true of its query's attributes.
+        ///
+        /// # Errors
+        /// When the bank knows nothing of a query's target.
+        fn draw(&self, queries: RSlice<'_, PromptQuery<'_>>, seed: u64) -> Result<RVec<Prompt>>;
+    }
+}
+
+stage! {
+    /// Paints lesions into images.
+    pub trait Generator as GeneratorAbi, GeneratorAbi_TO, BoxGenerator {
+        /// One image for each job, of the job's size. Equal jobs give equal images, whatever
+        /// stands beside them in the batch.
+        fn generate(&self, jobs: RSlice<'_, Job<'_>>, reporter: &Reporter<'_>) -> Result<RVec<Image>>;
+
+        /// Learns from `train` and leaves weights in the folder `out`; the host then builds the
+        /// stage anew with the option `weights = out`. A run that was cut short goes on from what
+        /// `out` holds.
+        ///
+        /// # Errors
+        /// [`ErrorKind::Unsupported`] where there is nothing to learn.
+        fn fit(
+            &self,
+            train: &BoxDataset,
+            validation: &BoxDataset,
+            prompts: &BoxPromptBank,
+            out: RStr<'_>,
+            reporter: &Reporter<'_>,
+        ) -> Result<FitReport> = Err(Error::unsupported("this generator has nothing to train"));
+    }
+}
+
+stage! {
+    /// Finds lesions.
+    pub trait Segmenter as SegmenterAbi, SegmenterAbi_TO, BoxSegmenter {
+        /// The classes that the answers may hold; empty before weights are there.
+        fn classes(&self) -> Result<RVec<Class>>;
+
+        /// One answer for each image, of the image's size.
+        fn segment(&self, images: RSlice<'_, ImageRef<'_>>, reporter: &Reporter<'_>) -> Result<RVec<Segmentation>>;
+
+        /// Learns from `train`, choosing weights by `validation`, and leaves them in the folder
+        /// `out`; the host then builds the stage anew with the option `weights = out`. A run that
+        /// was cut short goes on from what `out` holds.
+        ///
+        /// # Errors
+        /// [`ErrorKind::Unsupported`] where there is nothing to learn.
+        fn fit(
+            &self,
+            train: &BoxDataset,
+            validation: &BoxDataset,
+            out: RStr<'_>,
+            reporter: &Reporter<'_>,
+        ) -> Result<FitReport> = Err(Error::unsupported("this segmenter has nothing to train"));
+    }
+}
+
+stage! {
+    /// Judges generated images.
+    pub trait Validator as ValidatorAbi, ValidatorAbi_TO, BoxValidator {
+        /// Whether [`Validator::judge`] looks at its segmenter; if not, none is trained for it.
+        fn needs_segmenter(&self) -> Result<bool> = Ok(true);
+
+        /// One verdict for each candidate.
+        fn judge(
+            &self,
+            candidates: RSlice<'_, Candidate<'_>>,
+            segmenter: &BoxSegmenter,
+            reporter: &Reporter<'_>,
+        ) -> Result<RVec<Verdict>>;
+    }
+}
+
+/// A segmenter that refuses to work: stands in where a validator needs none.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoSegmenter;
+
+impl Segmenter for NoSegmenter {
+    fn classes(&self) -> Result<RVec<Class>> {
+        Ok(RVec::new())
+    }
+    fn segment(&self, _: RSlice<'_, ImageRef<'_>>, _: &Reporter<'_>) -> Result<RVec<Segmentation>> {
+        Err(Error::config(
+            "this validator needs a segmenter, but says that it needs none",
+        ))
+    }
+}
