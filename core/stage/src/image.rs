@@ -1,3 +1,803 @@
-//! Images and masks on disk.
-/// 64 megapixels.
+//! Images and masks on disk, and their sizes: reading (PNG, JPEG, TIFF, BMP), writing (PNG),
+//! resizing and cropping.
+//!
+//! A file's format is told by its content, since JPEG files named `.png` are common. Its size is
+//! read from the header and checked before a pixel is decoded, so that a small file that claims to
+//! be huge costs nothing. An EXIF orientation is *not* applied: the masks of a dataset carry none,
+//! and an image turned without its mask would train a segmenter on nonsense.
+
+use crate::{
+    data::{Image, ImageRef, Mask, MaskRef},
+    error::{Error, ErrorKind, Result, ResultExt},
+};
+use ::image::{
+    ColorType, DynamicImage, ExtendedColorType, ImageBuffer, ImageDecoder, ImageEncoder,
+    ImageFormat, ImageReader, Limits, Rgb, RgbImage,
+    codecs::png::{CompressionType, FilterType as PngFilter, PngEncoder},
+    imageops,
+};
+use std::{
+    collections::BTreeMap,
+    fmt::Display,
+    fs::File,
+    io::{BufRead, BufReader, BufWriter, Cursor, Read, Seek, Write},
+    path::Path,
+};
+use tiff::decoder::{Decoder as TiffDecoder, DecodingResult};
+
+/// The largest image, in pixels, that is decoded unless the user says otherwise.
 pub const DEFAULT_MAX_PIXELS: u64 = 64_000_000;
+
+/// How the grey values of a mask file become labels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MaskRule {
+    /// Values above `threshold` get `label`, all others 0. Bears JPEG noise and soft edges.
+    Above {
+        /// The largest value that is still background.
+        threshold: u8,
+        /// The label of what lies above; not 0.
+        label: u8,
+    },
+    /// Each value has its label (0 for background); any other value is an error.
+    Values(BTreeMap<u8, u8>),
+}
+
+impl MaskRule {
+    /// Turns grey values into labels; `path` is for the message.
+    ///
+    /// # Errors
+    /// When a value occurs that [`MaskRule::Values`] does not name.
+    pub fn apply(&self, mut gray: Mask, path: &Path) -> Result<Mask> {
+        let table: [Option<u8>; 256] = match self {
+            MaskRule::Above { threshold, label } => std::array::from_fn(|v| {
+                Some(if v > usize::from(*threshold) {
+                    *label
+                } else {
+                    0
+                })
+            }),
+            MaskRule::Values(map) => std::array::from_fn(|v| map.get(&(v as u8)).copied()),
+        };
+        let width = gray.width() as usize;
+        for (at, value) in gray.bytes_mut().iter_mut().enumerate() {
+            match table[usize::from(*value)] {
+                Some(label) => *value = label,
+                None => return Err(self.unexpected(*value, at % width, at / width, path)),
+            }
+        }
+        Ok(gray)
+    }
+
+    fn unexpected(&self, value: u8, x: usize, y: usize, path: &Path) -> Error {
+        let expected = match self {
+            MaskRule::Above { .. } => "any value".to_owned(),
+            MaskRule::Values(map) => map.keys().map(u8::to_string).collect::<Vec<_>>().join(", "),
+        };
+        Error::data(format!(
+            "mask `{}` has the value {value} at pixel ({x}, {y}), expected one of {expected}",
+            path.display()
+        ))
+    }
+}
+
+/// Reads an image as 8-bit RGB; alpha is dropped, 16 bits are scaled to 8.
+///
+/// # Errors
+/// When the file is missing, empty, truncated, of an unknown format or larger than `max_pixels`.
+pub fn open_image(path: &Path, max_pixels: u64) -> Result<Image> {
+    let rgb = decode(path, max_pixels)?.into_rgb8();
+    let (width, height) = rgb.dimensions();
+    Image::new(width, height, rgb.into_raw())
+}
+
+/// Reads the grey values of a mask; colours are converted by their luminance, which leaves greys
+/// as they are.
+///
+/// 16-bit files are scaled to 8 bits, unless all their values fit into 8 anyway: those are label
+/// maps that a tool wrote too wide, and scaling would turn them black.
+///
+/// # Errors
+/// As for [`open_image`].
+pub fn open_gray(path: &Path, max_pixels: u64) -> Result<Mask> {
+    let gray = match decode(path, max_pixels)? {
+        DynamicImage::ImageLuma16(wide) if wide.as_raw().iter().all(|&v| v <= 255) => {
+            let (width, height) = wide.dimensions();
+            let narrow = wide.into_raw().into_iter().map(|v| v as u8).collect();
+            return Mask::new(width, height, narrow);
+        }
+        other => other.into_luma8(),
+    };
+    let (width, height) = gray.dimensions();
+    Mask::new(width, height, gray.into_raw())
+}
+
+/// Reads a mask and turns its grey values into labels.
+///
+/// # Errors
+/// As for [`open_image`], and when `rule` does not know a value.
+pub fn open_mask(path: &Path, max_pixels: u64, rule: &MaskRule) -> Result<Mask> {
+    rule.apply(open_gray(path, max_pixels)?, path)
+}
+
+/// Width and height of an image, from its header alone.
+///
+/// # Errors
+/// When the file is missing, empty, of an unknown format or its header is broken.
+pub fn image_size(path: &Path) -> Result<(u32, u32)> {
+    let (reader, format) = open(path)?;
+    if format == ImageFormat::Tiff {
+        return TiffDecoder::new(reader)
+            .and_then(|mut tiff| tiff.dimensions())
+            .map_err(|e| broken(path, e));
+    }
+    ImageReader::with_format(reader, format)
+        .into_dimensions()
+        .map_err(|e| broken(path, e))
+}
+
+fn broken(path: &Path, why: impl Display) -> Error {
+    // Some decoders answer in several lines.
+    let why = why.to_string();
+    let why: Vec<&str> = why.split_whitespace().collect();
+    Error::data(why.join(" ")).context(format!(
+        "cannot decode `{}`, which is truncated, broken or of an unusual kind",
+        path.display()
+    ))
+}
+
+/// Opens a file and tells its format by its first bytes.
+fn open(path: &Path) -> Result<(BufReader<File>, ImageFormat)> {
+    let name = path.display();
+    let cannot = || format!("cannot read `{name}`");
+    let file = File::open(path).or_error(ErrorKind::Data, cannot)?;
+    if file.metadata().is_ok_and(|meta| meta.is_dir()) {
+        return Err(Error::data(format!("`{name}` is a folder, not an image")));
+    }
+    let mut reader = BufReader::new(file);
+    let start = reader.fill_buf().or_error(ErrorKind::Data, cannot)?;
+    if start.is_empty() {
+        return Err(Error::data(format!("`{name}` is empty")));
+    }
+    use ImageFormat::{Bmp, Jpeg, Png, Tiff};
+    match ::image::guess_format(start) {
+        Ok(format @ (Png | Jpeg | Tiff | Bmp)) => Ok((reader, format)),
+        _ => Err(Error::data(format!(
+            "`{name}` is neither PNG, JPEG, TIFF nor BMP"
+        ))),
+    }
+}
+
+fn check_size(path: &Path, (width, height): (u32, u32), max_pixels: u64) -> Result<()> {
+    let name = path.display();
+    if width == 0 || height == 0 {
+        return Err(Error::data(format!(
+            "`{name}` is {width}x{height} pixels, which is no image"
+        )));
+    }
+    if u64::from(width) * u64::from(height) > max_pixels {
+        let limit = if max_pixels >= 100_000 {
+            format!("{} megapixels", max_pixels as f64 / 1e6)
+        } else {
+            format!("{max_pixels} pixels")
+        };
+        return Err(Error::data(format!(
+            "`{name}` is {width}x{height} pixels, over the limit of {limit}"
+        )));
+    }
+    Ok(())
+}
+
+/// Bytes that decoding may take: up to four samples of four bytes for each pixel.
+fn max_bytes(max_pixels: u64) -> u64 {
+    max_pixels.saturating_mul(16).max(1 << 20)
+}
+
+fn decode(path: &Path, max_pixels: u64) -> Result<DynamicImage> {
+    let (mut reader, format) = open(path)?;
+    match format {
+        ImageFormat::Jpeg => {
+            check_size(path, image_size(path)?, max_pixels)?;
+            let mut bytes = Vec::new();
+            reader
+                .read_to_end(&mut bytes)
+                .or_error(ErrorKind::Data, || {
+                    format!("cannot read `{}`", path.display())
+                })?;
+            // The decoder fills what is missing of a JPEG with grey and reports nothing.
+            if !jpeg_is_complete(&bytes) {
+                return Err(Error::data(format!(
+                    "`{}` is truncated: its image data ends early",
+                    path.display()
+                )));
+            }
+            decode_from(Cursor::new(bytes), format, path, max_pixels)
+        }
+        ImageFormat::Tiff => {
+            check_size(path, image_size(path)?, max_pixels)?;
+            if let Some(rgb) = decode_mislabelled_tiff(&mut reader, path, max_pixels)? {
+                return Ok(DynamicImage::ImageRgb8(rgb));
+            }
+            reader.rewind()?;
+            decode_from(reader, format, path, max_pixels)
+        }
+        _ => decode_from(reader, format, path, max_pixels),
+    }
+}
+
+fn decode_from(
+    reader: impl BufRead + Seek,
+    format: ImageFormat,
+    path: &Path,
+    max_pixels: u64,
+) -> Result<DynamicImage> {
+    let mut reader = ImageReader::with_format(reader, format);
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(max_bytes(max_pixels));
+    reader.limits(limits);
+    let decoder = reader.into_decoder().map_err(|e| broken(path, e))?;
+    check_size(path, decoder.dimensions(), max_pixels)?;
+    DynamicImage::from_decoder(decoder).map_err(|e| broken(path, e))
+}
+
+/// Whether a JPEG goes on to its end marker (EOI), walking segment by segment: the mere bytes of
+/// the marker may also occur in an embedded thumbnail.
+fn jpeg_is_complete(bytes: &[u8]) -> bool {
+    const SOI: u8 = 0xD8;
+    const EOI: u8 = 0xD9;
+    const SOS: u8 = 0xDA;
+    let mut rest = bytes;
+    let mut in_scan = false;
+    // What lies before the next 0xFF is entropy-coded data.
+    while let Some(at) = rest.iter().position(|&byte| byte == 0xFF) {
+        rest = &rest[at..];
+        let Some(marker) = rest.iter().position(|&byte| byte != 0xFF) else {
+            return false;
+        };
+        let kind = rest[marker];
+        rest = &rest[marker + 1..];
+        match kind {
+            EOI => return in_scan,
+            // A stuffed 0xFF of the data, and markers without a body (TEM, RST0 to RST7).
+            0x00 | 0x01 | SOI | 0xD0..=0xD7 => {}
+            kind => {
+                in_scan |= kind == SOS;
+                let Some(&[high, low]) = rest.first_chunk() else {
+                    return false;
+                };
+                let Some(after) = rest.get(usize::from(u16::from_be_bytes([high, low]))..) else {
+                    return false;
+                };
+                rest = after;
+            }
+        }
+    }
+    false
+}
+
+/// Reads a TIFF of three (or more) 8-bit samples that calls itself grey: the official files of
+/// CVC-ClinicDB say `SamplesPerPixel` 3 with `PhotometricInterpretation` BlackIsZero, and mean RGB.
+/// Answers `None` for a TIFF that is what it says.
+fn decode_mislabelled_tiff(
+    reader: &mut BufReader<File>,
+    path: &Path,
+    max_pixels: u64,
+) -> Result<Option<RgbImage>> {
+    let mut tiff = TiffDecoder::new(reader).map_err(|e| broken(path, e))?;
+    let samples = match tiff.colortype() {
+        Ok(tiff::ColorType::Multiband {
+            bit_depth: 8,
+            num_samples,
+        }) if num_samples >= 3 => usize::from(num_samples),
+        _ => return Ok(None),
+    };
+    let (width, height) = tiff.dimensions().map_err(|e| broken(path, e))?;
+    let mut limits = tiff::decoder::Limits::default();
+    limits.decoding_buffer_size = usize::try_from(max_bytes(max_pixels)).unwrap_or(usize::MAX);
+    let mut tiff = tiff.with_limits(limits);
+    let bytes = match tiff.read_image().map_err(|e| broken(path, e))? {
+        DecodingResult::U8(bytes) => bytes,
+        _ => return Err(broken(path, "samples are not of type U8")),
+    };
+    if bytes.len() != width as usize * height as usize * samples {
+        return Err(broken(path, "separate colour planes are not supported"));
+    }
+    let rgb = bytes
+        .chunks_exact(samples)
+        .flat_map(|pixel| [pixel[0], pixel[1], pixel[2]])
+        .collect();
+    Ok(RgbImage::from_raw(width, height, rgb))
+}
+
+/// Writes an image as PNG. Equal images give equal files; the file appears whole or not at all.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn save_image(image: ImageRef<'_>, path: &Path) -> Result<()> {
+    save(image.pixels(), image.size(), ColorType::Rgb8, path)
+}
+
+/// Writes labels or grey values as they are, as an 8-bit grey PNG; otherwise as [`save_image`].
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn save_gray(mask: MaskRef<'_>, path: &Path) -> Result<()> {
+    save(mask.labels(), mask.size(), ColorType::L8, path)
+}
+
+fn save(bytes: &[u8], (width, height): (u32, u32), color: ColorType, path: &Path) -> Result<()> {
+    let cannot = || format!("cannot write `{}`", path.display());
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".").suffix(".partial");
+    // Temporary files are private by default; what is kept shall follow the user's umask.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let file = builder
+        .tempfile_in(folder)
+        .or_error(ErrorKind::Data, cannot)?;
+    let mut writer = BufWriter::new(file);
+    PngEncoder::new_with_quality(&mut writer, CompressionType::Fast, PngFilter::Adaptive)
+        .write_image(bytes, width, height, ExtendedColorType::from(color))
+        .or_error(ErrorKind::Data, cannot)?;
+    writer.flush().or_error(ErrorKind::Data, cannot)?;
+    let file = writer
+        .into_inner()
+        .map_err(std::io::IntoInnerError::into_error);
+    file.or_error(ErrorKind::Data, cannot)?
+        .persist(path)
+        .map(drop)
+        .map_err(|e| e.error)
+        .or_error(ErrorKind::Data, cannot)
+}
+
+/// Unwraps what was made with a buffer of the right length by construction.
+fn exact<T>(made: Result<T>) -> T {
+    made.unwrap_or_else(|error| unreachable!("{error}"))
+}
+
+/// Resizes by linear interpolation, averaging over the covered area when it shrinks. A side of 0
+/// counts as 1.
+pub fn resize_image(image: ImageRef<'_>, width: u32, height: u32) -> Image {
+    if image.size() == (width, height) {
+        return image.to_owned();
+    }
+    let (width, height) = (width.max(1), height.max(1));
+    let source: Option<ImageBuffer<Rgb<u8>, &[u8]>> =
+        ImageBuffer::from_raw(image.width(), image.height(), image.pixels());
+    let resized = source.map_or_else(
+        || RgbImage::new(width, height),
+        |source| imageops::resize(&source, width, height, imageops::FilterType::Triangle),
+    );
+    exact(Image::new(width, height, resized.into_raw()))
+}
+
+/// Resizes by taking the nearest label, so that no new label appears. A side of 0 counts as 1.
+pub fn resize_mask(mask: MaskRef<'_>, width: u32, height: u32) -> Mask {
+    if mask.size() == (width, height) {
+        return mask.to_owned();
+    }
+    let (width, height) = (width.max(1), height.max(1));
+    // The source pixel under the centre of each target pixel, in integers: no rounding to argue.
+    let nearest = |to: u32, from: u32| -> Vec<usize> {
+        let (to, from) = (u64::from(to), u64::from(from));
+        (0..to)
+            .map(|i| ((2 * i + 1) * from / (2 * to)) as usize)
+            .collect()
+    };
+    let columns = nearest(width, mask.width());
+    let source = mask.labels();
+    let mut labels = Vec::with_capacity(width as usize * height as usize);
+    for y in nearest(height, mask.height()) {
+        let row = &source[y * mask.width() as usize..][..mask.width() as usize];
+        labels.extend(columns.iter().map(|&x| row[x]));
+    }
+    exact(Mask::new(width, height, labels))
+}
+
+/// Cuts `channels` interleaved bytes a pixel out of a buffer.
+fn crop(
+    bytes: &[u8],
+    size: (u32, u32),
+    channels: usize,
+    (x, y, width, height): (u32, u32, u32, u32),
+) -> Result<Vec<u8>> {
+    let inside = |start: u32, len: u32, whole: u32| {
+        len > 0 && start.checked_add(len).is_some_and(|end| end <= whole)
+    };
+    if !inside(x, width, size.0) || !inside(y, height, size.1) {
+        return Err(Error::data(format!(
+            "a crop of {width}x{height} at ({x}, {y}) does not lie inside {}x{} pixels",
+            size.0, size.1
+        )));
+    }
+    let (x, y) = (x as usize, y as usize);
+    let (width, height, stride) = (width as usize, height as usize, size.0 as usize);
+    Ok((y..y + height)
+        .flat_map(|row| &bytes[(row * stride + x) * channels..][..width * channels])
+        .copied()
+        .collect())
+}
+
+/// The part of `image` whose top left pixel is (`x`, `y`).
+///
+/// # Errors
+/// When the part is empty or reaches beyond the image.
+pub fn crop_image(image: ImageRef<'_>, x: u32, y: u32, width: u32, height: u32) -> Result<Image> {
+    let pixels = crop(image.pixels(), image.size(), 3, (x, y, width, height))?;
+    Image::new(width, height, pixels)
+}
+
+/// The part of `mask` whose top left pixel is (`x`, `y`).
+///
+/// # Errors
+/// When the part is empty or reaches beyond the mask.
+pub fn crop_mask(mask: MaskRef<'_>, x: u32, y: u32, width: u32, height: u32) -> Result<Mask> {
+    let labels = crop(mask.labels(), mask.size(), 1, (x, y, width, height))?;
+    Mask::new(width, height, labels)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use ::image::{DynamicImage, GrayAlphaImage, ImageBuffer, Luma, Rgb, Rgba};
+    use std::path::PathBuf;
+    use tempfile::TempDir;
+    use tiff::{encoder::TiffEncoder, tags::Tag};
+
+    fn folder() -> TempDir {
+        tempfile::tempdir().unwrap()
+    }
+
+    /// A picture without symmetry, so that a swap of axes or channels shows.
+    fn picture(width: u32, height: u32) -> Image {
+        let pixels = (0..height)
+            .flat_map(|y| (0..width).flat_map(move |x| [x * 9, y * 13, x + y * 2]))
+            .map(|v| v as u8)
+            .collect();
+        Image::new(width, height, pixels).unwrap()
+    }
+
+    fn as_dynamic(image: &Image) -> DynamicImage {
+        let (width, height) = image.size();
+        let raw = RgbImage::from_raw(width, height, image.pixels().to_vec()).unwrap();
+        DynamicImage::ImageRgb8(raw)
+    }
+
+    fn write(dir: &TempDir, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    fn encode(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image.write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    fn message(result: Result<impl std::fmt::Debug>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    /// A TIFF with `samples` 8-bit samples a pixel that calls itself grey (BlackIsZero).
+    fn gray_tiff(width: u32, height: u32, samples: u16, pixels: &[u8]) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        let mut encoder = TiffEncoder::new(&mut bytes).unwrap();
+        let mut tags = encoder.image_directory().unwrap();
+        // Two strips, as in files of scanners.
+        let rows = height.div_ceil(2);
+        let strip = rows as usize * width as usize * usize::from(samples);
+        let mut offsets = Vec::new();
+        let mut counts = Vec::new();
+        for strip in pixels.chunks(strip) {
+            offsets.push(tags.write_data(strip).unwrap() as u32);
+            counts.push(strip.len() as u32);
+        }
+        tags.write_tag(Tag::ImageWidth, width).unwrap();
+        tags.write_tag(Tag::ImageLength, height).unwrap();
+        let bits = vec![8u16; usize::from(samples)];
+        tags.write_tag(Tag::BitsPerSample, &bits[..]).unwrap();
+        tags.write_tag(Tag::Compression, 1u16).unwrap();
+        tags.write_tag(Tag::PhotometricInterpretation, 1u16)
+            .unwrap();
+        tags.write_tag(Tag::SamplesPerPixel, samples).unwrap();
+        tags.write_tag(Tag::RowsPerStrip, rows).unwrap();
+        tags.write_tag(Tag::StripOffsets, &offsets[..]).unwrap();
+        tags.write_tag(Tag::StripByteCounts, &counts[..]).unwrap();
+        tags.finish().unwrap();
+        bytes.into_inner()
+    }
+
+    #[test]
+    fn lossless_formats_are_read_by_content() {
+        let dir = folder();
+        let image = picture(11, 7);
+        for format in [ImageFormat::Png, ImageFormat::Tiff, ImageFormat::Bmp] {
+            let path = write(&dir, "x.jpg", &encode(&as_dynamic(&image), format));
+            assert_eq!(open_image(&path, 77).unwrap(), image, "{format:?}");
+            assert_eq!(image_size(&path).unwrap(), (11, 7));
+        }
+    }
+
+    #[test]
+    fn a_jpeg_named_png_is_a_jpeg() {
+        let dir = folder();
+        let image = Image::new(16, 8, [200, 100, 50].repeat(16 * 8)).unwrap();
+        let path = write(
+            &dir,
+            "x.png",
+            &encode(&as_dynamic(&image), ImageFormat::Jpeg),
+        );
+        let read = open_image(&path, DEFAULT_MAX_PIXELS).unwrap();
+        assert_eq!(read.size(), (16, 8));
+        for (a, b) in read.pixels().iter().zip(image.pixels()) {
+            assert!(a.abs_diff(*b) <= 4, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn other_depths_become_eight_bit_rgb() {
+        let dir = folder();
+        let wide = ImageBuffer::from_pixel(3, 2, Rgb([65535u16, 32896, 0]));
+        let alpha = ImageBuffer::from_pixel(3, 2, Rgba([255u8, 128, 0, 7]));
+        let gray = GrayAlphaImage::from_pixel(3, 2, ::image::LumaA([9, 1]));
+        for (image, pixel) in [
+            (DynamicImage::ImageRgb16(wide), [255, 128, 0]),
+            (DynamicImage::ImageRgba8(alpha), [255, 128, 0]),
+            (DynamicImage::ImageLumaA8(gray), [9, 9, 9]),
+        ] {
+            let path = write(&dir, "x.png", &encode(&image, ImageFormat::Png));
+            assert_eq!(open_image(&path, 100).unwrap().pixels(), pixel.repeat(6));
+        }
+    }
+
+    #[test]
+    fn a_tiff_of_three_samples_that_calls_itself_grey_is_rgb() {
+        let dir = folder();
+        let image = picture(5, 4);
+        let path = write(&dir, "1.tif", &gray_tiff(5, 4, 3, image.pixels()));
+        assert_eq!(open_image(&path, 20).unwrap(), image);
+        assert!(message(open_image(&path, 19)).contains("5x4 pixels, over the limit of 19 pixels"));
+        let four: Vec<u8> = image
+            .pixels()
+            .chunks(3)
+            .flat_map(|p| [p[0], p[1], p[2], 77])
+            .collect();
+        let path = write(&dir, "2.tif", &gray_tiff(5, 4, 4, &four));
+        assert_eq!(open_image(&path, 20).unwrap(), image);
+        let plain = write(&dir, "3.tif", &gray_tiff(5, 4, 1, &image.pixels()[..20]));
+        assert_eq!(
+            open_gray(&plain, 20).unwrap().labels(),
+            &image.pixels()[..20]
+        );
+    }
+
+    #[test]
+    fn greys_of_a_mask_stay_as_they_are() {
+        let dir = folder();
+        let values: Vec<u8> = (0..=255).collect();
+        let rgb = values.iter().flat_map(|&v| [v, v, v]).collect();
+        let rgb = DynamicImage::ImageRgb8(RgbImage::from_raw(16, 16, rgb).unwrap());
+        let gray = DynamicImage::ImageLuma8(ImageBuffer::from_raw(16, 16, values.clone()).unwrap());
+        let wide = values.iter().map(|&v| u16::from(v)).collect();
+        let narrow = DynamicImage::ImageLuma16(ImageBuffer::from_raw(16, 16, wide).unwrap());
+        let wide = values.iter().map(|&v| u16::from(v) * 257).collect();
+        let scaled = DynamicImage::ImageLuma16(ImageBuffer::from_raw(16, 16, wide).unwrap());
+        for image in [rgb, gray, narrow, scaled] {
+            let path = write(&dir, "m.png", &encode(&image, ImageFormat::Png));
+            assert_eq!(open_gray(&path, 256).unwrap().labels(), values);
+        }
+    }
+
+    #[test]
+    fn rules_turn_greys_into_labels() {
+        let path = Path::new("m.png");
+        let gray = || Mask::new(4, 1, vec![0, 127, 128, 255]).unwrap();
+        let above = MaskRule::Above {
+            threshold: 127,
+            label: 1,
+        };
+        assert_eq!(above.apply(gray(), path).unwrap().labels(), [0, 0, 1, 1]);
+        let values = MaskRule::Values([(0, 2), (127, 9), (128, 1), (255, 0)].into());
+        assert_eq!(values.apply(gray(), path).unwrap().labels(), [2, 9, 1, 0]);
+    }
+
+    #[test]
+    fn an_unexpected_value_is_located() {
+        let rule = MaskRule::Values([(0, 0), (255, 1)].into());
+        let mask = Mask::new(3, 2, vec![0, 0, 255, 255, 7, 9]).unwrap();
+        assert_eq!(
+            message(rule.apply(mask, Path::new("m.png"))),
+            "mask `m.png` has the value 7 at pixel (1, 1), expected one of 0, 255"
+        );
+    }
+
+    #[test]
+    fn the_size_is_checked_before_decoding() {
+        let dir = folder();
+        // Only the header is there: whoever decoded would find the file truncated.
+        let mut png = encode(&as_dynamic(&picture(4, 4)), ImageFormat::Png);
+        png.truncate(41);
+        png[16..24].copy_from_slice(&[0, 0, 0x9C, 0x40, 0, 0, 0x9C, 0x40]);
+        let crc = crc32(&png[12..29]);
+        png[29..33].copy_from_slice(&crc.to_be_bytes());
+        let path = write(&dir, "x.png", &png);
+        assert_eq!(
+            message(open_image(&path, DEFAULT_MAX_PIXELS)),
+            format!(
+                "`{}` is 40000x40000 pixels, over the limit of 64 megapixels",
+                path.display()
+            )
+        );
+        for format in [ImageFormat::Jpeg, ImageFormat::Tiff, ImageFormat::Bmp] {
+            let path = write(&dir, "y", &encode(&as_dynamic(&picture(30, 40)), format));
+            assert!(message(open_image(&path, 1199)).contains("is 30x40 pixels, over the limit"));
+            open_image(&path, 1200).unwrap();
+        }
+    }
+
+    fn crc32(bytes: &[u8]) -> u32 {
+        !bytes.iter().fold(!0u32, |crc, &byte| {
+            (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+                (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg())
+            })
+        })
+    }
+
+    #[test]
+    fn truncated_files_are_errors_wherever_they_end() {
+        let dir = folder();
+        let image = as_dynamic(&picture(40, 30));
+        for format in [
+            ImageFormat::Png,
+            ImageFormat::Jpeg,
+            ImageFormat::Tiff,
+            ImageFormat::Bmp,
+        ] {
+            let bytes = encode(&image, format);
+            for end in (0..bytes.len().min(400)).chain([bytes.len() / 2, bytes.len() * 9 / 10]) {
+                let path = write(&dir, "x", &bytes[..end]);
+                let message = message(open_image(&path, 10_000));
+                assert!(
+                    message.contains(&path.display().to_string()),
+                    "{format:?}: {message}"
+                );
+                assert!(!message.contains('\n'), "{format:?}: {message}");
+            }
+        }
+        let jpeg = encode(&image, ImageFormat::Jpeg);
+        let path = write(&dir, "x", &jpeg[..jpeg.len() - 2]);
+        assert!(message(open_image(&path, 10_000)).contains("is truncated"));
+    }
+
+    #[test]
+    fn a_thumbnail_does_not_hide_that_a_jpeg_is_truncated() {
+        let jpeg = encode(&as_dynamic(&picture(40, 30)), ImageFormat::Jpeg);
+        // An APP1 segment that holds a whole small JPEG, end marker included.
+        let inner = encode(&as_dynamic(&picture(8, 8)), ImageFormat::Jpeg);
+        let mut outer = vec![0xFF, 0xD8, 0xFF, 0xE1];
+        outer.extend(((inner.len() + 2) as u16).to_be_bytes());
+        outer.extend(inner);
+        outer.extend(&jpeg[2..]);
+        assert!(jpeg_is_complete(&outer));
+        assert!(!jpeg_is_complete(&outer[..outer.len() - 2]));
+        outer.extend(b"trailing bytes of a camera");
+        assert!(jpeg_is_complete(&outer));
+    }
+
+    #[test]
+    fn what_is_no_image_is_named() {
+        let dir = folder();
+        let empty = write(&dir, "empty.png", b"");
+        assert!(message(open_image(&empty, 9)).ends_with("empty.png` is empty"));
+        let text = write(&dir, "text.png", b"not an image at all");
+        assert!(message(open_image(&text, 9)).ends_with("is neither PNG, JPEG, TIFF nor BMP"));
+        let gif = write(&dir, "x.gif", b"GIF89a\x01\0\x01\0");
+        assert!(message(image_size(&gif)).ends_with("is neither PNG, JPEG, TIFF nor BMP"));
+        assert!(message(open_image(dir.path(), 9)).ends_with("is a folder, not an image"));
+        let missing = dir.path().join("no.png");
+        assert!(message(open_gray(&missing, 9)).contains("no.png`: No such file"));
+    }
+
+    #[test]
+    fn flipped_bits_never_panic() {
+        let dir = folder();
+        let image = as_dynamic(&picture(24, 16));
+        for format in [
+            ImageFormat::Png,
+            ImageFormat::Jpeg,
+            ImageFormat::Tiff,
+            ImageFormat::Bmp,
+        ] {
+            let bytes = encode(&image, format);
+            for at in (0..bytes.len()).step_by(bytes.len() / 150 + 1) {
+                let mut broken = bytes.clone();
+                broken[at] ^= 0xA5;
+                let path = write(&dir, "x", &broken);
+                if let Err(error) = open_image(&path, 100_000) {
+                    assert!(
+                        error.to_string().contains(&path.display().to_string()),
+                        "{error}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_saved_is_read_again() {
+        let dir = folder();
+        let image = picture(31, 17);
+        let (a, b) = (dir.path().join("a.png"), dir.path().join("b.png"));
+        save_image(image.view(), &a).unwrap();
+        save_image(image.view(), &b).unwrap();
+        assert_eq!(open_image(&a, 1000).unwrap(), image);
+        assert_eq!(std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap());
+        let mask = Mask::new(5, 3, (0..15).collect()).unwrap();
+        save_gray(mask.view(), &a).unwrap();
+        assert_eq!(open_gray(&a, 1000).unwrap(), mask);
+        // No temporary file stays behind, not even when the target cannot be written.
+        save_image(image.view(), dir.path()).unwrap_err();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+        let nowhere = dir.path().join("no/such/x.png");
+        assert!(message(save_image(image.view(), &nowhere)).contains("cannot write `"));
+    }
+
+    #[test]
+    fn resizing_keeps_means_and_labels() {
+        let image = picture(8, 6);
+        assert_eq!(resize_image(image.view(), 8, 6), image);
+        // Alternating columns of 0 and 200 shrink to their mean, not to one of them.
+        let stripes = (0..64 * 4).flat_map(|i| [if i % 2 == 0 { 0 } else { 200 }; 3]);
+        let stripes = Image::new(64, 4, stripes.collect()).unwrap();
+        let shrunk = resize_image(stripes.view(), 16, 4);
+        for x in 2..14 {
+            assert!(shrunk.pixels()[x * 3].abs_diff(100) <= 3);
+        }
+        let mask = Mask::new(2, 2, vec![0, 1, 2, 3]).unwrap();
+        let grown = resize_mask(mask.view(), 4, 6);
+        assert_eq!(&grown.labels()[..4], [0, 0, 1, 1]);
+        assert_eq!(&grown.labels()[20..], [2, 2, 3, 3]);
+        assert_eq!(resize_mask(grown.view(), 2, 2), mask);
+        assert_eq!(resize_image(image.view(), 0, 3).size(), (1, 3));
+        assert_eq!(resize_mask(mask.view(), 5, 0).size(), (5, 1));
+    }
+
+    #[test]
+    fn crops_lie_inside() {
+        let image = picture(6, 5);
+        let part = crop_image(image.view(), 4, 2, 2, 3).unwrap();
+        assert_eq!(part.size(), (2, 3));
+        assert_eq!(&part.pixels()[..3], &image.pixels()[(2 * 6 + 4) * 3..][..3]);
+        assert_eq!(&part.pixels()[15..], &image.pixels()[(4 * 6 + 5) * 3..]);
+        let mask = Mask::new(3, 2, vec![0, 1, 2, 3, 4, 5]).unwrap();
+        assert_eq!(
+            crop_mask(mask.view(), 1, 0, 2, 2).unwrap().labels(),
+            [1, 2, 4, 5]
+        );
+        for (x, y, w, h) in [
+            (4, 2, 3, 3),
+            (0, 3, 1, 3),
+            (0, 0, 0, 1),
+            (u32::MAX, 0, 2, 1),
+        ] {
+            crop_image(image.view(), x, y, w, h).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn luma_of_sixteen_bit_colour_is_scaled() {
+        let dir = folder();
+        let wide: ImageBuffer<Luma<u16>, Vec<u16>> = ImageBuffer::from_pixel(2, 2, Luma([65535]));
+        let path = write(
+            &dir,
+            "m.png",
+            &encode(&DynamicImage::ImageLuma16(wide), ImageFormat::Png),
+        );
+        assert_eq!(open_gray(&path, 4).unwrap().labels(), [255; 4]);
+    }
+}

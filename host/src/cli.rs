@@ -1,0 +1,193 @@
+//! The command line, as typed.
+
+use crate::ui::Color;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Paints synthetic lesions into medical images, keeps those that a segmenter confirms, trains
+/// segmenters with them and scores the result.
+#[derive(Parser, Debug)]
+#[command(name = "diffaug", version, arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// Options that every command takes.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Options that every command takes.
+#[derive(Args, Debug)]
+pub struct Global {
+    /// Say more on stderr (-vv, -vvv: still more).
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+
+    /// Say nothing on stderr but errors.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// Print results as JSON.
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// When to use colours.
+    #[arg(long, global = true, value_enum, default_value = "auto", value_name = "WHEN")]
+    pub color: Color,
+
+    /// Where to compute, in place of the manifest's `device`: cpu, cuda, cuda:N, metal.
+    #[arg(long, global = true, value_name = "DEVICE")]
+    pub device: Option<String>,
+
+    /// Load every plugin library of this folder (may be repeated; DIFFAUG_PLUGIN_PATH lists more).
+    #[arg(long, global = true, value_name = "DIR")]
+    pub plugin_dir: Vec<PathBuf>,
+}
+
+/// A manifest and changes to it.
+#[derive(Args, Debug)]
+pub struct ManifestArgs {
+    /// The manifest, a TOML file.
+    pub manifest: PathBuf,
+
+    /// Change a value of the manifest, as in `--set synthesis.ratio=2` (may be repeated).
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Check a manifest: syntax, names, options; nothing is computed.
+    Check {
+        /// Which.
+        #[command(flatten)]
+        args: ManifestArgs,
+        /// Also open the dataset and compute the split.
+        #[arg(long)]
+        data: bool,
+    },
+    /// Run the whole pipeline; a run that was cut short goes on where it stopped.
+    Run(ManifestArgs),
+    /// Run the pipeline up to one training.
+    #[command(subcommand)]
+    Train(Train),
+    /// Run the pipeline up to the synthetic images.
+    Generate(ManifestArgs),
+    /// Run what is missing and print the scores.
+    Evaluate(ManifestArgs),
+    /// Score a folder of predicted masks against a folder of true ones.
+    Score(ScoreArgs),
+    /// Try one stage on one image.
+    #[command(subcommand)]
+    Try(Try),
+    /// List the plugins, or the options of one.
+    Plugins {
+        /// dataset, prompts, generator, segmenter or validator.
+        kind: Option<String>,
+        /// The plugin whose options are wanted.
+        name: Option<String>,
+        /// Load this library first (may be repeated).
+        #[arg(long, value_name = "FILE")]
+        library: Vec<PathBuf>,
+    },
+    /// About manifests in general.
+    #[command(subcommand)]
+    Manifest(ManifestCommand),
+    /// Print a completion script for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What to train.
+#[derive(Subcommand, Debug)]
+pub enum Train {
+    /// The generator, on the real training images.
+    Generator(ManifestArgs),
+    /// The validator's segmenter, on the real training images.
+    Segmenter(ManifestArgs),
+}
+
+/// About manifests in general.
+#[derive(Subcommand, Debug)]
+pub enum ManifestCommand {
+    /// Print the JSON schema of manifests, with the options of every plugin, for editors.
+    Schema,
+}
+
+/// What to score.
+#[derive(Args, Debug)]
+pub struct ScoreArgs {
+    /// Folder of predicted masks.
+    #[arg(long, value_name = "DIR")]
+    pub pred: PathBuf,
+    /// Folder of true masks; files belong together by their names without extension.
+    #[arg(long, value_name = "DIR")]
+    pub truth: PathBuf,
+    /// A pixel counts when its grey value is above this [default: 127].
+    #[arg(long, value_name = "GREY", conflicts_with = "labels")]
+    pub threshold: Option<u8>,
+    /// A pixel counts when its grey value is one of these, as in `--labels 1,2`.
+    #[arg(long, value_name = "GREY,…", value_delimiter = ',')]
+    pub labels: Vec<u8>,
+    /// Write the figures of each image to this CSV file.
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+}
+
+/// Which stage to try.
+#[derive(Subcommand, Debug)]
+pub enum Try {
+    /// Paint into one image.
+    Generator {
+        /// Name of the plugin.
+        name: String,
+        /// The image to paint into.
+        #[arg(long)]
+        image: PathBuf,
+        /// Where to paint: pixels above 127.
+        #[arg(long)]
+        mask: PathBuf,
+        /// What to paint.
+        #[arg(long, default_value = "")]
+        prompt: String,
+        /// What to avoid.
+        #[arg(long, default_value = "")]
+        negative: String,
+        /// What all stages share.
+        #[command(flatten)]
+        common: TryArgs,
+    },
+    /// Find lesions in one image.
+    Segmenter {
+        /// Name of the plugin.
+        name: String,
+        /// The image.
+        #[arg(long)]
+        image: PathBuf,
+        /// What all stages share.
+        #[command(flatten)]
+        common: TryArgs,
+    },
+}
+
+/// What every `try` takes.
+#[derive(Args, Debug)]
+pub struct TryArgs {
+    /// Seed of every random decision.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// An option of the plugin, as in `--set weights=DIR` (may be repeated).
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Load this library first (may be repeated).
+    #[arg(long, value_name = "FILE")]
+    pub library: Vec<PathBuf>,
+    /// The PNG file to write.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+}

@@ -1,0 +1,93 @@
+//! One file a verb. Each returns its result or a failure; none decides an exit code.
+
+mod check;
+mod plugins;
+mod run;
+mod schema;
+mod score;
+mod try_stage;
+
+use crate::{
+    cli::{Cli, Command, Global, ManifestArgs, ManifestCommand, Train},
+    failure::Failure,
+    manifest::{Document, Manifest, parse_value},
+    pipeline::Goal,
+    registry::Registry,
+    ui::Ui,
+};
+use clap::CommandFactory;
+use diffaug::Error;
+use serde_json::{Map, Value};
+use std::path::PathBuf;
+
+/// Runs what was typed.
+///
+/// # Errors
+/// Whatever the command fails with.
+pub fn dispatch(command: Command, global: &Global, ui: Ui) -> Result<(), Failure> {
+    match command {
+        Command::Check { args, data } => check::check(&args, data, global, ui),
+        Command::Run(args) | Command::Evaluate(args) => run::run(&args, Goal::Scores, global, ui),
+        Command::Train(Train::Generator(args)) => run::run(&args, Goal::Generator, global, ui),
+        Command::Train(Train::Segmenter(args)) => run::run(&args, Goal::Segmenter, global, ui),
+        Command::Generate(args) => run::run(&args, Goal::Synthesis, global, ui),
+        Command::Score(args) => score::score(&args, ui),
+        Command::Try(what) => try_stage::try_stage(what, global, ui),
+        Command::Plugins {
+            kind,
+            name,
+            library,
+        } => plugins::plugins(kind.as_deref(), name.as_deref(), &library, global, ui),
+        Command::Manifest(ManifestCommand::Schema) => schema::schema(global, ui),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "diffaug", &mut script);
+            let script = String::from_utf8(script).map_err(Error::internal)?;
+            ui.result(|| script.clone(), &Value::String(script.clone()));
+            Ok(())
+        }
+    }
+}
+
+/// Reads a manifest with its overrides and loads what it names.
+fn open(
+    args: &ManifestArgs,
+    global: &Global,
+    ui: Ui,
+) -> Result<(Manifest, Document, Registry), Failure> {
+    let mut overrides = args.set.clone();
+    if let Some(device) = &global.device {
+        overrides.push(format!("device={device}"));
+    }
+    let (manifest, document) = Manifest::read(&args.manifest, &overrides)?;
+    let registry = crate::pipeline::wire::registry(&global.plugin_dir, &manifest.libraries, ui)?;
+    Ok((manifest, document, registry))
+}
+
+/// Libraries named on the command line, as a manifest would name them.
+fn libraries(paths: &[PathBuf]) -> Vec<crate::manifest::Library> {
+    let paths = paths.iter().cloned();
+    paths.map(crate::manifest::Library::Path).collect()
+}
+
+/// `--set key=value` options of a single stage; dots make tables.
+fn options(set: &[String]) -> Result<Value, Failure> {
+    let mut root = Map::new();
+    for text in set {
+        let Some((path, value)) = text.split_once('=') else {
+            let message = format!("`--set {text}` needs the form `key=value`");
+            return Err(Error::config(message).into());
+        };
+        let mut at = &mut root;
+        let mut keys: Vec<&str> = path.trim().split('.').collect();
+        let leaf = keys.pop().unwrap_or_default();
+        for key in keys {
+            let next = at.entry(key).or_insert_with(|| Value::Object(Map::new()));
+            at = next.as_object_mut().ok_or_else(|| {
+                Error::config(format!("`--set {text}`: `{key}` is a value, not a table"))
+            })?;
+        }
+        at.insert(leaf.into(), parse_value(value.trim()));
+    }
+    Ok(Value::Object(root))
+}

@@ -1,0 +1,169 @@
+//! `diffaug plugins`: what is there, and the options of one.
+
+use crate::{
+    cli::Global,
+    failure::{Failure, listed, nearest},
+    registry::{Listing, Registry},
+    ui::Ui,
+};
+use diffaug::{Backend, Error};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+const KINDS: [&str; 5] = ["dataset", "prompts", "generator", "segmenter", "validator"];
+
+/// Lists plugins, or the options of one.
+pub fn plugins(
+    kind: Option<&str>,
+    name: Option<&str>,
+    library: &[PathBuf],
+    global: &Global,
+    ui: Ui,
+) -> Result<(), Failure> {
+    let libraries = super::libraries(library);
+    let registry = crate::pipeline::wire::registry(&global.plugin_dir, &libraries, ui)?;
+    if let Some(kind) = kind
+        && !KINDS.contains(&kind)
+    {
+        let message = format!("no kind of stage is called `{kind}`; there are {}", listed(KINDS));
+        let failure = Failure::from(Error::config(message));
+        return Err(match nearest(kind, KINDS) {
+            Some(near) => failure.hint(format!("did you mean `{near}`?")),
+            None => failure,
+        });
+    }
+    match (kind, name) {
+        (Some(kind), Some(name)) => one(&registry, kind, name, ui),
+        (kind, _) => {
+            list(&registry, kind, ui);
+            Ok(())
+        }
+    }
+}
+
+fn list(registry: &Registry, kind: Option<&str>, ui: Ui) {
+    let all = registry.list();
+    let chosen: Vec<&Listing<'_>> = all
+        .iter()
+        .filter(|l| kind.is_none_or(|kind| kind == l.kind))
+        .collect();
+    let text = || {
+        let rows: Vec<Vec<String>> = chosen.iter().map(|l| row(l)).collect();
+        // The kind leads and everything is read from the left.
+        let widths: Vec<usize> = (0..5)
+            .map(|c| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0))
+            .collect();
+        let lines = rows.iter().map(|row| {
+            let cells = row.iter().zip(&widths);
+            let cells: Vec<String> = cells.map(|(cell, &w)| format!("{cell:w$}")).collect();
+            cells.join("  ").trim_end().to_owned()
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    let json: Vec<Value> = chosen
+        .iter()
+        .map(|l| {
+            json!({
+                "kind": l.kind,
+                "name": l.name,
+                "version": l.version,
+                "backend": backend(l.backend),
+                "origin": l.origin.to_string(),
+                "summary": l.summary,
+            })
+        })
+        .collect();
+    ui.result(text, &Value::Array(json));
+}
+
+fn row(l: &Listing<'_>) -> Vec<String> {
+    let name = match l.backend {
+        Backend::Cpu => l.name.to_owned(),
+        other => format!("{} ({})", l.name, backend(other)),
+    };
+    vec![
+        l.kind.into(),
+        name,
+        l.version.into(),
+        l.origin.to_string(),
+        l.summary.into(),
+    ]
+}
+
+fn backend(backend: Backend) -> &'static str {
+    match backend {
+        Backend::Cpu => "cpu",
+        Backend::Cuda => "cuda",
+        Backend::Metal => "metal",
+    }
+}
+
+fn one(registry: &Registry, kind: &str, name: &str, ui: Ui) -> Result<(), Failure> {
+    let all = registry.list();
+    let Some(listing) = all.iter().find(|l| l.kind == kind && l.name == name) else {
+        let names: Vec<&str> = all.iter().filter(|l| l.kind == kind).map(|l| l.name).collect();
+        let offered = listed(names.iter().copied());
+        let message = format!("no {kind} is called `{name}`; there are {offered}");
+        let failure = Failure::from(Error::config(message));
+        return Err(match nearest(name, names) {
+            Some(near) => failure.hint(format!("did you mean `{near}`?")),
+            None => failure,
+        });
+    };
+    ui.result(|| describe(listing), &listing.schema);
+    Ok(())
+}
+
+/// The options of a plugin as a table.
+fn describe(listing: &Listing<'_>) -> String {
+    let title = format!("{} {}: {}", listing.kind, listing.name, listing.summary);
+    let empty = serde_json::Map::new();
+    let schema = &listing.schema;
+    let properties = schema["properties"].as_object().unwrap_or(&empty);
+    if properties.is_empty() {
+        return format!("{title}\n\nno options");
+    }
+    let required = schema["required"].as_array().cloned().unwrap_or_default();
+    let mut lines = vec![title];
+    for (name, property) in properties {
+        let default = match &property["default"] {
+            _ if required.contains(&json!(name)) => ", required".to_owned(),
+            Value::Null => String::new(),
+            value => format!(", default {value}"),
+        };
+        let help = property["description"].as_str().unwrap_or_default();
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        lines.push(format!("\n  {name} ({}{default})", type_name(property)));
+        lines.push(format!("      {help}"));
+    }
+    lines.join("\n")
+}
+
+/// A property's type in words: `integer`, `"auto" | "png"`, `list of string`.
+fn type_name(property: &Value) -> String {
+    if let Some(choices) = property["enum"].as_array() {
+        let choices: Vec<String> = choices.iter().map(Value::to_string).collect();
+        return choices.join(" | ");
+    }
+    if let Some(value) = property.get("const") {
+        return value.to_string();
+    }
+    for key in ["oneOf", "anyOf"] {
+        if let Some(choices) = property[key].as_array() {
+            let mut names: Vec<String> = choices.iter().map(type_name).collect();
+            names.retain(|name| name != "null");
+            return names.join(" | ");
+        }
+    }
+    match &property["type"] {
+        Value::String(name) if name == "array" => {
+            format!("list of {}", type_name(&property["items"]))
+        }
+        Value::String(name) => name.clone(),
+        Value::Array(names) => {
+            let names = names.iter().filter_map(Value::as_str);
+            names.filter(|n| *n != "null").collect::<Vec<_>>().join(" | ")
+        }
+        _ => "any".into(),
+    }
+}

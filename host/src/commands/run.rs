@@ -1,0 +1,120 @@
+//! `diffaug run`, `train`, `generate`, `evaluate`: the pipeline, whole or up to a step.
+
+use crate::{
+    cli::{Global, ManifestArgs},
+    failure::Failure,
+    pipeline::{self, Goal, Outcome, scoring::Figures},
+    ui::{Ui, table},
+};
+use serde_json::{Value, json};
+
+/// Runs a manifest up to `goal` and prints what came of it.
+pub fn run(args: &ManifestArgs, goal: Goal, global: &Global, ui: Ui) -> Result<(), Failure> {
+    let (manifest, document, registry) = super::open(args, global, ui)?;
+    let outcome = pipeline::run(&manifest, &document, &registry, goal, ui)?;
+    let result = outcome.result.clone().unwrap_or_else(|| {
+        json!({
+            "folder": outcome.folder,
+            "fit": outcome.fit,
+            "synthesis": outcome.summary,
+        })
+    });
+    ui.result(|| text(&outcome, &result), &result);
+    ui.say(format!("\neverything is in {}", outcome.folder.display()));
+    Ok(())
+}
+
+fn text(outcome: &Outcome, result: &Value) -> String {
+    let mut parts = Vec::new();
+    if let Some(fit) = &outcome.fit {
+        let score = fit.score.map_or("-".into(), |s| format!("{s:.3}"));
+        parts.push(format!("{} steps, {} {score}", fit.steps, fit.metric));
+    }
+    if let Some(s) = &outcome.summary {
+        let mut line = format!(
+            "{} candidates: {} accepted, {} rejected",
+            s.candidates, s.accepted, s.rejected
+        );
+        if s.skipped > 0 {
+            line += &format!(", {} backgrounds skipped", s.skipped);
+        }
+        if let (Some(yes), Some(no)) = (s.score_accepted, s.score_rejected) {
+            line += &format!(" (mean score {yes:.2} and {no:.2})");
+        }
+        parts.push(line);
+    }
+    if !outcome.arms.is_empty() {
+        parts.push(scores(outcome, result));
+        parts.push(groups(outcome));
+    }
+    parts.retain(|part| !part.is_empty());
+    parts.join("\n\n")
+}
+
+/// Mean over images, then over trainings; with a spread where there are several trainings.
+fn scores(outcome: &Outcome, result: &Value) -> String {
+    let runs = result["arms"][0]["runs"].as_array().map_or(1, Vec::len);
+    let cell = |mean: &Figures, std: &Figures, name: &str| match (mean.get(name), std.get(name)) {
+        (Some(mean), Some(std)) if runs > 1 => format!("{mean:.3} ± {std:.3}"),
+        (Some(mean), _) => format!("{mean:.3}"),
+        _ => "-".into(),
+    };
+    let rows: Vec<Vec<String>> = outcome
+        .arms
+        .iter()
+        .map(|arm| {
+            let mut row = vec![arm.name.to_owned(), arm.training_images.to_string()];
+            for name in ["dice", "iou", "sensitivity", "fnr", "specificity"] {
+                row.push(cell(&arm.mean, &arm.std, name));
+            }
+            row.push(arm.dataset_level.get("dice").map_or("-".into(), |d| format!("{d:.3}")));
+            row
+        })
+        .collect();
+    let header = [
+        "trained on",
+        "images",
+        "Dice",
+        "IoU",
+        "sensitivity",
+        "FNR",
+        "specificity",
+        "Dice (pixels)",
+    ];
+    let split = &result["split"];
+    format!(
+        "{} on {}, {} test images (split `{}`), mean over images{}:\n{}",
+        result["segmenter"].as_str().unwrap_or_default(),
+        result["dataset"].as_str().unwrap_or_default(),
+        split["test"],
+        split["name"].as_str().unwrap_or_default(),
+        if runs > 1 {
+            format!(" and {runs} trainings")
+        } else {
+            String::new()
+        },
+        table(&header, &rows)
+    )
+}
+
+/// Dice of each group, an arm a column.
+fn groups(outcome: &Outcome) -> String {
+    let Some(first) = outcome.arms.first().filter(|a| !a.groups.is_empty()) else {
+        return String::new();
+    };
+    let rows: Vec<Vec<String>> = first
+        .groups
+        .iter()
+        .map(|(name, group)| {
+            let mut row = vec![name.clone(), group.images.to_string()];
+            for arm in &outcome.arms {
+                let dice = arm.groups.get(name).and_then(|g| g.per_image_mean.get("dice"));
+                row.push(dice.map_or("-".into(), |d| format!("{d:.3}")));
+            }
+            row
+        })
+        .collect();
+    let mut header = vec!["Dice by group", "images"];
+    header.extend(outcome.arms.iter().map(|arm| arm.name));
+    table(&header, &rows)
+}

@@ -1,0 +1,71 @@
+//! `diffaug manifest schema`: the JSON schema of manifests, with the options of every plugin.
+
+use crate::{
+    cli::Global,
+    failure::Failure,
+    manifest::Manifest,
+    registry::{Listing, Registry},
+    ui::Ui,
+};
+use serde_json::{Value, json};
+
+/// Tables of the manifest that hold a stage, with its kind.
+const STAGES: [(&str, &str); 5] = [
+    ("/properties/dataset", "dataset"),
+    ("/properties/prompts", "prompts"),
+    ("/properties/generator", "generator"),
+    ("/properties/validator", "validator"),
+    ("/properties/segmenter", "segmenter"),
+];
+
+/// Prints the schema.
+pub fn schema(global: &Global, ui: Ui) -> Result<(), Failure> {
+    let registry = crate::pipeline::wire::registry(&global.plugin_dir, &[], ui)?;
+    let schema = manifest_schema(&registry);
+    let text = serde_json::to_string_pretty(&schema).map_err(diffaug::Error::internal)?;
+    ui.result(|| text, &schema);
+    Ok(())
+}
+
+fn manifest_schema(registry: &Registry) -> Value {
+    let settings = schemars::generate::SchemaSettings::draft2020_12();
+    let settings = settings.with(|s| s.inline_subschemas = true);
+    let mut schema: Value = settings
+        .into_generator()
+        .into_root_schema_for::<Manifest>()
+        .into();
+    let all = registry.list();
+    for (at, kind) in STAGES {
+        let choices: Vec<Value> = all.iter().filter(|l| l.kind == kind).map(stage).collect();
+        if let Some(table) = schema.pointer_mut(at) {
+            let description = table["description"].clone();
+            *table = json!({ "description": description, "oneOf": choices });
+        }
+    }
+    // `base` is resolved while reading; editors should still know it.
+    schema["properties"]["base"] = json!({
+        "type": "string",
+        "description": "A manifest, relative to this one, whose values this one changes.",
+    });
+    // With a base, everything may come from there.
+    if let Some(root) = schema.as_object_mut() {
+        root.remove("required");
+    }
+    schema
+}
+
+/// A stage's options with its name fixed.
+fn stage(listing: &Listing<'_>) -> Value {
+    let mut schema = listing.schema.clone();
+    schema["title"] = json!(listing.name);
+    schema["description"] = json!(listing.summary);
+    schema["properties"]["use"] = json!({ "const": listing.name });
+    if let Some(root) = schema.as_object_mut() {
+        root.remove("$schema");
+        let required = root.entry("required").or_insert_with(|| json!([]));
+        if let Some(required) = required.as_array_mut() {
+            required.push(json!("use"));
+        }
+    }
+    schema
+}

@@ -1,0 +1,55 @@
+//! `diffaug`: paints synthetic lesions into medical images, keeps what a segmenter confirms, and
+//! trains segmenters with it. Parses the command line, dispatches, and turns failures into exit
+//! codes: 0 done, 1 the user can mend it, 2 a fault of ours or of a plugin, 130 stopped by Ctrl-C.
+
+mod builtin;
+mod cli;
+mod commands;
+mod failure;
+mod load;
+mod logging;
+mod manifest;
+mod pipeline;
+mod registry;
+mod ui;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+// Training allocates and frees large buffers all the time; the system's allocator would give each
+// back to the kernel and fetch it anew.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and version are results (0); a wrong command line is the user's to mend (1).
+        Err(error) => {
+            let code = u8::from(error.use_stderr());
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let global = &cli.global;
+    let ui = ui::Ui::new(global.json, global.quiet, global.verbose, global.color);
+    logging::start(&ui);
+    ui::stop_on_interrupt();
+    // A panic of the host itself is a fault of ours, and ends like any other.
+    let done = std::panic::catch_unwind(|| commands::dispatch(cli.command, &cli.global, ui));
+    let failure = match done {
+        Ok(Ok(())) => return ExitCode::SUCCESS,
+        Ok(Err(failure)) => failure,
+        Err(payload) => {
+            let text = payload
+                .downcast_ref::<&str>()
+                .map(|text| (*text).to_owned())
+                .or_else(|| payload.downcast_ref::<String>().cloned())
+                .unwrap_or_default();
+            diffaug::Error::internal(format!("this is a bug in diffaug: {text}")).into()
+        }
+    };
+    tracing::info!(error = %failure.error, "failed");
+    ui.failure(&failure);
+    ExitCode::from(failure.exit_code())
+}

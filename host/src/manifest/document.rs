@@ -1,0 +1,346 @@
+//! A manifest's text: inheritance, overrides, and the way back from a value to the line it was
+//! written on.
+//!
+//! Files (`base = "…"`), then overrides (`--set a.b=c`) are laid over each other into one tree of
+//! JSON values. For every value the tree remembers in which text and at which bytes it stands, so
+//! that an error found much later, even inside a plugin, is drawn with a caret.
+
+use crate::failure::{Failure, listed, nearest};
+use diffaug::{Error, ResultExt, error::ErrorKind};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+/// A text that values came from.
+struct Source {
+    /// How to name it: a path, or `--set`.
+    name: String,
+    text: String,
+}
+
+/// Where a value stands.
+#[derive(Clone, Debug)]
+struct Origin {
+    source: usize,
+    key: Range<usize>,
+    value: Range<usize>,
+}
+
+/// A manifest as a tree of values that know where they were written.
+#[derive(Default)]
+pub struct Document {
+    sources: Vec<Source>,
+    root: Map<String, Value>,
+    /// By dotted path.
+    origins: BTreeMap<String, Origin>,
+}
+
+impl Document {
+    /// Reads `file` and what it is based on, then applies `overrides` (`a.b=c`) in order.
+    ///
+    /// # Errors
+    /// When a file is missing, is no TOML, or bases form a circle; when an override has no `=`.
+    pub fn read(file: &Path, overrides: &[String]) -> Result<Self, Failure> {
+        let mut document = Document::default();
+        document.add_file(file, &mut Vec::new())?;
+        for text in overrides {
+            document.add_override(text)?;
+        }
+        Ok(document)
+    }
+
+    fn add_file(&mut self, file: &Path, chain: &mut Vec<PathBuf>) -> Result<(), Failure> {
+        let shown = file.display();
+        let text = std::fs::read_to_string(file)
+            .or_error(ErrorKind::Data, || format!("cannot read manifest `{shown}`"))?;
+        let real = std::fs::canonicalize(file)?;
+        if chain.contains(&real) {
+            return Err(Error::config(format!(
+                "manifest `{shown}` is based on itself through `base`"
+            ))
+            .into());
+        }
+        chain.push(real);
+        let source = self.sources.len();
+        self.sources.push(Source {
+            name: shown.to_string(),
+            text: text.clone(),
+        });
+        let table = DeTable::parse(&text).map_err(|error| {
+            let failure = Failure::from(Error::config(error.message()));
+            match error.span() {
+                Some(span) => self.draw(failure, source, span),
+                None => failure,
+            }
+        })?;
+        let table = table.into_inner();
+        if let Some(base) = table.get("base") {
+            let DeValue::String(name) = base.get_ref() else {
+                let failure = Failure::from(Error::config("`base` must be the path of a manifest"));
+                return Err(self.draw(failure, source, base.span()));
+            };
+            let base_file = file.parent().unwrap_or(Path::new("")).join(&**name);
+            if !base_file.is_file() {
+                let missing = Error::config(format!("`{}` does not exist", base_file.display()));
+                return Err(self.draw(missing.into(), source, base.span()));
+            }
+            self.add_file(&base_file, chain)?;
+        }
+        for (key, value) in table {
+            if key.get_ref() != "base" {
+                self.lay(source, "", key, value);
+            }
+        }
+        Ok(())
+    }
+
+    fn add_override(&mut self, text: &str) -> Result<(), Failure> {
+        let Some((path, value)) = text.split_once('=') else {
+            return Err(Error::config(format!(
+                "`--set {text}` needs the form `key.key=value`"
+            ))
+            .into());
+        };
+        let (path, value) = (path.trim(), value.trim());
+        if path.is_empty() || path.split('.').any(|part| part.trim().is_empty()) {
+            return Err(Error::config(format!("`--set {text}` has an empty key")).into());
+        }
+        let source = self.sources.len();
+        self.sources.push(Source {
+            name: "--set".into(),
+            text: text.into(),
+        });
+        let parsed = parse_value(value);
+        let span = Origin {
+            source,
+            key: 0..path.len(),
+            value: text.len() - value.len()..text.len(),
+        };
+        let (parents, leaf) = path.rsplit_once('.').unwrap_or(("", path));
+        let parents: Vec<&str> = parents.split('.').filter(|p| !p.is_empty()).collect();
+        let mut at = String::new();
+        for parent in &parents {
+            at = join(&at, parent);
+            if !self.table_at(&at).is_some_and(Value::is_object) {
+                self.put(&at, Value::Object(Map::new()), span.clone());
+            }
+        }
+        // Another stage does not know the options of the one it replaces.
+        if leaf == "use" && self.table_at(path).is_some_and(|old| *old != parsed) && !at.is_empty()
+        {
+            self.put(&at, Value::Object(Map::new()), span.clone());
+        }
+        self.put(path, parsed, span);
+        Ok(())
+    }
+
+    /// Lays one entry of a file's table over what is there.
+    fn lay(
+        &mut self,
+        source: usize,
+        prefix: &str,
+        key: Spanned<std::borrow::Cow<'_, str>>,
+        value: Spanned<DeValue<'_>>,
+    ) {
+        let path = join(prefix, key.get_ref());
+        let origin = Origin {
+            source,
+            key: key.span(),
+            value: value.span(),
+        };
+        let DeValue::Table(table) = value.get_ref() else {
+            self.put(&path, to_json(value.get_ref()), origin);
+            return;
+        };
+        let old = self.table_at(&path).filter(|v| v.is_object());
+        let replaces = match (old.and_then(|old| old.get("use")), table.get("use")) {
+            (Some(Value::String(old)), Some(new)) => {
+                !matches!(new.get_ref(), DeValue::String(new) if *new == old.as_str())
+            }
+            _ => false,
+        };
+        if old.is_none() || replaces {
+            self.put(&path, Value::Object(Map::new()), origin);
+        } else {
+            self.origins.insert(path.clone(), origin);
+        }
+        if let DeValue::Table(table) = value.into_inner() {
+            for (key, value) in table {
+                self.lay(source, &path, key, value);
+            }
+        }
+    }
+
+    fn table_at(&self, path: &str) -> Option<&Value> {
+        let mut parts = path.split('.');
+        let mut at = self.root.get(parts.next()?)?;
+        for part in parts {
+            at = at.as_object()?.get(part)?;
+        }
+        Some(at)
+    }
+
+    /// Sets the value at `path`, whose parents are tables, and forgets what stood below it.
+    fn put(&mut self, path: &str, value: Value, origin: Origin) {
+        let below = format!("{path}.");
+        self.origins
+            .retain(|p, _| p != path && !p.starts_with(&below));
+        self.origins.insert(path.to_owned(), origin);
+        let mut at = &mut self.root;
+        let mut parts: Vec<&str> = path.split('.').collect();
+        let Some(leaf) = parts.pop() else { return };
+        for part in parts {
+            let Some(Value::Object(next)) = at.get_mut(part) else {
+                return;
+            };
+            at = next;
+        }
+        at.insert(leaf.to_owned(), value);
+    }
+
+    /// The tree as `T`.
+    ///
+    /// # Errors
+    /// With the caret at the field that does not fit.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+        serde_path_to_error::deserialize(Value::Object(self.root.clone())).map_err(|error| {
+            let path = error.path().to_string();
+            let path = if path == "." { "" } else { &path };
+            self.failure("", Error::config(error.inner()).at(path))
+        })
+    }
+
+    /// Draws where `error` belongs: at its field below `prefix`, or as near to it as can be.
+    pub fn failure(&self, prefix: &str, error: Error) -> Failure {
+        let message = error.message.to_string();
+        let mut path = join(prefix, &error.field);
+        let unknown = message
+            .strip_prefix("unknown field `")
+            .and_then(|rest| rest.split('`').next());
+        if let Some(name) = unknown
+            && path.rsplit('.').next() != Some(name)
+        {
+            path = join(&path, name);
+        }
+        let is_key = unknown.is_some() || message.starts_with("missing field");
+        let mut failure = Failure::from(error);
+        if let Some(name) = unknown {
+            let expected = message.split('`').skip(3).step_by(2);
+            if let Some(near) = nearest(name, expected) {
+                failure = failure.hint(format!("did you mean `{near}`?"));
+            }
+        }
+        match self.origin(&path) {
+            Some((exact, origin)) => {
+                let span = if is_key || !exact {
+                    origin.key.clone()
+                } else {
+                    origin.value.clone()
+                };
+                self.draw(failure, origin.source, span)
+            }
+            None => failure,
+        }
+    }
+
+    /// The origin of `path` or of its nearest parent, and whether it is `path` itself.
+    fn origin(&self, path: &str) -> Option<(bool, &Origin)> {
+        let mut at = path;
+        loop {
+            if let Some(origin) = self.origins.get(at) {
+                return Some((at == path, origin));
+            }
+            at = &at[..at.rfind(['.', '['])?];
+        }
+    }
+
+    fn draw(&self, mut failure: Failure, source: usize, span: Range<usize>) -> Failure {
+        let Source { name, text } = &self.sources[source];
+        failure.place = Some(snippet(name, text, span));
+        failure
+    }
+
+    /// The texts that were read, for messages: `a.toml`, or `b.toml (based on a.toml)`.
+    pub fn name(&self) -> &str {
+        self.sources.first().map_or("", |s| &s.name)
+    }
+}
+
+fn join(prefix: &str, key: &str) -> String {
+    match (prefix, key) {
+        ("", key) => key.to_owned(),
+        (prefix, "") => prefix.to_owned(),
+        (prefix, key) => format!("{prefix}.{key}"),
+    }
+}
+
+/// An override's value: TOML where it is TOML, a string where it is not.
+pub fn parse_value(text: &str) -> Value {
+    let document = format!("v = {text}");
+    DeTable::parse(&document)
+        .ok()
+        .filter(|table| table.get_ref().len() == 1)
+        .and_then(|table| table.get_ref().get("v").map(|v| to_json(v.get_ref())))
+        .unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+fn to_json(value: &DeValue<'_>) -> Value {
+    match value {
+        DeValue::String(text) => Value::String(text.to_string()),
+        DeValue::Boolean(yes) => Value::Bool(*yes),
+        DeValue::Integer(number) => {
+            let digits = number.as_str().replace('_', "");
+            let parsed = i64::from_str_radix(&digits, number.radix());
+            parsed.map_or_else(|_| Value::String(digits), Value::from)
+        }
+        DeValue::Float(number) => {
+            let parsed = number.as_str().replace('_', "").parse::<f64>();
+            // JSON knows neither infinity nor NaN: those stay words, which no number field takes.
+            parsed
+                .ok()
+                .and_then(serde_json::Number::from_f64)
+                .map_or_else(|| Value::String(number.as_str().to_owned()), Value::Number)
+        }
+        DeValue::Datetime(date) => Value::String(date.to_string()),
+        DeValue::Array(items) => items.iter().map(|item| to_json(item.get_ref())).collect(),
+        DeValue::Table(table) => Value::Object(
+            table
+                .iter()
+                .map(|(key, value)| (key.get_ref().to_string(), to_json(value.get_ref())))
+                .collect(),
+        ),
+    }
+}
+
+/// `file:line:column`, the line, and carets below `span`.
+fn snippet(name: &str, text: &str, span: Range<usize>) -> String {
+    let start = span.start.min(text.len());
+    let line_start = text[..start].rfind('\n').map_or(0, |at| at + 1);
+    let line_end = text[start..].find('\n').map_or(text.len(), |at| start + at);
+    let number = text[..start].matches('\n').count() + 1;
+    let column = text[line_start..start].chars().count();
+    let end = span.end.clamp(start, line_end);
+    let width = text[start..end].chars().count().max(1);
+    let gutter = " ".repeat(number.to_string().len());
+    // Columns of a terminal: a tab is shown as one blank in both lines.
+    let line = text[line_start..line_end].replace('\t', " ");
+    format!(
+        "{gutter}--> {name}:{number}:{}\n{gutter} |\n{number} | {line}\n{gutter} | {}{}",
+        column + 1,
+        " ".repeat(column),
+        "^".repeat(width)
+    )
+}
+
+/// A sentence that lists what may stand at a place.
+pub fn one_of<'a>(what: &str, names: impl IntoIterator<Item = &'a str>) -> String {
+    format!("{what} must be one of {}", listed(names))
+}

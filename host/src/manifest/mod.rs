@@ -1,0 +1,312 @@
+//! The manifest: what to run, as typed by the user.
+//!
+//! This is the one place where its fields are declared; parsing, defaults, help in editors
+//! (`diffaug manifest schema`) and the resolved copy in the run folder come from here.
+
+mod document;
+
+pub use document::{Document, parse_value};
+
+use crate::failure::Failure;
+use diffaug::{
+    Error,
+    augment::AugmentOptions,
+    split::SplitOptions,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// A run of DiffAug: five stages and how they work together.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Name of the run; letters, digits, `-`, `_` and `.`.
+    pub name: String,
+    /// Where to compute: `cpu`, `cuda`, `cuda:0`, `metal`.
+    #[serde(default = "cpu")]
+    pub device: String,
+    /// Seed of every random decision.
+    #[serde(default)]
+    pub seed: u64,
+    /// The run folder, relative to the folder in which `diffaug` runs; `runs/NAME` by default.
+    // Not part of the resolved manifest: the folder that holds it is the answer.
+    #[serde(default, skip_serializing)]
+    pub output: Option<PathBuf>,
+    /// Plugin libraries to load. They are programs: load only what you trust.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub libraries: Vec<Library>,
+    /// Where labelled images come from.
+    pub dataset: StageTable,
+    /// How they are divided into train, validation and test.
+    #[serde(default)]
+    pub split: SplitOptions,
+    /// How images are read.
+    #[serde(default)]
+    pub images: Images,
+    /// Augmentation of the training images, for every arm alike.
+    #[serde(default)]
+    pub augment: AugmentOptions,
+    /// Where texts come from.
+    pub prompts: StageTable,
+    /// What paints lesions.
+    pub generator: StageTable,
+    /// What judges them.
+    pub validator: StageTable,
+    /// The segmenter that the validator asks, trained on the real training images.
+    pub segmenter: StageTable,
+    /// How many images are painted, and on what.
+    #[serde(default)]
+    pub synthesis: Synthesis,
+    /// What is trained on the result, and how it is scored.
+    #[serde(default)]
+    pub evaluate: Evaluate,
+}
+
+/// A stage: which plugin, and its options.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct StageTable {
+    /// Name of the plugin; `diffaug plugins` lists them.
+    #[serde(rename = "use")]
+    pub name: String,
+    /// The plugin's own options; `diffaug plugins KIND NAME` lists them.
+    #[serde(flatten)]
+    pub options: Map<String, Value>,
+}
+
+impl StageTable {
+    /// The options as one JSON value.
+    pub fn json(&self) -> Value {
+        Value::Object(self.options.clone())
+    }
+
+    /// The options with `weights` set to `folder`.
+    pub fn with_weights(&self, folder: &Path) -> Value {
+        let mut options = self.options.clone();
+        let folder = folder.to_string_lossy().into_owned();
+        options.insert("weights".into(), Value::String(folder));
+        Value::Object(options)
+    }
+
+    /// The weights that the manifest itself names.
+    pub fn given_weights(&self) -> Option<&str> {
+        self.options.get("weights").and_then(Value::as_str)
+    }
+}
+
+/// A plugin library: a path, or a file name that is searched in the plugin folders.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Library {
+    /// The path or file name alone.
+    Path(PathBuf),
+    /// With the SHA-256 that the file must have.
+    Pinned(PinnedLibrary),
+}
+
+/// A plugin library that is loaded only if its SHA-256 is the expected one.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PinnedLibrary {
+    /// The path or file name.
+    pub path: PathBuf,
+    /// SHA-256 of the file, 64 hexadecimal digits.
+    pub sha256: String,
+}
+
+/// How images are read.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Images {
+    /// Side in pixels to which images and masks are resized (square, as the field does); without
+    /// it they keep their own size.
+    pub size: Option<u32>,
+    /// The largest image that is decoded, in megapixels: a guard against decompression bombs.
+    pub max_megapixels: u32,
+    /// How much memory prepared samples may take, in MiB.
+    pub cache: u32,
+}
+
+impl Default for Images {
+    fn default() -> Self {
+        Images {
+            size: None,
+            max_megapixels: 64,
+            cache: 2048,
+        }
+    }
+}
+
+/// What the lesions are painted on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Background {
+    /// The training image itself: its lesion is painted anew under its own mask. An image without a
+    /// lesion gets the mask of another.
+    SameImage,
+    /// A part of a training image that shows no lesion; the mask is another image's.
+    Crop,
+    /// Images without lesions from the folder `external`; the mask is a training image's.
+    External,
+}
+
+/// How many images are painted, and on what.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Synthesis {
+    /// What the lesions are painted on.
+    pub background: Background,
+    /// Folder of lesion-free images, for `background = "external"`.
+    pub external: Option<PathBuf>,
+    /// How many candidates are painted for each background at most.
+    pub variants: u32,
+    /// When to stop: so many accepted images for each real training image.
+    pub ratio: f64,
+    /// Candidates in one call of the generator and the validator.
+    pub batch: u32,
+    /// For `background = "crop"`: the smallest side of a crop, as a fraction of the image's.
+    pub min_crop: f64,
+    /// Whether rejected images are kept too, in `rejected/`.
+    pub keep_rejected: bool,
+}
+
+impl Default for Synthesis {
+    fn default() -> Self {
+        Synthesis {
+            background: Background::SameImage,
+            external: None,
+            variants: 5,
+            ratio: 1.0,
+            batch: 8,
+            min_crop: 0.4,
+            keep_rejected: false,
+        }
+    }
+}
+
+/// At which size predictions are compared with the truth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Resolution {
+    /// At `images.size`.
+    Working,
+    /// At each image's own size.
+    Native,
+}
+
+/// What is trained on the result, and how it is scored.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Evaluate {
+    /// The segmenter to train; by default as the validator's.
+    pub segmenter: Option<StageTable>,
+    /// How many trainings, with seeds `seed`, `seed + 1`, …; mean and spread are over them.
+    pub runs: u32,
+    /// Whether a segmenter is also trained on the real images alone, for comparison.
+    pub baseline: bool,
+    /// The size at which masks are compared.
+    pub resolution: Resolution,
+}
+
+impl Default for Evaluate {
+    fn default() -> Self {
+        Evaluate {
+            segmenter: None,
+            runs: 1,
+            baseline: true,
+            resolution: Resolution::Working,
+        }
+    }
+}
+
+fn cpu() -> String {
+    "cpu".into()
+}
+
+impl Manifest {
+    /// Reads a manifest with its bases and overrides and checks what needs no plugin.
+    ///
+    /// # Errors
+    /// With the place in the file.
+    pub fn read(file: &Path, overrides: &[String]) -> Result<(Manifest, Document), Failure> {
+        let document = Document::read(file, overrides)?;
+        let manifest: Manifest = document.parse()?;
+        manifest
+            .validate()
+            .map_err(|error| document.failure("", error))?;
+        Ok((manifest, document))
+    }
+
+    /// The run folder.
+    pub fn output(&self) -> PathBuf {
+        match &self.output {
+            Some(output) => output.clone(),
+            None => Path::new("runs").join(&self.name),
+        }
+    }
+
+    /// The segmenter that is trained on the result.
+    pub fn downstream(&self) -> &StageTable {
+        self.evaluate.segmenter.as_ref().unwrap_or(&self.segmenter)
+    }
+
+    /// Working size (width, height), if one is set.
+    pub fn size(&self) -> Option<(u32, u32)> {
+        self.images.size.map(|side| (side, side))
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if self.name.is_empty() || !self.name.chars().all(fits) || self.name.starts_with('.') {
+            return wrong(
+                "name",
+                "must be letters, digits, `-`, `_` and `.`, for it becomes a folder's name",
+            );
+        }
+        let device = self.device.split(':').next().unwrap_or_default();
+        if !["cpu", "cuda", "metal"].contains(&device) {
+            let message = document::one_of("device", ["cpu", "cuda", "cuda:N", "metal"]);
+            return Err(Error::config(message).at("device"));
+        }
+        if self.images.size.is_some_and(|side| !(16..=8192).contains(&side)) {
+            return wrong("images.size", "must be from 16 to 8192");
+        }
+        if self.images.max_megapixels == 0 {
+            return wrong("images.max_megapixels", "must be at least 1");
+        }
+        if self.evaluate.runs == 0 {
+            return wrong("evaluate.runs", "must be at least 1");
+        }
+        self.augment.validate()?;
+        self.synthesis.validate()
+    }
+}
+
+impl Synthesis {
+    fn validate(&self) -> Result<(), Error> {
+        if self.variants == 0 {
+            return wrong("synthesis.variants", "must be at least 1");
+        }
+        if self.batch == 0 {
+            return wrong("synthesis.batch", "must be at least 1");
+        }
+        if !self.ratio.is_finite() || self.ratio <= 0.0 {
+            return wrong("synthesis.ratio", "must be above 0");
+        }
+        if !(self.min_crop > 0.0 && self.min_crop <= 1.0) {
+            return wrong("synthesis.min_crop", "must be above 0 and at most 1");
+        }
+        if self.background == Background::External && self.external.is_none() {
+            return wrong(
+                "synthesis.background",
+                "is `external`, which needs `synthesis.external` (a folder of images)",
+            );
+        }
+        Ok(())
+    }
+}
+
+fn wrong(field: &str, message: &str) -> Result<(), Error> {
+    Err(Error::config(format!("`{field}` {message}")).at(field))
+}

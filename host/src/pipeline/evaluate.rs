@@ -1,0 +1,272 @@
+//! Trains segmenters with and without the synthetic images and scores them on the test part.
+
+use super::{
+    data::Data,
+    fit::{Fit, fit},
+    scoring::{self, Figures, GroupReport, Report, Scored},
+    store::Store,
+    wire::Wire,
+};
+use crate::{
+    failure::Failure,
+    manifest::{Manifest, Resolution},
+    ui::Ui,
+};
+use diffaug::{
+    BoxSegmenter, Dataset, Error, ImageRef, Progress, Result, Sample, Segmentation, Segmenter,
+    metrics::{mean, std_dev},
+    view::Shared,
+    with_reporter,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::{collections::BTreeMap, path::PathBuf};
+
+/// Test images in one call of the segmenter.
+const BATCH: usize = 8;
+
+/// A training and its scores.
+#[derive(Debug, Serialize, Deserialize)]
+struct Trained {
+    seed: u64,
+    fit: Option<Fit>,
+    #[serde(flatten)]
+    report: Report,
+}
+
+/// The scores of an arm: all trainings, and mean and spread over them.
+#[derive(Debug, Serialize)]
+pub struct Arm {
+    /// `real` or `augmented`.
+    pub name: &'static str,
+    /// How many training images there were, real and synthetic.
+    pub training_images: usize,
+    /// Mean over trainings of the per-image mean.
+    pub mean: Figures,
+    /// Sample standard deviation over trainings.
+    pub std: Figures,
+    /// Mean over trainings of the dataset-level figures.
+    pub dataset_level: Figures,
+    /// Mean over trainings of each group.
+    pub groups: BTreeMap<String, GroupReport>,
+    /// Every training.
+    runs: Vec<Trained>,
+}
+
+/// The evaluation of a run.
+pub struct Evaluation<'a> {
+    /// Builds segmenters.
+    pub wire: &'a Wire<'a>,
+    /// The run folder.
+    pub store: &'a Store,
+    /// The dataset.
+    pub data: &'a Data,
+    /// The accepted images, if any.
+    pub synthetic: Option<Shared>,
+    /// Where the validator's segmenter left its weights, if it was trained in this run: with equal
+    /// options and seed it *is* the first training on real images alone.
+    pub gate: Option<PathBuf>,
+}
+
+impl Evaluation<'_> {
+    fn manifest(&self) -> &Manifest {
+        self.wire.manifest
+    }
+
+    /// Trains and scores every arm.
+    ///
+    /// # Errors
+    /// When a training or a test image fails, or the user stops the run.
+    pub fn run(&self, ui: Ui) -> Result<Vec<Arm>, Failure> {
+        let mut arms = Vec::new();
+        if self.manifest().evaluate.baseline {
+            arms.push(self.arm("real", None, ui)?);
+        }
+        if let Some(synthetic) = &self.synthetic {
+            arms.push(self.arm("augmented", Some(synthetic.clone()), ui)?);
+        } else {
+            tracing::warn!("no synthetic image was accepted, so there is nothing to augment with");
+        }
+        Ok(arms)
+    }
+
+    fn arm(&self, name: &'static str, more: Option<Shared>, ui: Ui) -> Result<Arm, Failure> {
+        let synthetic = match &more {
+            Some(more) => more.items()?.len(),
+            None => 0,
+        };
+        let runs: Vec<Trained> = (0..u64::from(self.manifest().evaluate.runs))
+            .map(|run| self.train_and_score(name, more.clone(), run, ui))
+            .collect::<Result<_, Failure>>()?;
+        let per_image: Vec<&Figures> = runs.iter().map(|r| &r.report.per_image_mean).collect();
+        let dataset_level = runs.iter().map(|r| &r.report.dataset_level);
+        Ok(Arm {
+            name,
+            training_images: self.data.counts()[0] + synthetic,
+            mean: Figures::fold(per_image.iter().copied(), mean),
+            std: Figures::fold(per_image.iter().copied(), std_dev),
+            dataset_level: Figures::fold(dataset_level, mean),
+            groups: mean_groups(&runs),
+            runs,
+        })
+    }
+
+    fn train_and_score(
+        &self,
+        arm: &str,
+        more: Option<Shared>,
+        run: u64,
+        ui: Ui,
+    ) -> Result<Trained, Failure> {
+        let manifest = self.manifest();
+        let table = manifest.downstream();
+        let at = match manifest.evaluate.segmenter {
+            Some(_) => "evaluate.segmenter",
+            None => "segmenter",
+        };
+        let seed = manifest.seed + run;
+        let name = format!("evaluate/{arm}/seed-{seed}");
+        if let Some(done) = self.store.read_json(format!("{name}/scores.json"))? {
+            return Ok(done);
+        }
+        let shared = (arm == "real" && run == 0 && *table == manifest.segmenter)
+            .then_some(self.gate.as_ref())
+            .flatten();
+        let (trained, weights) = match shared {
+            Some(weights) => (self.store.read_json("segmenter.json")?, weights.clone()),
+            None => {
+                let segmenter: BoxSegmenter = self.wire.build(at, table, &table.json(), seed)?;
+                let training = self.data.training(more, manifest, seed)?;
+                let validation = self.data.validation()?;
+                let weights = self.store.path(format!("{name}/weights"));
+                let label = format!("training {} on {arm} images, seed {seed}", table.name);
+                let trained = fit(self.store, &format!("{name}/fit.json"), &label, ui, |r| {
+                    let out = weights.to_string_lossy();
+                    segmenter.fit(&training, &validation, (&*out).into(), r)
+                })
+                .map_err(|error| self.wire.place(at, table, error))?;
+                (trained, weights)
+            }
+        };
+        let options = match &trained {
+            Some(_) => table.with_weights(&weights),
+            None => table.json(),
+        };
+        let segmenter: BoxSegmenter = self.wire.build(at, table, &options, seed)?;
+        let scored = self
+            .test(&segmenter, arm, ui)
+            .map_err(|error| self.wire.place(at, table, error))?;
+        let csv = self.store.path(format!("{name}/per_image.csv"));
+        scoring::write_csv(&csv, &scored)?;
+        let done = Trained {
+            seed,
+            fit: trained,
+            report: scoring::report(&scored),
+        };
+        self.store.write_json(format!("{name}/scores.json"), &done)?;
+        Ok(done)
+    }
+
+    /// Segments and compares every test image.
+    fn test(&self, segmenter: &BoxSegmenter, arm: &str, ui: Ui) -> Result<Vec<Scored>> {
+        let native = self.manifest().evaluate.resolution == Resolution::Native;
+        let test = self.data.test(native)?;
+        let targets = self.data.targets();
+        let total = test.items()?.len() as u64;
+        let bar = ui.bar(&format!("testing on {arm} training"));
+        let mut scored = Vec::new();
+        for start in (0..total).step_by(BATCH) {
+            if bar.cancelled() {
+                return Err(Error::cancelled());
+            }
+            let end = (start + BATCH as u64).min(total);
+            let samples: Vec<Sample> = (start..end)
+                .map(|index| self.test_sample(&test, index, native))
+                .collect::<Result<_>>()?;
+            let found = segment(segmenter, &samples)?;
+            for (sample, found) in samples.into_iter().zip(found) {
+                scored.push(scoring::score(
+                    &sample.id,
+                    sample.mask.view(),
+                    found.mask.view(),
+                    &targets,
+                    sample.attributes,
+                )?);
+            }
+            bar.progress(end, total, "");
+        }
+        bar.finish(&format!("{total} images"));
+        Ok(scored)
+    }
+
+    fn test_sample(&self, test: &Shared, index: u64, native: bool) -> Result<Sample> {
+        let mut sample = test.sample(index)?;
+        if native {
+            // The working view measures masks; at native size that is still to be done.
+            let mut facts = diffaug::lesion::measure(sample.mask.view(), &self.data.targets());
+            facts.extend(&sample.attributes);
+            sample.attributes = facts;
+        }
+        Ok(sample)
+    }
+
+    /// `result.json`: everything that was measured, nothing that depends on time.
+    pub fn result(&self, synthesis: &Value, arms: &[Arm], weights: &Value) -> Value {
+        let data = self.data;
+        let [train, validation, test] = data.counts();
+        let targets = data.info.classes.iter().filter(|c| c.target);
+        json!({
+            "name": self.manifest().name,
+            "dataset": data.info.name.as_str(),
+            "targets": targets.map(|c| c.name.to_string()).collect::<Vec<_>>(),
+            "split": {
+                "name": data.split.name,
+                "sha256": data.split.sha256(),
+                "train": train,
+                "validation": validation,
+                "test": test,
+            },
+            "size": self.manifest().images.size,
+            "resolution": self.manifest().evaluate.resolution,
+            "segmenter": self.manifest().downstream().name,
+            "synthesis": synthesis,
+            "arms": arms,
+            "weights": weights,
+        })
+    }
+}
+
+/// Asks a segmenter about samples and checks that it answers as it promised.
+pub fn segment(segmenter: &BoxSegmenter, samples: &[Sample]) -> Result<Vec<Segmentation>> {
+    let images: Vec<ImageRef<'_>> = samples.iter().map(|s| s.image.view()).collect();
+    let found = with_reporter(&diffaug::Silent, |reporter| {
+        segmenter.segment(images.as_slice().into(), reporter)
+    })?;
+    if found.len() != samples.len() {
+        return Err(Error::internal(format!(
+            "the segmenter gave {} answers for {} images",
+            found.len(),
+            samples.len()
+        )));
+    }
+    Ok(found.into_iter().collect())
+}
+
+fn mean_groups(runs: &[Trained]) -> BTreeMap<String, GroupReport> {
+    let Some(first) = runs.first() else {
+        return BTreeMap::new();
+    };
+    first
+        .report
+        .groups
+        .iter()
+        .map(|(name, group)| {
+            let all = runs.iter().filter_map(|r| r.report.groups.get(name));
+            let report = GroupReport {
+                images: group.images,
+                per_image_mean: Figures::fold(all.map(|g| &g.per_image_mean), mean),
+            };
+            (name.clone(), report)
+        })
+        .collect()
+}

@@ -1,0 +1,355 @@
+//! The pipeline: a manifest in, a validated synthetic set and scored segmenters out.
+//!
+//! Load the dataset, fit the generator, fit the validator's segmenter on real images, paint and
+//! judge candidates, train segmenters with and without what was kept, score them on the test part.
+//! Each step leaves a file in the run folder and is not repeated when the run is started again.
+
+mod candidates;
+mod data;
+mod evaluate;
+mod fit;
+pub mod scoring;
+mod sheet;
+pub mod store;
+mod synthesis;
+pub mod wire;
+
+use crate::{
+    failure::Failure,
+    manifest::{Document, Manifest, StageTable},
+    registry::Registry,
+    ui::Ui,
+};
+use candidates::Candidates;
+use data::Data;
+use diffaug::{
+    BoxDataset, BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator, Error, Generator,
+    NoSegmenter, Result, Segmenter, Validator,
+};
+use evaluate::{Arm, Evaluation};
+use fit::{Fit, fit};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use store::Store;
+use synthesis::{Stages, Summary, Synthesis};
+use wire::Wire;
+
+/// How far a run goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// Up to the fitted generator.
+    Generator,
+    /// Only the validator's segmenter.
+    Segmenter,
+    /// Up to the synthetic images.
+    Synthesis,
+    /// To the scores.
+    Scores,
+}
+
+/// What a run came to.
+pub struct Outcome {
+    /// The run folder.
+    pub folder: PathBuf,
+    /// The scores, when the run went that far.
+    pub result: Option<Value>,
+    /// The synthesis, when the run went that far.
+    pub summary: Option<Summary>,
+    /// The arms, when the run went that far.
+    pub arms: Vec<Arm>,
+    /// The training asked for, when the goal was one.
+    pub fit: Option<Fit>,
+}
+
+/// A run that is under way.
+struct Run<'a> {
+    wire: Wire<'a>,
+    store: Store,
+    data: Data,
+    ui: Ui,
+}
+
+/// Opens the dataset of a manifest and divides it, for `check --data`.
+///
+/// # Errors
+/// When it cannot be read or divided.
+pub fn inspect(
+    manifest: &Manifest,
+    document: &Document,
+    registry: &Registry,
+) -> Result<([usize; 3], String), Failure> {
+    let wire = Wire {
+        registry,
+        document,
+        manifest,
+    };
+    let data = open_data(&wire)?;
+    Ok((data.counts(), data.info.name.to_string()))
+}
+
+fn open_data(wire: &Wire<'_>) -> Result<Data, Failure> {
+    let table = &wire.manifest.dataset;
+    let dataset: BoxDataset = wire.build("dataset", table, &table.json(), wire.manifest.seed)?;
+    Data::open(dataset, wire.manifest).map_err(|error| {
+        // The split's fields are the manifest's own, not the dataset's.
+        if error.field.starts_with("split") {
+            wire.document.failure("", error)
+        } else {
+            wire.place("dataset", table, error)
+        }
+    })
+}
+
+/// Runs a manifest up to `goal`.
+///
+/// # Errors
+/// When anything fails; what was finished stays in the run folder.
+pub fn run(
+    manifest: &Manifest,
+    document: &Document,
+    registry: &Registry,
+    goal: Goal,
+    ui: Ui,
+) -> Result<Outcome, Failure> {
+    let wire = Wire {
+        registry,
+        document,
+        manifest,
+    };
+    wire.check_all()?;
+    let data = open_data(&wire)?;
+    let (store, log) = Store::open(&manifest.output())?;
+    crate::logging::to_file(log);
+    tracing::info!(name = manifest.name, version = env!("CARGO_PKG_VERSION"), "run");
+    let run = Run {
+        wire,
+        store,
+        data,
+        ui,
+    };
+    run.lock()?;
+    run.go(goal)
+}
+
+impl Run<'_> {
+    fn manifest(&self) -> &Manifest {
+        self.wire.manifest
+    }
+
+    /// Writes down what this run is made of, or refuses to go on with something else.
+    fn lock(&self) -> Result<(), Failure> {
+        let manifest = self.manifest();
+        let bar = self.ui.bar("reading the dataset");
+        let fingerprint = self
+            .data
+            .fingerprint(|done, total| {
+                diffaug::Progress::progress(&bar, done, total, "");
+                if crate::ui::stopped() {
+                    return Err(Error::cancelled());
+                }
+                Ok(())
+            })
+            .map_err(|e| self.wire.place("dataset", &manifest.dataset, e))?;
+        let [train, validation, test] = self.data.counts();
+        bar.finish(&format!(
+            "{train} to train, {validation} to validate, {test} to test"
+        ));
+        let split = &self.data.split;
+        let lock = json!({
+            "diffaug": env!("CARGO_PKG_VERSION"),
+            "manifest": manifest,
+            "plugins": self.wire.plugins()?,
+            "dataset": {
+                "name": self.data.info.name.as_str(),
+                "samples": train + validation + test,
+                "sha256": fingerprint,
+            },
+            "split": { "name": split.name, "sha256": split.sha256() },
+            "weights": self.given_weights()?,
+        });
+        let toml = toml::to_string_pretty(&manifest).map_err(Error::internal)?;
+        self.store.lock(&toml, &lock)?;
+        self.store.write_json("split.json", split)?;
+        Ok(())
+    }
+
+    /// Hashes of the weights that the manifest names.
+    fn given_weights(&self) -> Result<Value> {
+        let m = self.manifest();
+        let mut hashes = serde_json::Map::new();
+        let tables = [
+            ("generator", &m.generator),
+            ("validator", &m.validator),
+            ("segmenter", &m.segmenter),
+            ("evaluate.segmenter", m.downstream()),
+        ];
+        for (name, table) in tables {
+            if let Some(path) = table.given_weights() {
+                hashes.insert(name.into(), store::fingerprint(path.as_ref())?);
+            }
+        }
+        Ok(Value::Object(hashes))
+    }
+
+    fn go(&self, goal: Goal) -> Result<Outcome, Failure> {
+        let mut outcome = Outcome {
+            folder: self.store.root().to_owned(),
+            result: None,
+            summary: None,
+            arms: Vec::new(),
+            fit: None,
+        };
+        let table = &self.manifest().validator;
+        let validator: BoxValidator = self.build("validator", table)?;
+        if goal == Goal::Segmenter {
+            outcome.fit = self.segmenter()?.1;
+            return Ok(outcome);
+        }
+        let (bank, generator, fitted) = self.generator()?;
+        if goal == Goal::Generator {
+            outcome.fit = fitted;
+            return Ok(outcome);
+        }
+        let asked = validator
+            .needs_segmenter()
+            .map_err(|e| self.wire.place("validator", table, e))?;
+        let (segmenter, gate) = if asked {
+            let (segmenter, trained) = self.segmenter()?;
+            (segmenter, trained.map(|_| self.store.path("segmenter")))
+        } else {
+            (BoxSegmenter::new(NoSegmenter), None)
+        };
+        let stages = Stages {
+            bank,
+            generator,
+            validator,
+            segmenter,
+        };
+        let (summary, synthetic) = self.synthesise(&stages)?;
+        // Only now does anything look at the test part.
+        if goal == Goal::Scores {
+            let evaluation = Evaluation {
+                wire: &self.wire,
+                store: &self.store,
+                data: &self.data,
+                synthetic,
+                gate,
+            };
+            outcome.arms = evaluation.run(self.ui)?;
+            let weights = self.trained_weights()?;
+            let result = evaluation.result(&json!(summary), &outcome.arms, &weights);
+            self.store.write_json("result.json", &result)?;
+            outcome.result = Some(result);
+        }
+        outcome.summary = Some(summary);
+        Ok(outcome)
+    }
+
+    fn build<S: crate::registry::Kind>(&self, at: &str, table: &StageTable) -> Result<S, Failure> {
+        self.wire
+            .build(at, table, &table.json(), self.manifest().seed)
+    }
+
+    /// The generator, fitted where it can be.
+    fn generator(&self) -> Result<(BoxPromptBank, BoxGenerator, Option<Fit>), Failure> {
+        let m = self.manifest();
+        let bank: BoxPromptBank = self.build("prompts", &m.prompts)?;
+        let generator: BoxGenerator = self.build("generator", &m.generator)?;
+        if m.generator.given_weights().is_some() {
+            return Ok((bank, generator, None));
+        }
+        let training = self.data.train().map(BoxDataset::new)?;
+        let validation = self.data.validation()?;
+        let out = self.store.path("generator");
+        let label = format!("fitting generator {}", m.generator.name);
+        let fitted = fit(&self.store, "generator.json", &label, self.ui, |reporter| {
+            let out = out.to_string_lossy();
+            generator.fit(&training, &validation, &bank, (&*out).into(), reporter)
+        })
+        .map_err(|error| self.wire.place("generator", &m.generator, error))?;
+        if fitted.is_none() {
+            return Ok((bank, generator, None));
+        }
+        let options = m.generator.with_weights(&out);
+        let generator = self.wire.build("generator", &m.generator, &options, m.seed)?;
+        Ok((bank, generator, fitted))
+    }
+
+    /// The validator's segmenter, trained on real images where the manifest gives no weights.
+    fn segmenter(&self) -> Result<(BoxSegmenter, Option<Fit>), Failure> {
+        let m = self.manifest();
+        let table = &m.segmenter;
+        let segmenter: BoxSegmenter = self.build("segmenter", table)?;
+        if table.given_weights().is_some() {
+            return Ok((segmenter, None));
+        }
+        let training = self.data.training(None, m, m.seed)?;
+        let validation = self.data.validation()?;
+        let out = self.store.path("segmenter");
+        let label = format!("training {} for the validator", table.name);
+        let trained = fit(&self.store, "segmenter.json", &label, self.ui, |reporter| {
+            let out = out.to_string_lossy();
+            segmenter.fit(&training, &validation, (&*out).into(), reporter)
+        })
+        .map_err(|error| self.wire.place("segmenter", table, error))?;
+        if trained.is_none() {
+            return Ok((segmenter, None));
+        }
+        let options = table.with_weights(&out);
+        let segmenter = self.wire.build("segmenter", table, &options, m.seed)?;
+        Ok((segmenter, trained))
+    }
+
+    fn synthesise(
+        &self,
+        stages: &Stages,
+    ) -> Result<(Summary, Option<diffaug::view::Shared>), Failure> {
+        let m = self.manifest();
+        let max_pixels = self.wire.context(m.seed).max_pixels;
+        let candidates = Candidates::new(
+            self.data.train()?,
+            &m.synthesis,
+            m.size(),
+            max_pixels,
+            m.seed,
+        )
+        .map_err(|error| self.wire.document.failure("", error))?;
+        let synthesis = Synthesis {
+            manifest: m,
+            store: &self.store,
+            candidates: &candidates,
+            info: &self.data.info,
+            real: self.data.counts()[0],
+        };
+        let summary = match synthesis.finished()? {
+            Some(summary) => summary,
+            None => synthesis.run(stages, self.ui)?,
+        };
+        if !self.store.path("contact-sheet.png").exists() {
+            let records = synthesis.records()?;
+            let targets = self.data.targets();
+            sheet::draw(&self.store, &records, &candidates, stages, &targets)?;
+        }
+        Ok((summary, synthesis.dataset(max_pixels)?))
+    }
+
+    /// Hashes of the weights that this run trained.
+    fn trained_weights(&self) -> Result<Value> {
+        let mut hashes = serde_json::Map::new();
+        let m = self.manifest();
+        let runs = m.seed..m.seed + u64::from(m.evaluate.runs);
+        let folders = ["generator".to_owned(), "segmenter".to_owned()]
+            .into_iter()
+            .chain(["real", "augmented"].into_iter().flat_map(|arm| {
+                runs.clone()
+                    .map(move |seed| format!("evaluate/{arm}/seed-{seed}/weights"))
+            }));
+        for name in folders {
+            let folder = self.store.path(&name);
+            if folder.is_dir() {
+                hashes.insert(name, store::fingerprint(&folder)?);
+            }
+        }
+        Ok(Value::Object(hashes))
+    }
+}

@@ -1,0 +1,242 @@
+//! Scores masks: image by image, over all, and by groups of attributes.
+
+use diffaug::{
+    AttributeKind, Attributes, Error, MaskRef, Result, ResultExt,
+    error::ErrorKind,
+    metrics::{Confusion, Scores, mean, std_dev},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+/// A word attribute with more values than this identifies rather than groups.
+const MOST_GROUPS: usize = 8;
+
+/// The comparison of one image.
+pub struct Scored {
+    /// The image.
+    pub id: String,
+    /// Pixel counts.
+    pub counts: Confusion,
+    /// Facts, for groups.
+    pub attributes: Attributes,
+}
+
+/// Figures as they are stored; `None` where undefined.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Figures(pub BTreeMap<String, Option<f64>>);
+
+impl From<Scores> for Figures {
+    fn from(scores: Scores) -> Self {
+        let named = scores.named().into_iter();
+        Figures(named.map(|(name, value)| (name.into(), value)).collect())
+    }
+}
+
+impl Figures {
+    /// The figure of that name.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        self.0.get(name).copied().flatten()
+    }
+
+    /// Folds each figure over `all`, leaving out where it is undefined.
+    pub fn fold<'a>(
+        all: impl IntoIterator<Item = &'a Figures>,
+        fold: impl Fn(&[f64]) -> Option<f64>,
+    ) -> Figures {
+        let mut columns: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        for figures in all {
+            for (name, value) in &figures.0 {
+                columns.entry(name.clone()).or_default().extend(value);
+            }
+        }
+        let folded = columns.into_iter();
+        Figures(folded.map(|(name, values)| (name, fold(&values))).collect())
+    }
+}
+
+/// The scores of a set of images.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// How many images.
+    pub images: usize,
+    /// Mean over images.
+    pub per_image_mean: Figures,
+    /// Sample standard deviation over images.
+    pub per_image_std: Figures,
+    /// Of the pixels of all images together.
+    pub dataset_level: Figures,
+    /// Mean over the images of a group (`small`, `morphology = flat`).
+    pub groups: BTreeMap<String, GroupReport>,
+}
+
+/// The scores of a group of images.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GroupReport {
+    /// How many images.
+    pub images: usize,
+    /// Mean over images.
+    pub per_image_mean: Figures,
+}
+
+/// Compares one image.
+///
+/// # Errors
+/// When the sizes differ; the message names `id`.
+pub fn score(
+    id: &str,
+    truth: MaskRef<'_>,
+    prediction: MaskRef<'_>,
+    targets: &[u8],
+    attributes: Attributes,
+) -> Result<Scored> {
+    let counts = Confusion::of(truth, prediction, targets)
+        .or_error(ErrorKind::Data, || format!("cannot score `{id}`"))?;
+    Ok(Scored {
+        id: id.to_owned(),
+        counts,
+        attributes,
+    })
+}
+
+/// Averages.
+pub fn report(all: &[Scored]) -> Report {
+    let scores: Vec<Scores> = all.iter().map(|s| s.counts.scores()).collect();
+    let mut total = Confusion::default();
+    for scored in all {
+        total.add(&scored.counts);
+    }
+    let groups = groups(all)
+        .into_iter()
+        .map(|(name, members)| {
+            let scores: Vec<Scores> = members.iter().map(|s| s.counts.scores()).collect();
+            let report = GroupReport {
+                images: members.len(),
+                per_image_mean: Scores::fold(&scores, mean).into(),
+            };
+            (name, report)
+        })
+        .collect();
+    Report {
+        images: all.len(),
+        per_image_mean: Scores::fold(&scores, mean).into(),
+        per_image_std: Scores::fold(&scores, std_dev).into(),
+        dataset_level: total.scores().into(),
+        groups,
+    }
+}
+
+/// Images by flag (those for which it holds) and by word, where the words are few.
+fn groups(all: &[Scored]) -> BTreeMap<String, Vec<&Scored>> {
+    let mut words: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for attribute in all.iter().flat_map(|s| s.attributes.iter()) {
+        if attribute.kind == AttributeKind::Text {
+            let seen = words.entry(&attribute.name).or_default();
+            seen.insert(&attribute.text);
+        }
+    }
+    let mut groups: BTreeMap<String, Vec<&Scored>> = BTreeMap::new();
+    for scored in all {
+        for attribute in scored.attributes.iter() {
+            let name = &attribute.name;
+            let group = match attribute.kind {
+                AttributeKind::Flag if attribute.number != 0.0 => name.to_string(),
+                AttributeKind::Text
+                    if (2..=MOST_GROUPS).contains(&words.get(name.as_str()).map_or(0, |w| w.len())) =>
+                {
+                    format!("{name} = {}", attribute.text)
+                }
+                _ => continue,
+            };
+            groups.entry(group).or_default().push(scored);
+        }
+    }
+    groups
+}
+
+/// One line an image: id, figures, pixel counts, attributes. Undefined figures are empty.
+pub fn csv(all: &[Scored]) -> Result<String> {
+    let names: BTreeSet<&str> = all
+        .iter()
+        .flat_map(|s| s.attributes.iter())
+        .map(|a| a.name.as_str())
+        .collect();
+    let failed = |e: csv::Error| Error::internal(e);
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    let figures = Scores::default().named().map(|(name, _)| name);
+    let counts = [
+        "true_positive",
+        "false_positive",
+        "false_negative",
+        "true_negative",
+    ];
+    let header = ["id"].iter().chain(&figures).chain(&counts).chain(&names);
+    writer.write_record(header).map_err(failed)?;
+    for scored in all {
+        let c = &scored.counts;
+        let mut row = vec![scored.id.clone()];
+        for (_, value) in c.scores().named() {
+            row.push(value.map_or_else(String::new, |v| v.to_string()));
+        }
+        let counts = [
+            c.true_positive,
+            c.false_positive,
+            c.false_negative,
+            c.true_negative,
+        ];
+        row.extend(counts.map(|n| n.to_string()));
+        for name in &names {
+            let cell = scored.attributes.get(name).map(|a| match a.kind {
+                AttributeKind::Text => a.text.to_string(),
+                _ => a.number.to_string(),
+            });
+            row.push(cell.unwrap_or_default());
+        }
+        writer.write_record(&row).map_err(failed)?;
+    }
+    let bytes = writer.into_inner().map_err(Error::internal)?;
+    String::from_utf8(bytes).map_err(Error::internal)
+}
+
+/// Writes [`csv`] to a file, whole.
+pub fn write_csv(path: &Path, all: &[Scored]) -> Result<()> {
+    super::store::write_atomic(path, csv(all)?.as_bytes())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use diffaug::Mask;
+
+    fn scored(id: &str, truth: [u8; 4], prediction: [u8; 4], morphology: &str) -> Scored {
+        let mut attributes = Attributes::new();
+        attributes.set_text("morphology", morphology);
+        attributes.set_text("frame", id);
+        attributes.set_flag("small", id == "a,1");
+        let truth = Mask::new(2, 2, truth.to_vec()).unwrap();
+        let prediction = Mask::new(2, 2, prediction.to_vec()).unwrap();
+        score(id, truth.view(), prediction.view(), &[1], attributes).unwrap()
+    }
+
+    #[test]
+    fn groups_are_flags_that_hold_and_words_that_repeat() {
+        let all: Vec<Scored> = (0..10)
+            .map(|i| {
+                let morphology = if i % 2 == 0 { "flat" } else { "sessile" };
+                let id = if i == 0 { "a,1".into() } else { i.to_string() };
+                scored(&id, [1, 0, 0, 0], [1, 0, 0, u8::from(i == 0)], morphology)
+            })
+            .collect();
+        let report = report(&all);
+        let names: Vec<&str> = report.groups.keys().map(String::as_str).collect();
+        assert_eq!(names, ["morphology = flat", "morphology = sessile", "small"]);
+        assert_eq!(report.groups["small"].images, 1);
+        let flat = report.groups["morphology = flat"].per_image_mean.get("dice");
+        assert!((flat.unwrap() - (4.0 + 2.0 / 3.0) / 5.0).abs() < 1e-12);
+        let text = csv(&all).unwrap();
+        assert!(text.lines().nth(1).unwrap().starts_with("\"a,1\",0.666"), "{text}");
+    }
+}

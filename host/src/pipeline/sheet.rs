@@ -1,0 +1,151 @@
+//! The contact sheet of a run: what was there, what was asked for, what was painted, what the
+//! validator said. A picture shows faults that no figure does.
+
+use super::{
+    candidates::{Candidate, Candidates},
+    store::Store,
+    synthesis::{Record, Stages, paint_and_judge},
+};
+use diffaug::{
+    Image, Mask, Result,
+    image::{resize_image, resize_mask, save_image},
+};
+
+/// Rows of accepted and of rejected candidates.
+const ROWS: (usize, usize) = (5, 3);
+/// Side of a tile in pixels.
+const TILE: u32 = 192;
+/// Width of the frame around a tile.
+const FRAME: u32 = 4;
+
+const WANTED: [u8; 3] = [64, 220, 255];
+const FOUND: [u8; 3] = [255, 220, 0];
+const ACCEPTED: [u8; 3] = [40, 170, 80];
+const REJECTED: [u8; 3] = [210, 50, 50];
+const PLAIN: [u8; 3] = [32, 32, 32];
+
+/// Draws `contact-sheet.png`; columns: background, wanted mask, painted image, verdict (wanted mask
+/// and what the segmenter found, framed green when accepted, red when not).
+///
+/// The candidates are painted again, which gives the same images as before.
+///
+/// # Errors
+/// When a stage fails or the file cannot be written.
+pub fn draw(
+    store: &Store,
+    records: &[Record],
+    candidates: &Candidates<'_>,
+    stages: &Stages,
+    targets: &[u8],
+) -> Result<()> {
+    let pick = |accepted: bool, count: usize| {
+        let chosen = records
+            .iter()
+            .filter(move |r| r.painted() && r.accepted() == accepted);
+        chosen.take(count).map(|r| r.index)
+    };
+    let rows: Vec<u64> = pick(true, ROWS.0).chain(pick(false, ROWS.1)).collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let (width, height) = (4 * TILE, rows.len() as u32 * TILE);
+    let mut sheet = Image::new(width, height, vec![255; (width * height * 3) as usize])?;
+    for (row, index) in rows.into_iter().enumerate() {
+        let Ok(candidate) = candidates.get(index, &stages.bank)? else {
+            continue;
+        };
+        let (images, verdicts) = paint_and_judge(&[&candidate], stages)?;
+        let found = found(&images[0], stages, targets)?;
+        let tiles = tiles(&candidate, &images[0], found.as_ref(), verdicts[0].accepted)?;
+        for (column, tile) in tiles.iter().enumerate() {
+            put(&mut sheet, tile, column as u32 * TILE, row as u32 * TILE);
+        }
+    }
+    save_image(sheet.view(), &store.path("contact-sheet.png"))
+}
+
+/// The target region that the segmenter sees, where the validator has a segmenter.
+fn found(image: &Image, stages: &Stages, targets: &[u8]) -> Result<Option<Mask>> {
+    use diffaug::{Segmenter, Silent, with_reporter};
+    if stages.segmenter.classes()?.is_empty() {
+        return Ok(None);
+    }
+    let images = [image.view()];
+    let found = with_reporter(&Silent, |reporter| {
+        stages.segmenter.segment((&images[..]).into(), reporter)
+    })?;
+    Ok(found.into_iter().next().map(|f| {
+        let mut mask = f.mask;
+        for label in mask.bytes_mut() {
+            *label = u8::from(targets.contains(label));
+        }
+        mask
+    }))
+}
+
+fn tiles(
+    candidate: &Candidate,
+    painted: &Image,
+    found: Option<&Mask>,
+    accepted: bool,
+) -> Result<[Image; 4]> {
+    let verdict = if accepted { ACCEPTED } else { REJECTED };
+    let outlined: Vec<(&Mask, [u8; 3])> = [(&candidate.wanted, WANTED)]
+        .into_iter()
+        .chain(found.map(|mask| (mask, FOUND)))
+        .collect();
+    Ok([
+        tile(&candidate.background, &[], PLAIN)?,
+        tile(&white(&candidate.wanted)?, &[], PLAIN)?,
+        tile(painted, &[], PLAIN)?,
+        tile(painted, &outlined, verdict)?,
+    ])
+}
+
+fn white(mask: &Mask) -> Result<Image> {
+    let pixels = mask.labels().iter().flat_map(|&l| [255 * u8::from(l != 0); 3]);
+    Image::new(mask.width(), mask.height(), pixels.collect())
+}
+
+/// An image fitted into a tile, with outlines of masks and a frame.
+fn tile(image: &Image, outlines: &[(&Mask, [u8; 3])], frame: [u8; 3]) -> Result<Image> {
+    let inner = TILE - 2 * FRAME;
+    let scale = f64::from(inner) / f64::from(image.width().max(image.height()));
+    let fit = |side: u32| ((f64::from(side) * scale).round() as u32).clamp(1, inner);
+    let (width, height) = (fit(image.width()), fit(image.height()));
+    let mut small = resize_image(image.view(), width, height);
+    for (mask, color) in outlines {
+        outline(&mut small, &resize_mask(mask.view(), width, height), *color);
+    }
+    let pixels = std::iter::repeat_n(frame, (TILE * TILE) as usize).flatten();
+    let mut tile = Image::new(TILE, TILE, pixels.collect())?;
+    put(&mut tile, &small, (TILE - width) / 2, (TILE - height) / 2);
+    Ok(tile)
+}
+
+/// Colours the pixels of the mask that touch its outside.
+fn outline(image: &mut Image, mask: &Mask, color: [u8; 3]) {
+    let (width, height) = (mask.width() as usize, mask.height() as usize);
+    let on = |x: usize, y: usize| mask.labels()[y * width + x] != 0;
+    for y in 0..height {
+        for x in 0..width {
+            let inside = x > 0 && y > 0 && x + 1 < width && y + 1 < height;
+            let edge = !inside || !(on(x - 1, y) && on(x + 1, y) && on(x, y - 1) && on(x, y + 1));
+            if on(x, y) && edge {
+                let at = 3 * (y * width + x);
+                image.bytes_mut()[at..at + 3].copy_from_slice(&color);
+            }
+        }
+    }
+}
+
+/// Copies `tile` into `sheet` with its corner at (x, y).
+fn put(sheet: &mut Image, tile: &Image, x: u32, y: u32) {
+    let row = 3 * tile.width() as usize;
+    let stride = 3 * sheet.width() as usize;
+    for line in 0..tile.height() as usize {
+        let at = (y as usize + line) * stride + 3 * x as usize;
+        let from = &tile.pixels()[line * row..(line + 1) * row];
+        sheet.bytes_mut()[at..at + row].copy_from_slice(from);
+    }
+}

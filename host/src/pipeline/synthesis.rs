@@ -1,0 +1,602 @@
+//! Paints, judges, keeps: from candidates to a labelled folder of synthetic images.
+//!
+//! The journal is the one record of progress. It grows by one line for each candidate, a batch at a
+//! time, in order; the images of a batch are on disk before its lines are. Lists for users
+//! (`metadata.jsonl`, `rejected.jsonl`) and the summary are made from it at the end.
+
+use super::{
+    candidates::{Candidate, Candidates, Skipped},
+    store::Store,
+};
+use crate::{failure::Failure, manifest::Manifest, ui::Ui};
+use diffaug::{
+    AttributeKind, Attributes, BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator,
+    DatasetInfo, Error, Generator, Image, Item, Job, Mask, MaskRef, Progress, Reporter, Result,
+    ResultExt, Validator, Verdict,
+    error::ErrorKind,
+    image::{MaskRule, save_gray, save_image},
+    metrics,
+    pairs::Pair,
+    view::Shared,
+    with_reporter,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::Write,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+const JOURNAL: &str = "synthetic/journal.jsonl";
+const METADATA: &str = "synthetic/metadata.jsonl";
+const REJECTED: &str = "rejected.jsonl";
+const SUMMARY: &str = "synthetic.json";
+
+/// A line of the journal: what became of a candidate. `file_name` comes first, as the imagefolder
+/// loader of Hugging Face `datasets` expects.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// The image, relative to `synthetic/`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_name: Option<String>,
+    /// Its mask, relative to `synthetic/`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask_file_name: Option<String>,
+    /// The candidate.
+    pub id: String,
+    /// Position in the run's order.
+    pub index: u64,
+    /// The background.
+    pub source: String,
+    /// Which of the background's candidates.
+    pub variant: u32,
+    /// Whether nothing was painted; `reason` says why.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
+    /// Seed of the generator.
+    #[serde(default)]
+    pub seed: u64,
+    /// What was to be painted.
+    #[serde(default)]
+    pub prompt: String,
+    /// What was to be avoided.
+    #[serde(default)]
+    pub negative: String,
+    /// Properties that the prompt speaks of.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// The validator's figure.
+    #[serde(default)]
+    pub score: f64,
+    /// Why it was turned down, or why nothing was painted; empty when accepted.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Further measurements of the validator.
+    #[serde(default)]
+    pub measures: Map<String, Value>,
+    /// Facts of the wanted mask.
+    #[serde(default)]
+    pub attributes: Map<String, Value>,
+}
+
+impl Record {
+    /// Whether the image was kept.
+    pub fn accepted(&self) -> bool {
+        self.file_name.is_some()
+    }
+
+    /// Whether anything was painted.
+    pub fn painted(&self) -> bool {
+        !self.skipped
+    }
+}
+
+/// What the synthesis came to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Summary {
+    /// How many accepted images were wanted.
+    pub wanted: u64,
+    /// How many were painted.
+    pub candidates: u64,
+    /// How many were kept.
+    pub accepted: u64,
+    /// How many were turned down.
+    pub rejected: u64,
+    /// Backgrounds on which nothing could be placed.
+    pub skipped: u64,
+    /// accepted / candidates.
+    pub acceptance: Option<f64>,
+    /// Mean score of what was kept.
+    pub score_accepted: Option<f64>,
+    /// Mean score of what was turned down.
+    pub score_rejected: Option<f64>,
+    /// Acceptance by flags of the wanted masks (`small`) and by tags of the prompts.
+    pub by_group: BTreeMap<String, Group>,
+}
+
+/// Acceptance within a group.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Group {
+    /// How many were painted.
+    pub candidates: u64,
+    /// How many were kept.
+    pub accepted: u64,
+}
+
+/// The stages at work here.
+pub struct Stages {
+    /// Draws texts.
+    pub bank: BoxPromptBank,
+    /// Paints.
+    pub generator: BoxGenerator,
+    /// Judges.
+    pub validator: BoxValidator,
+    /// Is asked by the validator.
+    pub segmenter: BoxSegmenter,
+}
+
+/// The synthesis of a run.
+pub struct Synthesis<'a> {
+    /// The run.
+    pub manifest: &'a Manifest,
+    /// The run folder.
+    pub store: &'a Store,
+    /// What can be painted.
+    pub candidates: &'a Candidates<'a>,
+    /// Classes of the masks.
+    pub info: &'a DatasetInfo,
+    /// How many real training images there are.
+    pub real: usize,
+}
+
+/// Adds up the time spent inside stages, to tell the pipeline's own overhead.
+#[derive(Default)]
+struct Clock {
+    stages: Duration,
+}
+
+impl Clock {
+    fn time<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let out = work();
+        self.stages += start.elapsed();
+        out
+    }
+}
+
+/// A journal line and the images that belong to it.
+struct Judged {
+    record: Record,
+    images: Option<(Image, Mask)>,
+}
+
+impl Synthesis<'_> {
+    /// The summary of a finished synthesis.
+    pub fn finished(&self) -> Result<Option<Summary>> {
+        self.store.read_json(SUMMARY)
+    }
+
+    /// How many accepted images are wanted.
+    fn quota(&self) -> u64 {
+        (self.manifest.synthesis.ratio * self.real as f64).round() as u64
+    }
+
+    /// Paints and judges until the quota is filled or no candidate is left.
+    ///
+    /// # Errors
+    /// When a stage fails or the user stops the run; everything judged so far is kept.
+    pub fn run(&self, stages: &Stages, ui: Ui) -> Result<Summary, Failure> {
+        let batch = u64::from(self.manifest.synthesis.batch);
+        let mut records = self.resume(batch)?;
+        let mut accepted = records.iter().filter(|r| r.accepted()).count() as u64;
+        let mut clock = Clock::default();
+        let start = Instant::now();
+        let bar = ui.bar("painting");
+        let quota = self.quota();
+        let outcome = loop {
+            let next = records.len() as u64;
+            if accepted >= quota || next >= self.candidates.len() {
+                break Ok(());
+            }
+            bar.progress(accepted, quota, &acceptance(accepted, next));
+            if bar.cancelled() {
+                break Err(Error::cancelled());
+            }
+            let end = (next + batch).min(self.candidates.len());
+            match self.batch(next..end, stages, &mut clock) {
+                Ok(mut judged) => {
+                    truncate_at_quota(&mut judged, quota - accepted);
+                    accepted += judged.iter().filter(|j| j.record.accepted()).count() as u64;
+                    records.extend(self.keep(judged)?);
+                }
+                Err(error) => break Err(error),
+            }
+        };
+        self.publish(&records)?;
+        bar.finish(&format!(
+            "{accepted} of {} accepted",
+            records.iter().filter(|r| r.painted()).count()
+        ));
+        outcome?;
+        if accepted < quota {
+            tracing::warn!(
+                "only {accepted} of the {quota} images wanted were accepted: all {} candidates are \
+                 used up (raise `synthesis.variants` for more)",
+                self.candidates.len()
+            );
+        }
+        tracing::info!(
+            seconds = start.elapsed().as_secs_f64(),
+            seconds_in_stages = clock.stages.as_secs_f64(),
+            "synthesis done"
+        );
+        let summary = self.summary(&records);
+        self.store.write_json(SUMMARY, &summary)?;
+        let _ = fs::remove_file(self.store.path(JOURNAL));
+        Ok(summary)
+    }
+
+    /// The records of an earlier start, whole batches only.
+    fn resume(&self, batch: u64) -> Result<Vec<Record>> {
+        for folder in ["synthetic/images", "synthetic/masks"] {
+            fs::create_dir_all(self.store.path(folder))?;
+        }
+        let path = self.store.path(JOURNAL);
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        let mut records: Vec<Record> = whole
+            .lines()
+            .map_while(|line| serde_json::from_str(line).ok())
+            .collect();
+        let accepted = records.iter().filter(|r| r.accepted()).count() as u64;
+        if accepted < self.quota() && (records.len() as u64) < self.candidates.len() {
+            records.truncate((records.len() as u64 / batch * batch) as usize);
+        }
+        let mut text = String::new();
+        for record in &records {
+            text += &(serde_json::to_string(record)? + "\n");
+        }
+        self.store.write(JOURNAL, &text)?;
+        Ok(records)
+    }
+
+    fn batch(
+        &self,
+        range: std::ops::Range<u64>,
+        stages: &Stages,
+        clock: &mut Clock,
+    ) -> Result<Vec<Judged>> {
+        let drawn: Vec<(u64, Result<Candidate, Skipped>)> = range
+            .map(|index| Ok((index, self.candidates.get(index, &stages.bank)?)))
+            .collect::<Result<_>>()?;
+        let painted: Vec<&Candidate> = drawn.iter().filter_map(|(_, c)| c.as_ref().ok()).collect();
+        let (images, verdicts) = clock.time(|| paint_and_judge(&painted, stages))?;
+        let mut results = images.into_iter().zip(verdicts);
+        drawn
+            .into_iter()
+            .map(|(index, candidate)| match candidate {
+                Err(skipped) => Ok(Judged {
+                    record: skipped_record(index, skipped),
+                    images: None,
+                }),
+                Ok(candidate) => {
+                    let (image, verdict) = results
+                        .next()
+                        .ok_or_else(|| Error::internal("a candidate without a verdict"))?;
+                    let images = (verdict.accepted || self.manifest.synthesis.keep_rejected)
+                        .then(|| (image, candidate.label.clone()));
+                    Ok(Judged {
+                        record: record(index, &candidate, &verdict),
+                        images,
+                    })
+                }
+            })
+            .collect()
+    }
+
+    /// Saves images, then writes the journal lines that speak of them.
+    fn keep(&self, judged: Vec<Judged>) -> Result<Vec<Record>> {
+        use rayon::prelude::*;
+        judged
+            .par_iter()
+            .filter_map(|j| Some((&j.record, j.images.as_ref()?)))
+            .try_for_each(|(record, (image, mask))| {
+                let folder = if record.accepted() {
+                    "synthetic"
+                } else {
+                    "rejected"
+                };
+                let name = format!("{}.png", record.id);
+                let folder = self.store.path(folder);
+                for kind in ["images", "masks"] {
+                    fs::create_dir_all(folder.join(kind))?;
+                }
+                save_image(image.view(), &folder.join("images").join(&name))?;
+                let grey = to_grey(mask.view(), self.info)?;
+                save_gray(grey.view(), &folder.join("masks").join(&name))
+            })?;
+        let mut text = String::new();
+        for j in &judged {
+            text += &(serde_json::to_string(&j.record)? + "\n");
+        }
+        let path = self.store.path(JOURNAL);
+        let failed = || format!("cannot write `{}`", path.display());
+        let mut file = File::options()
+            .append(true)
+            .open(&path)
+            .or_error(ErrorKind::Data, failed)?;
+        file.write_all(text.as_bytes())
+            .and_then(|()| file.sync_data())
+            .or_error(ErrorKind::Data, failed)?;
+        Ok(judged.into_iter().map(|j| j.record).collect())
+    }
+
+    /// The lists that users read, also after an interruption.
+    fn publish(&self, records: &[Record]) -> Result<()> {
+        let list = |accepted: bool| -> Result<String> {
+            let mut text = String::new();
+            for record in records.iter().filter(|r| r.accepted() == accepted) {
+                text += &(serde_json::to_string(record)? + "\n");
+            }
+            Ok(text)
+        };
+        self.store.write(METADATA, &list(true)?)?;
+        self.store.write(REJECTED, &list(false)?)?;
+        let classes: Map<String, Value> = self
+            .info
+            .classes
+            .iter()
+            .map(|class| (class.name.to_string(), json!(grey(class.label, self.info))))
+            .collect();
+        self.store.write_json("synthetic/classes.json", &classes)
+    }
+
+    fn summary(&self, records: &[Record]) -> Summary {
+        let painted: Vec<&Record> = records.iter().filter(|r| r.painted()).collect();
+        let scores = |accepted: bool| -> Vec<f64> {
+            let chosen = painted.iter().filter(|r| r.accepted() == accepted);
+            chosen.map(|r| r.score).collect()
+        };
+        let mut by_group: BTreeMap<String, Group> = BTreeMap::new();
+        for record in &painted {
+            let flags = record.attributes.iter();
+            let flags = flags.filter(|(_, value)| **value == Value::Bool(true));
+            let tags = record.tags.iter().map(|tag| format!("prompt: {tag}"));
+            for name in flags.map(|(name, _)| name.clone()).chain(tags) {
+                let group = by_group.entry(name).or_default();
+                group.candidates += 1;
+                group.accepted += u64::from(record.accepted());
+            }
+        }
+        let accepted = scores(true);
+        Summary {
+            wanted: self.quota(),
+            candidates: painted.len() as u64,
+            accepted: accepted.len() as u64,
+            rejected: (painted.len() - accepted.len()) as u64,
+            skipped: (records.len() - painted.len()) as u64,
+            acceptance: (!painted.is_empty()).then(|| accepted.len() as f64 / painted.len() as f64),
+            score_accepted: metrics::mean(&accepted),
+            score_rejected: metrics::mean(&scores(false)),
+            by_group,
+        }
+    }
+
+    /// Every record of a finished synthesis, in the run's order.
+    pub fn records(&self) -> Result<Vec<Record>> {
+        let mut all = Vec::new();
+        for name in [METADATA, REJECTED] {
+            let path = self.store.path(name);
+            let failed = || format!("cannot read `{}`", path.display());
+            let text = fs::read_to_string(&path).or_error(ErrorKind::Data, failed)?;
+            for line in text.lines() {
+                all.push(serde_json::from_str::<Record>(line).or_error(ErrorKind::Data, failed)?);
+            }
+        }
+        all.sort_by_key(|record| record.index);
+        Ok(all)
+    }
+
+    /// The accepted images as a dataset; `None` when nothing was accepted.
+    pub fn dataset(&self, max_pixels: u64) -> Result<Option<Shared>> {
+        let pairs: Vec<Pair> = self
+            .records()?
+            .iter()
+            .filter_map(|record| {
+                let path = |name: &String| -> PathBuf { self.store.path("synthetic").join(name) };
+                Some(Pair {
+                    item: Item::new(&format!("synthetic/{}", record.id)),
+                    image: path(record.file_name.as_ref()?),
+                    mask: path(record.mask_file_name.as_ref()?),
+                    attributes: Attributes::new(),
+                })
+            })
+            .collect();
+        if pairs.is_empty() {
+            return Ok(None);
+        }
+        let labels = self.info.classes.iter();
+        let mut rule: BTreeMap<u8, u8> =
+            labels.map(|c| (grey(c.label, self.info), c.label)).collect();
+        rule.insert(0, 0);
+        let rule = MaskRule::Values(rule);
+        super::candidates::as_dataset(self.info.clone(), pairs, rule, max_pixels).map(Some)
+    }
+}
+
+/// Grey value of a label in saved masks: classes spread evenly up to white, so that a mask can be
+/// looked at.
+fn grey(label: u8, info: &DatasetInfo) -> u8 {
+    let highest = info.classes.iter().map(|c| c.label).max().unwrap_or(1);
+    (u32::from(label) * 255 / u32::from(highest.max(1))) as u8
+}
+
+fn to_grey(mask: MaskRef<'_>, info: &DatasetInfo) -> Result<Mask> {
+    let labels = mask.labels().iter().map(|&l| grey(l, info)).collect();
+    Mask::new(mask.width(), mask.height(), labels)
+}
+
+/// One call of the generator and one of the validator.
+pub fn paint_and_judge(
+    candidates: &[&Candidate],
+    stages: &Stages,
+) -> Result<(Vec<Image>, Vec<Verdict>)> {
+    if candidates.is_empty() {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    with_reporter(&Interrupt, |reporter| {
+        let images = paint(candidates, &stages.generator, reporter)?;
+        let asked: Vec<diffaug::Candidate<'_>> = candidates
+            .iter()
+            .zip(&images)
+            .map(|(candidate, image)| diffaug::Candidate {
+                id: candidate.id.as_str().into(),
+                image: image.view(),
+                mask: candidate.wanted.view(),
+            })
+            .collect();
+        let verdicts =
+            stages
+                .validator
+                .judge(asked.as_slice().into(), &stages.segmenter, reporter)?;
+        if verdicts.len() != asked.len() {
+            return Err(Error::internal(format!(
+                "the validator gave {} verdicts on {} candidates",
+                verdicts.len(),
+                asked.len()
+            )));
+        }
+        Ok((images, verdicts.into_iter().collect()))
+    })
+}
+
+fn paint(
+    candidates: &[&Candidate],
+    generator: &BoxGenerator,
+    reporter: &Reporter<'_>,
+) -> Result<Vec<Image>> {
+    let jobs: Vec<Job<'_>> = candidates.iter().map(|c| c.job()).collect();
+    let images = generator.generate(jobs.as_slice().into(), reporter)?;
+    if images.len() != jobs.len() {
+        return Err(Error::internal(format!(
+            "the generator made {} images of {} jobs",
+            images.len(),
+            jobs.len()
+        )));
+    }
+    for (image, candidate) in images.iter().zip(candidates) {
+        if image.size() != candidate.background.size() {
+            return Err(Error::internal(format!(
+                "the generator made {image:?} of {:?}",
+                candidate.background
+            )));
+        }
+    }
+    Ok(images.into_iter().collect())
+}
+
+impl Candidate {
+    /// The candidate as a generator takes it.
+    pub fn job(&self) -> Job<'_> {
+        Job {
+            source: self.source.as_str().into(),
+            image: self.background.view(),
+            mask: self.wanted.view(),
+            prompt: self.prompt.positive.as_rstr(),
+            negative: self.prompt.negative.as_rstr(),
+            seed: self.seed,
+        }
+    }
+}
+
+/// Passes Ctrl-C on to a stage; the batch's progress is the run's.
+struct Interrupt;
+
+impl Progress for Interrupt {
+    fn progress(&self, _: u64, _: u64, _: &str) {}
+    fn cancelled(&self) -> bool {
+        crate::ui::stopped()
+    }
+}
+
+/// Drops what comes after the `left`-th acceptance.
+fn truncate_at_quota(judged: &mut Vec<Judged>, left: u64) {
+    let mut seen = 0;
+    let end = judged.iter().position(|j| {
+        seen += u64::from(j.record.accepted());
+        seen >= left
+    });
+    if let Some(end) = end {
+        judged.truncate(end + 1);
+    }
+}
+
+fn acceptance(accepted: u64, done: u64) -> String {
+    if done == 0 {
+        return String::new();
+    }
+    format!("{:.0} % accepted", 100.0 * accepted as f64 / done as f64)
+}
+
+fn record(index: u64, candidate: &Candidate, verdict: &Verdict) -> Record {
+    let file = |folder: &str| {
+        verdict
+            .accepted
+            .then(|| format!("{folder}/{}.png", candidate.id))
+    };
+    Record {
+        file_name: file("images"),
+        mask_file_name: file("masks"),
+        id: candidate.id.clone(),
+        index,
+        source: candidate.source.clone(),
+        variant: candidate.variant,
+        skipped: false,
+        seed: candidate.seed,
+        prompt: candidate.prompt.positive.to_string(),
+        negative: candidate.prompt.negative.to_string(),
+        tags: candidate.prompt.tags.iter().map(|t| t.to_string()).collect(),
+        score: verdict.score,
+        reason: verdict.reason.to_string(),
+        measures: to_json(&verdict.measures),
+        attributes: to_json(&candidate.attributes),
+    }
+}
+
+fn skipped_record(index: u64, skipped: Skipped) -> Record {
+    Record {
+        file_name: None,
+        mask_file_name: None,
+        id: skipped.id,
+        index,
+        source: skipped.source,
+        variant: skipped.variant,
+        skipped: true,
+        seed: 0,
+        prompt: String::new(),
+        negative: String::new(),
+        tags: Vec::new(),
+        score: 0.0,
+        reason: "the image has no lesion-free part of the size wanted".into(),
+        measures: Map::new(),
+        attributes: Map::new(),
+    }
+}
+
+/// Facts as a JSON object.
+pub fn to_json(attributes: &Attributes) -> Map<String, Value> {
+    attributes
+        .iter()
+        .map(|a| {
+            let value = match a.kind {
+                AttributeKind::Number => json!(a.number),
+                AttributeKind::Flag => json!(a.number != 0.0),
+                AttributeKind::Text => json!(a.text.as_str()),
+            };
+            (a.name.to_string(), value)
+        })
+        .collect()
+}

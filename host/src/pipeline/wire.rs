@@ -1,0 +1,166 @@
+//! From a manifest's table to a stage.
+
+use crate::{
+    failure::Failure,
+    manifest::{Document, Library, Manifest, StageTable},
+    registry::{Kind, Registry, Wanted},
+    ui::Ui,
+};
+use diffaug::{
+    BoxDataset, BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator, Context, Error,
+};
+use serde_json::Value;
+use std::path::PathBuf;
+
+/// Everything that building a stage needs to know.
+pub struct Wire<'a> {
+    /// What is on offer.
+    pub registry: &'a Registry,
+    /// Where errors are drawn.
+    pub document: &'a Document,
+    /// What was typed.
+    pub manifest: &'a Manifest,
+}
+
+/// The registry of a command: what is linked in, plugin folders, the manifest's libraries.
+pub fn registry(folders: &[PathBuf], libraries: &[Library], ui: Ui) -> Result<Registry, Failure> {
+    let mut all = folders.to_vec();
+    if let Some(path) = std::env::var_os("DIFFAUG_PLUGIN_PATH") {
+        all.extend(std::env::split_paths(&path).filter(|p| !p.as_os_str().is_empty()));
+    }
+    let wanted: Vec<Wanted> = libraries
+        .iter()
+        .map(|library| match library {
+            Library::Path(path) => Wanted {
+                path: path.clone(),
+                sha256: None,
+            },
+            Library::Pinned(pinned) => Wanted {
+                path: pinned.path.clone(),
+                sha256: Some(pinned.sha256.clone()),
+            },
+        })
+        .collect();
+    // The run folder's log wants `info` whatever the terminal shows.
+    Ok(Registry::new(&all, &wanted, ui.log_level().max(3))?)
+}
+
+impl Wire<'_> {
+    /// What stages are told about the run.
+    pub fn context(&self, seed: u64) -> Context {
+        Context {
+            device: self.manifest.device.as_str().into(),
+            seed,
+            max_pixels: u64::from(self.manifest.images.max_megapixels) * 1_000_000,
+        }
+    }
+
+    /// Builds the stage of table `at`.
+    ///
+    /// # Errors
+    /// With the caret at the table's `use` or at the option that is wrong.
+    pub fn build<S: Kind>(
+        &self,
+        at: &str,
+        table: &StageTable,
+        options: &Value,
+        seed: u64,
+    ) -> Result<S, Failure> {
+        let offer = self.find::<S>(at, table)?;
+        offer
+            .build(options, &self.context(seed))
+            .map_err(|error| self.place(at, table, error))
+    }
+
+    fn find<S: Kind>(
+        &self,
+        at: &str,
+        table: &StageTable,
+    ) -> Result<&crate::registry::Offer<S>, Failure> {
+        let found = self.registry.find::<S>(&table.name, &self.manifest.device);
+        found.map_err(|failure| {
+            let placed = self
+                .document
+                .failure(&format!("{at}.use"), failure.error);
+            Failure {
+                hint: failure.hint,
+                ..placed
+            }
+        })
+    }
+
+    /// Draws an error of the stage of table `at` where it belongs. Only options have a place: a
+    /// broken image is not the manifest's fault.
+    pub fn place(&self, at: &str, table: &StageTable, error: Error) -> Failure {
+        if error.field.is_empty() && error.kind != diffaug::ErrorKind::Config {
+            let kind = error.kind;
+            let mut error = error.context(format!("{at} `{}`", table.name));
+            error.kind = kind;
+            return error.into();
+        }
+        self.document.failure(at, error)
+    }
+
+    fn check<S: Kind>(&self, at: &str, table: &StageTable) -> Result<(), Failure> {
+        self.find::<S>(at, table)?
+            .check(&table.json())
+            .map_err(|error| self.place(at, table, error))
+    }
+
+    /// Checks that every stage exists and takes its options; builds nothing.
+    pub fn check_all(&self) -> Result<(), Failure> {
+        let m = self.manifest;
+        self.check::<BoxDataset>("dataset", &m.dataset)?;
+        self.check::<BoxPromptBank>("prompts", &m.prompts)?;
+        self.check::<BoxGenerator>("generator", &m.generator)?;
+        self.check::<BoxValidator>("validator", &m.validator)?;
+        self.check::<BoxSegmenter>("segmenter", &m.segmenter)?;
+        if let Some(table) = &m.evaluate.segmenter {
+            self.check::<BoxSegmenter>("evaluate.segmenter", table)?;
+        }
+        Ok(())
+    }
+
+    /// What the lock file says of the plugins.
+    pub fn plugins(&self) -> Result<Value, Failure> {
+        let m = self.manifest;
+        let mut all = serde_json::Map::new();
+        all.insert("dataset".into(), self.plugin::<BoxDataset>(&m.dataset)?);
+        all.insert("prompts".into(), self.plugin::<BoxPromptBank>(&m.prompts)?);
+        all.insert(
+            "generator".into(),
+            self.plugin::<BoxGenerator>(&m.generator)?,
+        );
+        all.insert(
+            "validator".into(),
+            self.plugin::<BoxValidator>(&m.validator)?,
+        );
+        all.insert(
+            "segmenter".into(),
+            self.plugin::<BoxSegmenter>(&m.segmenter)?,
+        );
+        all.insert(
+            "evaluate.segmenter".into(),
+            self.plugin::<BoxSegmenter>(m.downstream())?,
+        );
+        Ok(Value::Object(all))
+    }
+
+    fn plugin<S: Kind>(&self, table: &StageTable) -> Result<Value, Failure> {
+        let offer = self
+            .registry
+            .find::<S>(&table.name, &self.manifest.device)?;
+        let origin = match &offer.origin {
+            crate::registry::Origin::BuiltIn => Value::String("built in".into()),
+            crate::registry::Origin::Library { path, sha256 } => serde_json::json!({
+                "file": path.file_name().map(|n| n.to_string_lossy()),
+                "sha256": sha256,
+            }),
+        };
+        Ok(serde_json::json!({
+            "name": table.name,
+            "version": offer.entry.version.as_str(),
+            "origin": origin,
+        }))
+    }
+}

@@ -1,0 +1,328 @@
+//! Every stage on offer, linked in or loaded, and where it came from.
+//!
+//! The key is (kind, name, backend); two offers of one key are an error that names both places.
+
+use crate::{
+    failure::{Failure, listed, nearest},
+    load,
+};
+use diffaug::{
+    Backend, BoxDataset, BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator, Context, Entry,
+    Error, Result, ResultExt, abi, error::ErrorKind,
+};
+use sha2::{Digest, Sha256};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+/// Where an entry came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Linked into this binary.
+    BuiltIn,
+    /// Loaded from a file.
+    Library {
+        /// The file.
+        path: PathBuf,
+        /// Its SHA-256 in hex.
+        sha256: String,
+    },
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::BuiltIn => f.write_str("built in"),
+            Origin::Library { path, .. } => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// An entry and where it came from.
+pub struct Offer<S> {
+    /// What the plugin registered.
+    pub entry: Entry<S>,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// A kind of stage, so that the code below is written once for all five.
+pub trait Kind: Sized {
+    /// What it is called in `diffaug plugins` and in messages.
+    const NAME: &'static str;
+    /// Its table.
+    fn offers(registry: &Registry) -> &Vec<Offer<Self>>;
+}
+
+/// What is known of an entry whatever its kind.
+pub struct Listing<'a> {
+    /// `dataset`, `prompts`, `generator`, `segmenter` or `validator`.
+    pub kind: &'static str,
+    /// What a manifest calls it.
+    pub name: &'a str,
+    /// Version of the plugin's package.
+    pub version: &'a str,
+    /// One line of help.
+    pub summary: &'a str,
+    /// What it was compiled for.
+    pub backend: Backend,
+    /// Where it came from.
+    pub origin: &'a Origin,
+    /// JSON schema of the options.
+    pub schema: serde_json::Value,
+}
+
+/// A library that a manifest asks for.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// A path, or a bare file name to be searched for in the plugin folders.
+    pub path: PathBuf,
+    /// The SHA-256 that it must have, in hex.
+    pub sha256: Option<String>,
+}
+
+/// Every stage on offer.
+#[derive(Default)]
+pub struct Registry {
+    datasets: Vec<Offer<BoxDataset>>,
+    prompts: Vec<Offer<BoxPromptBank>>,
+    generators: Vec<Offer<BoxGenerator>>,
+    segmenters: Vec<Offer<BoxSegmenter>>,
+    validators: Vec<Offer<BoxValidator>>,
+    loaded: Vec<PathBuf>,
+}
+
+macro_rules! kinds {
+    ($($Boxed:ident $name:literal $field:ident;)+) => {
+        $(impl Kind for $Boxed {
+            const NAME: &'static str = $name;
+            fn offers(registry: &Registry) -> &Vec<Offer<Self>> {
+                &registry.$field
+            }
+        })+
+
+        impl Registry {
+            fn take(&mut self, module: Option<abi::Plugin_Ref>, origin: &Origin) -> Result<()> {
+                $(
+                    let entries = match &module {
+                        Some(module) => (module.$field())(),
+                        None => abi::$field(),
+                    };
+                    for entry in entries {
+                        add(&mut self.$field, entry, origin)?;
+                    }
+                )+
+                Ok(())
+            }
+
+            /// Every entry, sorted by kind and name.
+            pub fn list(&self) -> Vec<Listing<'_>> {
+                let mut all = Vec::new();
+                $(all.extend(self.$field.iter().map(listing));)+
+                all.sort_by_key(|l| (l.kind, l.name, l.backend));
+                all
+            }
+        }
+    };
+}
+
+kinds! {
+    BoxDataset "dataset" datasets;
+    BoxPromptBank "prompts" prompts;
+    BoxGenerator "generator" generators;
+    BoxSegmenter "segmenter" segmenters;
+    BoxValidator "validator" validators;
+}
+
+fn add<S: Kind>(table: &mut Vec<Offer<S>>, entry: Entry<S>, origin: &Origin) -> Result<()> {
+    let twin = table
+        .iter()
+        .find(|o| o.entry.name == entry.name && o.entry.backend == entry.backend);
+    if let Some(twin) = twin {
+        return Err(Error::config(format!(
+            "two plugins offer the {} `{}`: one is {}, the other {origin}",
+            S::NAME,
+            entry.name,
+            twin.origin
+        )));
+    }
+    table.push(Offer {
+        entry,
+        origin: origin.clone(),
+    });
+    Ok(())
+}
+
+fn listing<S: Kind>(offer: &Offer<S>) -> Listing<'_> {
+    let entry = &offer.entry;
+    Listing {
+        kind: S::NAME,
+        name: entry.name.as_str(),
+        version: entry.version.as_str(),
+        summary: entry.summary.as_str(),
+        backend: entry.backend,
+        origin: &offer.origin,
+        schema: serde_json::from_str(&(entry.schema)()).unwrap_or_default(),
+    }
+}
+
+impl Registry {
+    /// What is linked in, then every library of `folders`, then what the manifest wants.
+    pub fn new(folders: &[PathBuf], wanted: &[Wanted], log_level: u8) -> Result<Self> {
+        let mut registry = Registry::default();
+        registry.take(None, &Origin::BuiltIn)?;
+        for folder in folders {
+            for path in libraries_in(folder)? {
+                registry.load(&path, None, log_level)?;
+            }
+        }
+        for want in wanted {
+            let path = search(&want.path, folders)?;
+            registry.load(&path, want.sha256.as_deref(), log_level)?;
+        }
+        Ok(registry)
+    }
+
+    fn load(&mut self, path: &Path, pinned: Option<&str>, log_level: u8) -> Result<()> {
+        let real = std::fs::canonicalize(path).or_error(ErrorKind::Data, || {
+            format!("cannot open plugin library `{}`", path.display())
+        })?;
+        let sha256 = hash_file(&real)?;
+        if let Some(pinned) = pinned.filter(|p| !p.eq_ignore_ascii_case(&sha256)) {
+            return Err(Error::data(format!(
+                "`{}` has the sha256 {sha256}, but the manifest pins {pinned}: it is not loaded",
+                path.display()
+            )));
+        }
+        if self.loaded.contains(&real) {
+            return Ok(());
+        }
+        let module = load::open(path, log_level)?;
+        let origin = Origin::Library {
+            path: path.to_owned(),
+            sha256,
+        };
+        self.take(Some(module), &origin)?;
+        self.loaded.push(real);
+        Ok(())
+    }
+
+    /// The offer of that name that suits `device` best.
+    ///
+    /// # Errors
+    /// When there is none; the message says what there is.
+    pub fn find<S: Kind>(&self, name: &str, device: &str) -> Result<&Offer<S>, Failure> {
+        let wanted = match device.split(':').next() {
+            Some("cuda") => Backend::Cuda,
+            Some("metal") => Backend::Metal,
+            _ => Backend::Cpu,
+        };
+        let table = S::offers(self);
+        let matching = table.iter().filter(|o| o.entry.name.as_str() == name);
+        matching
+            .max_by_key(|o| (o.entry.backend == wanted, o.entry.backend == Backend::Cpu))
+            .ok_or_else(|| self.unknown::<S>(name))
+    }
+
+    fn unknown<S: Kind>(&self, name: &str) -> Failure {
+        let mut names: Vec<&str> = S::offers(self)
+            .iter()
+            .map(|o| o.entry.name.as_str())
+            .collect();
+        names.sort_unstable();
+        let offered = match names.as_slice() {
+            [] => "none is there; libraries are searched in --plugin-dir and DIFFAUG_PLUGIN_PATH"
+                .to_owned(),
+            names => format!("there are {}", listed(names.iter().copied())),
+        };
+        let kind = S::NAME;
+        let listing = self.list();
+        let message = match listing.iter().find(|l| l.name == name) {
+            Some(other) => format!(
+                "`{name}` is a {}, not a {kind}; {offered}",
+                other.kind
+            ),
+            None => format!("no {kind} is called `{name}`; {offered}"),
+        };
+        let failure = Failure::from(Error::config(message));
+        match nearest(name, names) {
+            Some(near) => failure.hint(format!("did you mean `{near}`?")),
+            None => failure,
+        }
+    }
+}
+
+impl<S: Kind> Offer<S> {
+    /// Parses and validates options without building anything.
+    pub fn check(&self, options: &serde_json::Value) -> Result<()> {
+        let json = options.to_string();
+        (self.entry.check)(json.as_str().into()).into_result()
+    }
+
+    /// Builds the stage.
+    pub fn build(&self, options: &serde_json::Value, context: &Context) -> Result<S> {
+        let json = options.to_string();
+        (self.entry.build)(json.as_str().into(), context).into_result()
+    }
+}
+
+/// SHA-256 of a file, in hex.
+pub fn hash_file(path: &Path) -> Result<String> {
+    let failed = || format!("cannot read `{}`", path.display());
+    let mut file = std::fs::File::open(path).or_error(ErrorKind::Data, failed)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let n = std::io::Read::read(&mut file, &mut buffer).or_error(ErrorKind::Data, failed)?;
+        if n == 0 {
+            return Ok(hex(&hash.finalize()));
+        }
+        hash.update(&buffer[..n]);
+    }
+}
+
+/// Bytes as lower-case hexadecimal text.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn libraries_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let failed = || format!("cannot read plugin folder `{}`", folder.display());
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).or_error(ErrorKind::Data, failed)? {
+        let path = entry.or_error(ErrorKind::Data, failed)?.path();
+        let extension = path.extension().and_then(|e| e.to_str());
+        if extension == Some(std::env::consts::DLL_EXTENSION) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// A bare file name is searched for in `folders`; anything else is a path as it stands.
+fn search(path: &Path, folders: &[PathBuf]) -> Result<PathBuf> {
+    let bare = path.components().count() == 1 && !path.is_absolute();
+    if !bare {
+        return Ok(path.to_owned());
+    }
+    let found = folders.iter().map(|f| f.join(path)).find(|p| p.is_file());
+    found.ok_or_else(|| {
+        let places = match folders {
+            [] => "no folder is given by --plugin-dir or DIFFAUG_PLUGIN_PATH".to_owned(),
+            some => format!(
+                "it is not in {}",
+                some.iter()
+                    .map(|f| format!("`{}`", f.display()))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ),
+        };
+        Error::data(format!(
+            "plugin library `{}` was not found: {places} (write `./{}` for the current folder)",
+            path.display(),
+            path.display()
+        ))
+    })
+}
