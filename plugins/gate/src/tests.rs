@@ -1,0 +1,145 @@
+//! The validators against a segmenter whose answers are known.
+
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use diffaug::{ErrorKind, Silent, with_reporter};
+
+/// Answers every image with the same mask.
+struct Says {
+    mask: Mask,
+    classes: Vec<Class>,
+}
+
+impl Segmenter for Says {
+    fn classes(&self) -> Result<RVec<Class>> {
+        Ok(self.classes.clone().into())
+    }
+    fn segment(
+        &self,
+        images: RSlice<'_, ImageRef<'_>>,
+        _: &Reporter<'_>,
+    ) -> Result<RVec<Segmentation>> {
+        let answer = |_| Segmentation {
+            mask: self.mask.clone(),
+            probability: RVec::new(),
+        };
+        Ok(images.iter().map(answer).collect())
+    }
+}
+
+fn class(label: u8, name: &str) -> Class {
+    Class {
+        label,
+        name: name.into(),
+        target: true,
+    }
+}
+
+fn row(labels: &[u8]) -> Mask {
+    Mask::new(labels.len() as u32, 1, labels.to_vec()).unwrap()
+}
+
+fn judge(options: IouOptions, wanted: &[u8], found: &[u8], classes: Vec<Class>) -> Result<Verdict> {
+    let image = Image::new(wanted.len() as u32, 1, vec![0; 3 * wanted.len()])?;
+    let wanted = row(wanted);
+    let segmenter = BoxSegmenter::new(Says {
+        mask: row(found),
+        classes,
+    });
+    let candidates = [Candidate {
+        id: "c-1".into(),
+        image: image.view(),
+        mask: wanted.view(),
+    }];
+    let verdicts = with_reporter(&Silent, |reporter| {
+        Iou(options).judge((&candidates[..]).into(), &segmenter, reporter)
+    })?;
+    Ok(verdicts[0].clone())
+}
+
+fn polyp(threshold: f64, wanted: &[u8], found: &[u8]) -> Result<Verdict> {
+    let options = IouOptions {
+        threshold,
+        classes: None,
+    };
+    judge(options, wanted, found, vec![class(1, "polyp")])
+}
+
+#[test]
+fn the_threshold_itself_does_not_pass() {
+    // Intersection 1, union 2.
+    let (wanted, found) = ([1, 1, 0, 0], [1, 0, 0, 0]);
+    let below = polyp(0.5, &wanted, &found).unwrap();
+    assert_eq!((below.accepted, below.score), (false, 0.5));
+    assert_eq!(below.reason, "IoU 0.50 is not above 0.50");
+    let above = polyp(0.49, &wanted, &found).unwrap();
+    assert!(above.accepted && above.reason.is_empty());
+    assert_eq!(above.measures.number("dice"), Some(2.0 / 3.0));
+    assert_eq!(above.measures.number("area"), Some(0.25));
+}
+
+#[test]
+fn the_worst_class_decides() {
+    let classes = vec![class(1, "rim"), class(2, "cup")];
+    let options = IouOptions::default();
+    let verdict = judge(options, &[1, 1, 2, 2], &[1, 1, 2, 0], classes.clone()).unwrap();
+    assert_eq!((verdict.accepted, verdict.score), (false, 0.5));
+    assert_eq!(verdict.reason, "IoU 0.50 of label 2 is not above 0.70");
+    let rim = IouOptions {
+        classes: Some(vec![1]),
+        ..IouOptions::default()
+    };
+    assert!(judge(rim, &[1, 1, 2, 2], &[1, 1, 2, 0], classes).unwrap().accepted);
+}
+
+#[test]
+fn comparisons_without_sense_are_refused() {
+    let message = |result: Result<Verdict>| result.unwrap_err().to_string();
+    assert_eq!(
+        message(polyp(0.7, &[0, 0], &[0, 0])),
+        "candidate `c-1`: the wanted mask is empty, so there is nothing to compare"
+    );
+    assert_eq!(
+        message(polyp(0.7, &[2, 0], &[1, 0])),
+        "candidate `c-1`: label 2 is to be compared, but the segmenter finds 1 (`polyp`)"
+    );
+    let error = polyp(0.7, &[1, 0], &[1, 0, 0]).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Internal);
+    assert_eq!(
+        error.to_string(),
+        "candidate `c-1`: the segmenter answered 3x1 for an image of 2x1"
+    );
+}
+
+#[test]
+fn options_are_checked() {
+    for threshold in [-0.1, 1.0, f64::NAN] {
+        let options = IouOptions {
+            threshold,
+            classes: None,
+        };
+        assert_eq!(Iou::validate(&options).unwrap_err().field, "threshold");
+    }
+    let options = IouOptions {
+        threshold: 0.7,
+        classes: Some(vec![0]),
+    };
+    assert_eq!(Iou::validate(&options).unwrap_err().field, "classes");
+}
+
+#[test]
+fn accept_all_accepts_without_a_segmenter() {
+    assert!(!AcceptAll.needs_segmenter().unwrap());
+    let (image, mask) = (Image::new(1, 1, vec![0; 3]).unwrap(), row(&[1]));
+    let candidates = [Candidate {
+        id: "c".into(),
+        image: image.view(),
+        mask: mask.view(),
+    }];
+    let nobody = BoxSegmenter::new(diffaug::NoSegmenter);
+    let verdicts = with_reporter(&Silent, |reporter| {
+        AcceptAll.judge((&candidates[..]).into(), &nobody, reporter)
+    });
+    assert!(verdicts.unwrap()[0].accepted);
+}
