@@ -669,7 +669,10 @@ mod tests {
         let drawn = split(&info(&[]), &plain(10), &SplitOptions::default()).unwrap();
         assert_eq!(drawn.name, "random");
         assert_eq!(drawn.test, ["5", "6"]);
-        assert_eq!(drawn.sha256(), "d5b247a4d1ace57dde2d5f276bdcaf4f454243820a9fbe3cd76ace34f5e453cb");
+        assert_eq!(
+            drawn.sha256(),
+            "d5b247a4d1ace57dde2d5f276bdcaf4f454243820a9fbe3cd76ace34f5e453cb"
+        );
     }
 
     #[test]
