@@ -7,7 +7,12 @@ use std::path::PathBuf;
 /// Paints synthetic lesions into medical images, keeps those that a segmenter confirms, trains
 /// segmenters with them and scores the result.
 #[derive(Parser, Debug)]
-#[command(name = "diffaug", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(
+    name = "diffaug",
+    version,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -34,7 +39,13 @@ pub struct Global {
     pub json: bool,
 
     /// When to use colours.
-    #[arg(long, global = true, value_enum, default_value = "auto", value_name = "WHEN")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value = "auto",
+        value_name = "WHEN"
+    )]
     pub color: Color,
 
     /// Where to compute, in place of the manifest's `device`: cpu, cuda, cuda:N, metal.

@@ -26,7 +26,9 @@ use std::{mem::ManuallyDrop, path::Path};
 pub fn open(path: &Path, log_level: u8) -> Result<Plugin_Ref> {
     let shown = path.display();
     if !path.is_file() {
-        return Err(Error::data(format!("plugin library `{shown}` does not exist")));
+        return Err(Error::data(format!(
+            "plugin library `{shown}` does not exist"
+        )));
     }
     // SAFETY: the library's initialisers run here. That is what loading a plugin means: the user
     // named this file, and CONTRIBUTING says that a plugin is trusted like the program itself.
@@ -36,11 +38,12 @@ pub fn open(path: &Path, log_level: u8) -> Result<Plugin_Ref> {
     let library = ManuallyDrop::new(library);
     // SAFETY: a symbol of this name is abi_stable's `AbiHeaderRef` by that crate's convention; the
     // header itself carries the magic string and version that `upgrade` checks below.
-    let header = unsafe { library.get::<AbiHeaderRef>(ROOT_MODULE_LOADER_NAME_WITH_NUL.as_bytes()) }
-        .map(|symbol| *symbol)
-        .map_err(|_| {
-            Error::data(format!("`{shown}` is a library, but not a diffaug plugin"))
-        })?;
+    let header =
+        unsafe { library.get::<AbiHeaderRef>(ROOT_MODULE_LOADER_NAME_WITH_NUL.as_bytes()) }
+            .map(|symbol| *symbol)
+            .map_err(|_| {
+                Error::data(format!("`{shown}` is a library, but not a diffaug plugin"))
+            })?;
     let header = header.upgrade().map_err(|error| {
         tracing::debug!("{error}");
         Error::data(format!(

@@ -48,7 +48,10 @@ pub fn start(ui: &Ui) {
         .with_writer(|| RunLog)
         .with_filter(LevelFilter::INFO);
     // Fails only when a subscriber is there already, which then does the work.
-    let _ = tracing_subscriber::registry().with(talk).with(file).try_init();
+    let _ = tracing_subscriber::registry()
+        .with(talk)
+        .with(file)
+        .try_init();
     // A plugin's panic is caught and reported as an error; its text must not appear twice.
     std::panic::set_hook(Box::new(|info| tracing::debug!("panic: {info}")));
 }

@@ -239,10 +239,7 @@ impl Registry {
         let kind = S::NAME;
         let listing = self.list();
         let message = match listing.iter().find(|l| l.name == name) {
-            Some(other) => format!(
-                "`{name}` is a {}, not a {kind}; {offered}",
-                other.kind
-            ),
+            Some(other) => format!("`{name}` is a {}, not a {kind}; {offered}", other.kind),
             None => format!("no {kind} is called `{name}`; {offered}"),
         };
         let failure = Failure::from(Error::config(message));

@@ -21,9 +21,7 @@ pub fn check(args: &ManifestArgs, data: bool, global: &Global, ui: Ui) -> Result
     let mut result = json!({ "manifest": document.name(), "valid": true });
     if data {
         let ([train, validation, test], name) = inspect(&manifest, &document, &registry)?;
-        text += &format!(
-            "; {name}: {train} to train, {validation} to validate, {test} to test"
-        );
+        text += &format!("; {name}: {train} to train, {validation} to validate, {test} to test");
         result["dataset"] = json!(name);
         result["train"] = json!(train);
         result["validation"] = json!(validation);

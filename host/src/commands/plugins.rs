@@ -25,7 +25,10 @@ pub fn plugins(
     if let Some(kind) = kind
         && !KINDS.contains(&kind)
     {
-        let message = format!("no kind of stage is called `{kind}`; there are {}", listed(KINDS));
+        let message = format!(
+            "no kind of stage is called `{kind}`; there are {}",
+            listed(KINDS)
+        );
         let failure = Failure::from(Error::config(message));
         return Err(match nearest(kind, KINDS) {
             Some(near) => failure.hint(format!("did you mean `{near}`?")),
@@ -101,7 +104,11 @@ fn backend(backend: Backend) -> &'static str {
 fn one(registry: &Registry, kind: &str, name: &str, ui: Ui) -> Result<(), Failure> {
     let all = registry.list();
     let Some(listing) = all.iter().find(|l| l.kind == kind && l.name == name) else {
-        let names: Vec<&str> = all.iter().filter(|l| l.kind == kind).map(|l| l.name).collect();
+        let names: Vec<&str> = all
+            .iter()
+            .filter(|l| l.kind == kind)
+            .map(|l| l.name)
+            .collect();
         let offered = listed(names.iter().copied());
         let message = format!("no {kind} is called `{name}`; there are {offered}");
         let failure = Failure::from(Error::config(message));
@@ -162,7 +169,10 @@ fn type_name(property: &Value) -> String {
         Value::String(name) => name.clone(),
         Value::Array(names) => {
             let names = names.iter().filter_map(Value::as_str);
-            names.filter(|n| *n != "null").collect::<Vec<_>>().join(" | ")
+            names
+                .filter(|n| *n != "null")
+                .collect::<Vec<_>>()
+                .join(" | ")
         }
         _ => "any".into(),
     }

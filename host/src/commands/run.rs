@@ -67,7 +67,11 @@ fn scores(outcome: &Outcome, result: &Value) -> String {
             for name in ["dice", "iou", "sensitivity", "fnr", "specificity"] {
                 row.push(cell(&arm.mean, &arm.std, name));
             }
-            row.push(arm.dataset_level.get("dice").map_or("-".into(), |d| format!("{d:.3}")));
+            row.push(
+                arm.dataset_level
+                    .get("dice")
+                    .map_or("-".into(), |d| format!("{d:.3}")),
+            );
             row
         })
         .collect();
@@ -108,7 +112,10 @@ fn groups(outcome: &Outcome) -> String {
         .map(|(name, group)| {
             let mut row = vec![name.clone(), group.images.to_string()];
             for arm in &outcome.arms {
-                let dice = arm.groups.get(name).and_then(|g| g.per_image_mean.get("dice"));
+                let dice = arm
+                    .groups
+                    .get(name)
+                    .and_then(|g| g.per_image_mean.get("dice"));
                 row.push(dice.map_or("-".into(), |d| format!("{d:.3}")));
             }
             row

@@ -59,8 +59,9 @@ impl Document {
 
     fn add_file(&mut self, file: &Path, chain: &mut Vec<PathBuf>) -> Result<(), Failure> {
         let shown = file.display();
-        let text = std::fs::read_to_string(file)
-            .or_error(ErrorKind::Data, || format!("cannot read manifest `{shown}`"))?;
+        let text = std::fs::read_to_string(file).or_error(ErrorKind::Data, || {
+            format!("cannot read manifest `{shown}`")
+        })?;
         let real = std::fs::canonicalize(file)?;
         if chain.contains(&real) {
             return Err(Error::config(format!(
@@ -104,10 +105,9 @@ impl Document {
 
     fn add_override(&mut self, text: &str) -> Result<(), Failure> {
         let Some((path, value)) = text.split_once('=') else {
-            return Err(Error::config(format!(
-                "`--set {text}` needs the form `key.key=value`"
-            ))
-            .into());
+            return Err(
+                Error::config(format!("`--set {text}` needs the form `key.key=value`")).into(),
+            );
         };
         let (path, value) = (path.trim(), value.trim());
         if path.is_empty() || path.split('.').any(|part| part.trim().is_empty()) {

@@ -8,11 +8,7 @@ mod document;
 pub use document::{Document, parse_value};
 
 use crate::failure::Failure;
-use diffaug::{
-    Error,
-    augment::AugmentOptions,
-    split::SplitOptions,
-};
+use diffaug::{Error, augment::AugmentOptions, split::SplitOptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -269,7 +265,11 @@ impl Manifest {
             let message = document::one_of("device", ["cpu", "cuda", "cuda:N", "metal"]);
             return Err(Error::config(message).at("device"));
         }
-        if self.images.size.is_some_and(|side| !(16..=8192).contains(&side)) {
+        if self
+            .images
+            .size
+            .is_some_and(|side| !(16..=8192).contains(&side))
+        {
             return wrong("images.size", "must be from 16 to 8192");
         }
         if self.images.max_megapixels == 0 {

@@ -119,10 +119,7 @@ impl<'a> Candidates<'a> {
     /// When a file cannot be read or the bank has no prompt.
     pub fn get(&self, index: u64, bank: &BoxPromptBank) -> Result<Result<Candidate, Skipped>> {
         let backgrounds = self.backgrounds() as u64;
-        let (source, variant) = (
-            (index % backgrounds) as usize,
-            (index / backgrounds) as u32,
-        );
+        let (source, variant) = ((index % backgrounds) as usize, (index / backgrounds) as u32);
         let name = self.name(source)?;
         let id = format!("{}-{variant}", file_stem(&name));
         let Some(scene) = self.scene(source, &name, variant)? else {
@@ -239,11 +236,8 @@ impl<'a> Candidates<'a> {
             .collect();
         let donor = others[rng.random_range(0..others.len())];
         let donor = self.train.sample(donor)?;
-        let mask = diffaug::image::resize_mask(
-            donor.mask.view(),
-            background.width(),
-            background.height(),
-        );
+        let mask =
+            diffaug::image::resize_mask(donor.mask.view(), background.width(), background.height());
         let label = moved(&mask, rng)?;
         // Words such as the morphology stay true of the shape; measurements are taken anew.
         let mut attributes = donor.attributes;
@@ -364,12 +358,13 @@ fn file_stem(id: &str) -> String {
     if !id.is_empty() && id.chars().all(fits) && !id.starts_with('.') {
         return id.to_owned();
     }
-    let safe: String = id
-        .chars()
-        .map(|c| if fits(c) { c } else { '_' })
-        .collect();
+    let safe: String = id.chars().map(|c| if fits(c) { c } else { '_' }).collect();
     let hash = Sha256::digest(id.as_bytes());
-    format!("{}-{}", safe.trim_start_matches('.'), crate::registry::hex(&hash[..4]))
+    format!(
+        "{}-{}",
+        safe.trim_start_matches('.'),
+        crate::registry::hex(&hash[..4])
+    )
 }
 
 /// The finished images as a dataset, to be joined with the real ones.

@@ -163,7 +163,8 @@ impl Evaluation<'_> {
             fit: trained,
             report: scoring::report(&scored),
         };
-        self.store.write_json(format!("{name}/scores.json"), &done)?;
+        self.store
+            .write_json(format!("{name}/scores.json"), &done)?;
         Ok(done)
     }
 

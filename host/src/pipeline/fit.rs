@@ -58,7 +58,9 @@ pub fn fit(
     };
     store.write_json(marker, &fit)?;
     if let Some(fit) = &fit {
-        let score = fit.score.map_or_else(String::new, |s| format!(", {} {s:.3}", fit.metric));
+        let score = fit
+            .score
+            .map_or_else(String::new, |s| format!(", {} {s:.3}", fit.metric));
         let steps = fit.steps;
         bar.finish(&format!("{steps} steps{score}"));
         let seconds = start.elapsed().as_secs_f64();

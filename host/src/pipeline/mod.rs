@@ -120,7 +120,11 @@ pub fn run(
     let data = open_data(&wire)?;
     let (store, log) = Store::open(&manifest.output())?;
     crate::logging::to_file(log);
-    tracing::info!(name = manifest.name, version = env!("CARGO_PKG_VERSION"), "run");
+    tracing::info!(
+        name = manifest.name,
+        version = env!("CARGO_PKG_VERSION"),
+        "run"
+    );
     let run = Run {
         wire,
         store,
@@ -271,7 +275,9 @@ impl Run<'_> {
             return Ok((bank, generator, None));
         }
         let options = m.generator.with_weights(&out);
-        let generator = self.wire.build("generator", &m.generator, &options, m.seed)?;
+        let generator = self
+            .wire
+            .build("generator", &m.generator, &options, m.seed)?;
         Ok((bank, generator, fitted))
     }
 

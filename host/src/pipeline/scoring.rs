@@ -144,7 +144,8 @@ fn groups(all: &[Scored]) -> BTreeMap<String, Vec<&Scored>> {
             let group = match attribute.kind {
                 AttributeKind::Flag if attribute.number != 0.0 => name.to_string(),
                 AttributeKind::Text
-                    if (2..=MOST_GROUPS).contains(&words.get(name.as_str()).map_or(0, |w| w.len())) =>
+                    if (2..=MOST_GROUPS)
+                        .contains(&words.get(name.as_str()).map_or(0, |w| w.len())) =>
                 {
                     format!("{name} = {}", attribute.text)
                 }
@@ -232,11 +233,19 @@ mod tests {
             .collect();
         let report = report(&all);
         let names: Vec<&str> = report.groups.keys().map(String::as_str).collect();
-        assert_eq!(names, ["morphology = flat", "morphology = sessile", "small"]);
+        assert_eq!(
+            names,
+            ["morphology = flat", "morphology = sessile", "small"]
+        );
         assert_eq!(report.groups["small"].images, 1);
-        let flat = report.groups["morphology = flat"].per_image_mean.get("dice");
+        let flat = report.groups["morphology = flat"]
+            .per_image_mean
+            .get("dice");
         assert!((flat.unwrap() - (4.0 + 2.0 / 3.0) / 5.0).abs() < 1e-12);
         let text = csv(&all).unwrap();
-        assert!(text.lines().nth(1).unwrap().starts_with("\"a,1\",0.666"), "{text}");
+        assert!(
+            text.lines().nth(1).unwrap().starts_with("\"a,1\",0.666"),
+            "{text}"
+        );
     }
 }

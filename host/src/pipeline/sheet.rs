@@ -11,10 +11,16 @@ use diffaug::{
     image::{resize_image, resize_mask, save_image},
 };
 
-/// Rows of accepted and of rejected candidates.
-const ROWS: (usize, usize) = (5, 3);
+/// How many accepted and how many rejected candidates are shown.
+const SHOWN: (usize, usize) = (6, 4);
+/// Candidates beside each other.
+const COLUMNS: u32 = 2;
+/// Tiles of a candidate.
+const TILES: u32 = 4;
 /// Side of a tile in pixels.
-const TILE: u32 = 192;
+const TILE: u32 = 160;
+/// Between candidates beside each other.
+const GAP: u32 = 16;
 /// Width of the frame around a tile.
 const FRAME: u32 = 4;
 
@@ -24,7 +30,7 @@ const ACCEPTED: [u8; 3] = [40, 170, 80];
 const REJECTED: [u8; 3] = [210, 50, 50];
 const PLAIN: [u8; 3] = [32, 32, 32];
 
-/// Draws `contact-sheet.png`; columns: background, wanted mask, painted image, verdict (wanted mask
+/// Draws `contact-sheet.png`; tiles of a candidate: background, wanted mask, painted image, verdict (wanted mask
 /// and what the segmenter found, framed green when accepted, red when not).
 ///
 /// The candidates are painted again, which gives the same images as before.
@@ -44,21 +50,24 @@ pub fn draw(
             .filter(move |r| r.painted() && r.accepted() == accepted);
         chosen.take(count).map(|r| r.index)
     };
-    let rows: Vec<u64> = pick(true, ROWS.0).chain(pick(false, ROWS.1)).collect();
-    if rows.is_empty() {
+    let shown: Vec<u64> = pick(true, SHOWN.0).chain(pick(false, SHOWN.1)).collect();
+    if shown.is_empty() {
         return Ok(());
     }
-    let (width, height) = (4 * TILE, rows.len() as u32 * TILE);
+    let stride = TILES * TILE + GAP;
+    let width = COLUMNS * stride - GAP;
+    let height = (shown.len() as u32).div_ceil(COLUMNS) * TILE;
     let mut sheet = Image::new(width, height, vec![255; (width * height * 3) as usize])?;
-    for (row, index) in rows.into_iter().enumerate() {
+    for (place, index) in (0..).zip(shown) {
         let Ok(candidate) = candidates.get(index, &stages.bank)? else {
             continue;
         };
         let (images, verdicts) = paint_and_judge(&[&candidate], stages)?;
         let found = found(&images[0], stages, targets)?;
         let tiles = tiles(&candidate, &images[0], found.as_ref(), verdicts[0].accepted)?;
-        for (column, tile) in tiles.iter().enumerate() {
-            put(&mut sheet, tile, column as u32 * TILE, row as u32 * TILE);
+        let (left, top) = (place % COLUMNS * stride, place / COLUMNS * TILE);
+        for (column, tile) in (0..).zip(&tiles) {
+            put(&mut sheet, tile, left + column * TILE, top);
         }
     }
     save_image(sheet.view(), &store.path("contact-sheet.png"))
@@ -103,7 +112,10 @@ fn tiles(
 }
 
 fn white(mask: &Mask) -> Result<Image> {
-    let pixels = mask.labels().iter().flat_map(|&l| [255 * u8::from(l != 0); 3]);
+    let pixels = mask
+        .labels()
+        .iter()
+        .flat_map(|&l| [255 * u8::from(l != 0); 3]);
     Image::new(mask.width(), mask.height(), pixels.collect())
 }
 

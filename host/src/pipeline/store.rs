@@ -31,8 +31,9 @@ impl Store {
     /// When it cannot be made or another process works in it.
     pub fn open(root: &Path) -> Result<(Self, File)> {
         let shown = root.display();
-        fs::create_dir_all(root)
-            .or_error(ErrorKind::Data, || format!("cannot make run folder `{shown}`"))?;
+        fs::create_dir_all(root).or_error(ErrorKind::Data, || {
+            format!("cannot make run folder `{shown}`")
+        })?;
         let path = root.join("log.jsonl");
         let log = File::options()
             .create(true)
@@ -119,7 +120,9 @@ fn difference(path: &str, old: &Value, new: &Value) -> Option<(String, String, S
         return None;
     }
     if let (Value::Object(old), Value::Object(new)) = (old, new) {
-        let keys = old.keys().chain(new.keys().filter(|k| !old.contains_key(*k)));
+        let keys = old
+            .keys()
+            .chain(new.keys().filter(|k| !old.contains_key(*k)));
         for key in keys {
             let below = if path.is_empty() {
                 key.clone()
@@ -151,7 +154,9 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
         .tempfile_in(folder)
         .or_error(ErrorKind::Data, failed)?;
     file.write_all(bytes).or_error(ErrorKind::Data, failed)?;
-    file.as_file().sync_data().or_error(ErrorKind::Data, failed)?;
+    file.as_file()
+        .sync_data()
+        .or_error(ErrorKind::Data, failed)?;
     file.persist(path)
         .map_err(|e| e.error)
         .or_error(ErrorKind::Data, failed)?;

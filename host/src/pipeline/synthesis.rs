@@ -419,8 +419,9 @@ impl Synthesis<'_> {
             return Ok(None);
         }
         let labels = self.info.classes.iter();
-        let mut rule: BTreeMap<u8, u8> =
-            labels.map(|c| (grey(c.label, self.info), c.label)).collect();
+        let mut rule: BTreeMap<u8, u8> = labels
+            .map(|c| (grey(c.label, self.info), c.label))
+            .collect();
         rule.insert(0, 0);
         let rule = MaskRule::Values(rule);
         super::candidates::as_dataset(self.info.clone(), pairs, rule, max_pixels).map(Some)
@@ -558,7 +559,12 @@ fn record(index: u64, candidate: &Candidate, verdict: &Verdict) -> Record {
         seed: candidate.seed,
         prompt: candidate.prompt.positive.to_string(),
         negative: candidate.prompt.negative.to_string(),
-        tags: candidate.prompt.tags.iter().map(|t| t.to_string()).collect(),
+        tags: candidate
+            .prompt
+            .tags
+            .iter()
+            .map(|t| t.to_string())
+            .collect(),
         score: verdict.score,
         reason: verdict.reason.to_string(),
         measures: to_json(&verdict.measures),

@@ -79,9 +79,7 @@ impl Wire<'_> {
     ) -> Result<&crate::registry::Offer<S>, Failure> {
         let found = self.registry.find::<S>(&table.name, &self.manifest.device);
         found.map_err(|failure| {
-            let placed = self
-                .document
-                .failure(&format!("{at}.use"), failure.error);
+            let placed = self.document.failure(&format!("{at}.use"), failure.error);
             Failure {
                 hint: failure.hint,
                 ..placed
