@@ -6,7 +6,7 @@
 use crate::manifest::Manifest;
 use diffaug::{
     BoxDataset, Dataset, DatasetInfo, Item, Result, Sample,
-    augment::Augmented,
+    augment::{AugmentOptions, Augmented},
     split::{Split, split},
     view::{Concat, Prepared, Shared, Subset},
 };
@@ -91,6 +91,16 @@ impl Data {
         let joined: Shared = Arc::new(Concat::new(parts)?);
         let augmented = Augmented::new(joined, manifest.augment.clone(), seed)?;
         Ok(BoxDataset::new(augmented))
+    }
+
+    /// What a generator learns from: the real training samples without end, but as they are, for it
+    /// must paint what is there and not what augmentation made of it.
+    pub fn unaugmented(&self) -> Result<BoxDataset> {
+        let options = AugmentOptions {
+            enabled: false,
+            ..AugmentOptions::default()
+        };
+        Ok(BoxDataset::new(Augmented::new(self.train()?, options, 0)?))
     }
 
     /// SHA-256 over ids, images and masks as the run works with them, so that a resumed run notices

@@ -262,7 +262,7 @@ impl Run<'_> {
         if m.generator.given_weights().is_some() {
             return Ok((bank, generator, None));
         }
-        let training = self.data.train().map(BoxDataset::new)?;
+        let training = self.data.unaugmented()?;
         let validation = self.data.validation()?;
         let out = self.store.path("generator");
         let label = format!("fitting generator {}", m.generator.name);

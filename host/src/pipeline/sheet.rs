@@ -141,9 +141,9 @@ fn outline(image: &mut Image, mask: &Mask, color: [u8; 3]) {
     let on = |x: usize, y: usize| mask.labels()[y * width + x] != 0;
     for y in 0..height {
         for x in 0..width {
-            let inside = x > 0 && y > 0 && x + 1 < width && y + 1 < height;
-            let edge = !inside || !(on(x - 1, y) && on(x + 1, y) && on(x, y - 1) && on(x, y + 1));
-            if on(x, y) && edge {
+            let inner = (x > 0 && y > 0 && x + 1 < width && y + 1 < height)
+                && (on(x - 1, y) && on(x + 1, y) && on(x, y - 1) && on(x, y + 1));
+            if on(x, y) && !inner {
                 let at = 3 * (y * width + x);
                 image.bytes_mut()[at..at + 3].copy_from_slice(&color);
             }
