@@ -1,6 +1,7 @@
 //! Trains segmenters with and without the synthetic images and scores them on the test part.
 
 use super::{
+    clock,
     data::Data,
     fit::{Fit, fit},
     scoring::{self, Figures, GroupReport, Report, Scored},
@@ -184,7 +185,7 @@ impl Evaluation<'_> {
             let samples: Vec<Sample> = (start..end)
                 .map(|index| self.test_sample(&test, index, native))
                 .collect::<Result<_>>()?;
-            let found = segment(segmenter, &samples)?;
+            let found = clock::stage(|| segment(segmenter, &samples))?;
             for (sample, found) in samples.into_iter().zip(found) {
                 scored.push(scoring::score(
                     &sample.id,

@@ -1,6 +1,6 @@
 //! One training of one stage, done once for a run folder.
 
-use super::store::Store;
+use super::{clock, store::Store};
 use crate::ui::{Ui, human};
 use diffaug::{ErrorKind, FitReport, Reporter, Result, with_reporter};
 use serde::{Deserialize, Serialize};
@@ -51,7 +51,7 @@ pub fn fit(
     }
     let start = Instant::now();
     let bar = ui.bar(label);
-    let fit = match with_reporter(&bar, work) {
+    let fit = match clock::stage(|| with_reporter(&bar, work)) {
         Ok(report) => Some(Fit::from(report)),
         Err(error) if error.kind == ErrorKind::Unsupported => None,
         Err(error) => return Err(error),

@@ -5,6 +5,7 @@
 //! Each step leaves a file in the run folder and is not repeated when the run is started again.
 
 mod candidates;
+mod clock;
 mod data;
 mod evaluate;
 mod fit;
@@ -131,8 +132,15 @@ pub fn run(
         data,
         ui,
     };
+    let start = std::time::Instant::now();
     run.lock()?;
-    run.go(goal)
+    let outcome = run.go(goal)?;
+    tracing::info!(
+        seconds = start.elapsed().as_secs_f64(),
+        seconds_in_stages = clock::in_stages().as_secs_f64(),
+        "done"
+    );
+    Ok(outcome)
 }
 
 impl Run<'_> {
@@ -144,15 +152,14 @@ impl Run<'_> {
     fn lock(&self) -> Result<(), Failure> {
         let manifest = self.manifest();
         let bar = self.ui.bar("reading the dataset");
-        let fingerprint = self
-            .data
-            .fingerprint(|done, total| {
-                diffaug::Progress::progress(&bar, done, total, "");
-                if crate::ui::stopped() {
-                    return Err(Error::cancelled());
-                }
-                Ok(())
-            })
+        let step = |done, total| {
+            diffaug::Progress::progress(&bar, done, total, "");
+            if crate::ui::stopped() {
+                return Err(Error::cancelled());
+            }
+            Ok(())
+        };
+        let fingerprint = clock::stage(|| self.data.fingerprint(step))
             .map_err(|e| self.wire.place("dataset", &manifest.dataset, e))?;
         let [train, validation, test] = self.data.counts();
         bar.finish(&format!(
@@ -332,9 +339,9 @@ impl Run<'_> {
             None => synthesis.run(stages, self.ui)?,
         };
         if !self.store.path("contact-sheet.png").exists() {
-            let records = synthesis.records()?;
+            let shown = synthesis.first(sheet::SHOWN.0, sheet::SHOWN.1)?;
             let targets = self.data.targets();
-            sheet::draw(&self.store, &records, &candidates, stages, &targets)?;
+            clock::stage(|| sheet::draw(&self.store, shown, &candidates, stages, &targets))?;
         }
         Ok((summary, synthesis.dataset(max_pixels)?))
     }

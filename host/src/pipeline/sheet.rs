@@ -4,7 +4,7 @@
 use super::{
     candidates::{Candidate, Candidates},
     store::Store,
-    synthesis::{Record, Stages, paint_and_judge},
+    synthesis::{Stages, paint_and_judge},
 };
 use diffaug::{
     Image, Mask, Result,
@@ -12,7 +12,7 @@ use diffaug::{
 };
 
 /// How many accepted and how many rejected candidates are shown.
-const SHOWN: (usize, usize) = (6, 4);
+pub const SHOWN: (usize, usize) = (6, 4);
 /// Candidates beside each other.
 const COLUMNS: u32 = 2;
 /// Tiles of a candidate.
@@ -39,18 +39,11 @@ const PLAIN: [u8; 3] = [32, 32, 32];
 /// When a stage fails or the file cannot be written.
 pub fn draw(
     store: &Store,
-    records: &[Record],
+    shown: Vec<u64>,
     candidates: &Candidates<'_>,
     stages: &Stages,
     targets: &[u8],
 ) -> Result<()> {
-    let pick = |accepted: bool, count: usize| {
-        let chosen = records
-            .iter()
-            .filter(move |r| r.painted() && r.accepted() == accepted);
-        chosen.take(count).map(|r| r.index)
-    };
-    let shown: Vec<u64> = pick(true, SHOWN.0).chain(pick(false, SHOWN.1)).collect();
     if shown.is_empty() {
         return Ok(());
     }

@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::{
     fs::{self, File},
-    io::Write,
+    io::{BufWriter, Write},
     path::{Path, PathBuf},
 };
+use tempfile::NamedTempFile;
 
 /// Prefix of files on their way; a killed run leaves some, the next start removes them.
 const TEMPORARY: &str = ".tmp";
@@ -143,29 +144,60 @@ fn difference(path: &str, old: &Value, new: &Value) -> Option<(String, String, S
     Some((path.to_owned(), show(old), show(new)))
 }
 
-/// Writes `bytes` to `path` whole: temporary file in the same folder, flushed to disk, renamed.
+/// Writes `bytes` to `path` whole.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let failed = || format!("cannot write `{}`", path.display());
-    let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder).or_error(ErrorKind::Data, failed)?;
-    let mut file = tempfile::Builder::new()
-        .prefix(TEMPORARY)
-        .permissions(permissions())
-        .tempfile_in(folder)
-        .or_error(ErrorKind::Data, failed)?;
-    file.write_all(bytes).or_error(ErrorKind::Data, failed)?;
-    file.as_file()
-        .sync_data()
-        .or_error(ErrorKind::Data, failed)?;
-    file.persist(path)
-        .map_err(|e| e.error)
-        .or_error(ErrorKind::Data, failed)?;
-    Ok(())
+    let mut file = WholeFile::create(path)?;
+    file.write(bytes)?;
+    file.finish()
+}
+
+/// A file on its way: it appears under its name when it is finished and not before.
+pub struct WholeFile {
+    path: PathBuf,
+    writer: BufWriter<NamedTempFile>,
+}
+
+impl WholeFile {
+    /// Begins a file; its folder is made where it is missing.
+    pub fn create(path: &Path) -> Result<Self> {
+        let failed = || format!("cannot write `{}`", path.display());
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new("."));
+        fs::create_dir_all(folder).or_error(ErrorKind::Data, failed)?;
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(TEMPORARY);
+        #[cfg(unix)]
+        builder.permissions(shared());
+        let file = builder.tempfile_in(folder);
+        Ok(WholeFile {
+            path: path.to_owned(),
+            writer: BufWriter::new(file.or_error(ErrorKind::Data, failed)?),
+        })
+    }
+
+    /// Appends bytes.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let done = self.writer.write_all(bytes);
+        done.or_error(ErrorKind::Data, || {
+            format!("cannot write `{}`", self.path.display())
+        })
+    }
+
+    /// Flushes to disk and renames.
+    pub fn finish(self) -> Result<()> {
+        let failed = || format!("cannot write `{}`", self.path.display());
+        let file = self.writer.into_inner().map_err(|e| e.into_error());
+        let file = file.or_error(ErrorKind::Data, failed)?;
+        let synced = file.as_file().sync_data();
+        synced.or_error(ErrorKind::Data, failed)?;
+        let renamed = file.persist(&self.path).map_err(|e| e.error);
+        renamed.map(drop).or_error(ErrorKind::Data, failed)
+    }
 }
 
 /// Results are for sharing: as any new file, less what the umask takes away.
 #[cfg(unix)]
-fn permissions() -> fs::Permissions {
+fn shared() -> fs::Permissions {
     use std::os::unix::fs::PermissionsExt;
     fs::Permissions::from_mode(0o666)
 }

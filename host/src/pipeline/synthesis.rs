@@ -6,16 +6,16 @@
 
 use super::{
     candidates::{Candidate, Candidates, Skipped},
-    store::Store,
+    clock,
+    store::{Store, WholeFile},
 };
 use crate::{failure::Failure, manifest::Manifest, ui::Ui};
 use diffaug::{
     AttributeKind, Attributes, BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator,
-    DatasetInfo, Error, Generator, Image, Item, Job, Mask, MaskRef, Progress, Reporter, Result,
+    DatasetInfo, Error, Generator, Image, Job, Mask, MaskRef, Progress, Reporter, Result,
     ResultExt, Validator, Verdict,
     error::ErrorKind,
     image::{MaskRule, save_gray, save_image},
-    metrics,
     pairs::Pair,
     view::Shared,
     with_reporter,
@@ -25,9 +25,7 @@ use serde_json::{Map, Value, json};
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::Write,
-    path::PathBuf,
-    time::{Duration, Instant},
+    io::{BufRead, BufReader, Write},
 };
 
 const JOURNAL: &str = "synthetic/journal.jsonl";
@@ -152,21 +150,6 @@ pub struct Synthesis<'a> {
     pub real: usize,
 }
 
-/// Adds up the time spent inside stages, to tell the pipeline's own overhead.
-#[derive(Default)]
-struct Clock {
-    stages: Duration,
-}
-
-impl Clock {
-    fn time<T>(&mut self, work: impl FnOnce() -> T) -> T {
-        let start = Instant::now();
-        let out = work();
-        self.stages += start.elapsed();
-        out
-    }
-}
-
 /// A journal line and the images that belong to it.
 struct Judged {
     record: Record,
@@ -190,14 +173,10 @@ impl Synthesis<'_> {
     /// When a stage fails or the user stops the run; everything judged so far is kept.
     pub fn run(&self, stages: &Stages, ui: Ui) -> Result<Summary, Failure> {
         let batch = u64::from(self.manifest.synthesis.batch);
-        let mut records = self.resume(batch)?;
-        let mut accepted = records.iter().filter(|r| r.accepted()).count() as u64;
-        let mut clock = Clock::default();
-        let start = Instant::now();
+        let (mut next, mut accepted) = self.resume(batch)?;
         let bar = ui.bar("painting");
         let quota = self.quota();
         let outcome = loop {
-            let next = records.len() as u64;
             if accepted >= quota || next >= self.candidates.len() {
                 break Ok(());
             }
@@ -206,20 +185,18 @@ impl Synthesis<'_> {
                 break Err(Error::cancelled());
             }
             let end = (next + batch).min(self.candidates.len());
-            match self.batch(next..end, stages, &mut clock) {
+            match self.batch(next..end, stages) {
                 Ok(mut judged) => {
                     truncate_at_quota(&mut judged, quota - accepted);
                     accepted += judged.iter().filter(|j| j.record.accepted()).count() as u64;
-                    records.extend(self.keep(judged)?);
+                    next += judged.len() as u64;
+                    self.keep(&judged)?;
                 }
                 Err(error) => break Err(error),
             }
         };
-        self.publish(&records)?;
-        bar.finish(&format!(
-            "{accepted} of {} accepted",
-            records.iter().filter(|r| r.painted()).count()
-        ));
+        let summary = self.publish()?;
+        bar.finish(&format!("{accepted} of {} accepted", summary.candidates));
         outcome?;
         if accepted < quota {
             tracing::warn!(
@@ -228,52 +205,45 @@ impl Synthesis<'_> {
                 self.candidates.len()
             );
         }
-        tracing::info!(
-            seconds = start.elapsed().as_secs_f64(),
-            seconds_in_stages = clock.stages.as_secs_f64(),
-            "synthesis done"
-        );
-        let summary = self.summary(&records);
         self.store.write_json(SUMMARY, &summary)?;
         let _ = fs::remove_file(self.store.path(JOURNAL));
         Ok(summary)
     }
 
-    /// The records of an earlier start, whole batches only.
-    fn resume(&self, batch: u64) -> Result<Vec<Record>> {
+    /// What an earlier start left: how many candidates were judged, whole batches only, and how
+    /// many of them accepted.
+    fn resume(&self, batch: u64) -> Result<(u64, u64)> {
         for folder in ["synthetic/images", "synthetic/masks"] {
             fs::create_dir_all(self.store.path(folder))?;
         }
         let path = self.store.path(JOURNAL);
         let text = fs::read_to_string(&path).unwrap_or_default();
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        let mut records: Vec<Record> = whole
+        let mut accepted: Vec<bool> = whole
             .lines()
-            .map_while(|line| serde_json::from_str(line).ok())
+            .map_while(|line| serde_json::from_str::<Record>(line).ok())
+            .map(|record| record.accepted())
             .collect();
-        let accepted = records.iter().filter(|r| r.accepted()).count() as u64;
-        if accepted < self.quota() && (records.len() as u64) < self.candidates.len() {
-            records.truncate((records.len() as u64 / batch * batch) as usize);
+        let count = |some: &[bool]| some.iter().filter(|&&yes| yes).count() as u64;
+        let left = self.candidates.len() - (accepted.len() as u64).min(self.candidates.len());
+        if count(&accepted) < self.quota() && left > 0 {
+            accepted.truncate((accepted.len() as u64 / batch * batch) as usize);
         }
-        let mut text = String::new();
-        for record in &records {
-            text += &(serde_json::to_string(record)? + "\n");
+        let mut kept = String::new();
+        for line in whole.lines().take(accepted.len()) {
+            kept += line;
+            kept.push('\n');
         }
-        self.store.write(JOURNAL, &text)?;
-        Ok(records)
+        self.store.write(JOURNAL, &kept)?;
+        Ok((accepted.len() as u64, count(&accepted)))
     }
 
-    fn batch(
-        &self,
-        range: std::ops::Range<u64>,
-        stages: &Stages,
-        clock: &mut Clock,
-    ) -> Result<Vec<Judged>> {
+    fn batch(&self, range: std::ops::Range<u64>, stages: &Stages) -> Result<Vec<Judged>> {
         let drawn: Vec<(u64, Result<Candidate, Skipped>)> = range
             .map(|index| Ok((index, self.candidates.get(index, &stages.bank)?)))
             .collect::<Result<_>>()?;
         let painted: Vec<&Candidate> = drawn.iter().filter_map(|(_, c)| c.as_ref().ok()).collect();
-        let (images, verdicts) = clock.time(|| paint_and_judge(&painted, stages))?;
+        let (images, verdicts) = clock::stage(|| paint_and_judge(&painted, stages))?;
         let mut results = images.into_iter().zip(verdicts);
         drawn
             .into_iter()
@@ -298,7 +268,7 @@ impl Synthesis<'_> {
     }
 
     /// Saves images, then writes the journal lines that speak of them.
-    fn keep(&self, judged: Vec<Judged>) -> Result<Vec<Record>> {
+    fn keep(&self, judged: &[Judged]) -> Result<()> {
         use rayon::prelude::*;
         judged
             .par_iter()
@@ -319,7 +289,7 @@ impl Synthesis<'_> {
                 save_gray(grey.view(), &folder.join("masks").join(&name))
             })?;
         let mut text = String::new();
-        for j in &judged {
+        for j in judged {
             text += &(serde_json::to_string(&j.record)? + "\n");
         }
         let path = self.store.path(JOURNAL);
@@ -330,91 +300,79 @@ impl Synthesis<'_> {
             .or_error(ErrorKind::Data, failed)?;
         file.write_all(text.as_bytes())
             .and_then(|()| file.sync_data())
-            .or_error(ErrorKind::Data, failed)?;
-        Ok(judged.into_iter().map(|j| j.record).collect())
+            .or_error(ErrorKind::Data, failed)
     }
 
-    /// The lists that users read, also after an interruption.
-    fn publish(&self, records: &[Record]) -> Result<()> {
-        let list = |accepted: bool| -> Result<String> {
-            let mut text = String::new();
-            for record in records.iter().filter(|r| r.accepted() == accepted) {
-                text += &(serde_json::to_string(record)? + "\n");
-            }
-            Ok(text)
-        };
-        self.store.write(METADATA, &list(true)?)?;
-        self.store.write(REJECTED, &list(false)?)?;
+    /// The lists that users read, made also after an interruption; line by line, for there may be
+    /// many.
+    fn publish(&self) -> Result<Summary> {
+        let mut metadata = WholeFile::create(&self.store.path(METADATA))?;
+        let mut rejected = WholeFile::create(&self.store.path(REJECTED))?;
+        let mut tally = Tally::default();
+        self.each(JOURNAL, |record| {
+            let line = serde_json::to_string(&record)? + "\n";
+            let list = if record.accepted() {
+                &mut metadata
+            } else {
+                &mut rejected
+            };
+            list.write(line.as_bytes())?;
+            tally.add(&record);
+            Ok(true)
+        })?;
+        metadata.finish()?;
+        rejected.finish()?;
         let classes: Map<String, Value> = self
             .info
             .classes
             .iter()
             .map(|class| (class.name.to_string(), json!(grey(class.label, self.info))))
             .collect();
-        self.store.write_json("synthetic/classes.json", &classes)
+        self.store.write_json("synthetic/classes.json", &classes)?;
+        Ok(tally.summary(self.quota()))
     }
 
-    fn summary(&self, records: &[Record]) -> Summary {
-        let painted: Vec<&Record> = records.iter().filter(|r| r.painted()).collect();
-        let scores = |accepted: bool| -> Vec<f64> {
-            let chosen = painted.iter().filter(|r| r.accepted() == accepted);
-            chosen.map(|r| r.score).collect()
-        };
-        let mut by_group: BTreeMap<String, Group> = BTreeMap::new();
-        for record in &painted {
-            let flags = record.attributes.iter();
-            let flags = flags.filter(|(_, value)| **value == Value::Bool(true));
-            let tags = record.tags.iter().map(|tag| format!("prompt: {tag}"));
-            for name in flags.map(|(name, _)| name.clone()).chain(tags) {
-                let group = by_group.entry(name).or_default();
-                group.candidates += 1;
-                group.accepted += u64::from(record.accepted());
+    /// Calls `work` with every record of a list until it answers no.
+    fn each(&self, name: &str, mut work: impl FnMut(Record) -> Result<bool>) -> Result<()> {
+        let path = self.store.path(name);
+        let failed = || format!("cannot read `{}`", path.display());
+        let file = File::open(&path).or_error(ErrorKind::Data, failed)?;
+        for line in BufReader::new(file).lines() {
+            let line = line.or_error(ErrorKind::Data, failed)?;
+            let record = serde_json::from_str(&line).or_error(ErrorKind::Data, failed)?;
+            if !work(record)? {
+                break;
             }
         }
-        let accepted = scores(true);
-        Summary {
-            wanted: self.quota(),
-            candidates: painted.len() as u64,
-            accepted: accepted.len() as u64,
-            rejected: (painted.len() - accepted.len()) as u64,
-            skipped: (records.len() - painted.len()) as u64,
-            acceptance: (!painted.is_empty()).then(|| accepted.len() as f64 / painted.len() as f64),
-            score_accepted: metrics::mean(&accepted),
-            score_rejected: metrics::mean(&scores(false)),
-            by_group,
-        }
+        Ok(())
     }
 
-    /// Every record of a finished synthesis, in the run's order.
-    pub fn records(&self) -> Result<Vec<Record>> {
-        let mut all = Vec::new();
-        for name in [METADATA, REJECTED] {
-            let path = self.store.path(name);
-            let failed = || format!("cannot read `{}`", path.display());
-            let text = fs::read_to_string(&path).or_error(ErrorKind::Data, failed)?;
-            for line in text.lines() {
-                all.push(serde_json::from_str::<Record>(line).or_error(ErrorKind::Data, failed)?);
-            }
+    /// The first candidates that were accepted and that were turned down.
+    pub fn first(&self, accepted: usize, rejected: usize) -> Result<Vec<u64>> {
+        let mut found = Vec::new();
+        for (list, count) in [(METADATA, accepted), (REJECTED, rejected)] {
+            let end = found.len() + count;
+            self.each(list, |record| {
+                if record.painted() && found.len() < end {
+                    found.push(record.index);
+                }
+                Ok(found.len() < end)
+            })?;
         }
-        all.sort_by_key(|record| record.index);
-        Ok(all)
+        Ok(found)
     }
 
     /// The accepted images as a dataset; `None` when nothing was accepted.
     pub fn dataset(&self, max_pixels: u64) -> Result<Option<Shared>> {
-        let pairs: Vec<Pair> = self
-            .records()?
-            .iter()
-            .filter_map(|record| {
-                let path = |name: &String| -> PathBuf { self.store.path("synthetic").join(name) };
-                Some(Pair {
-                    item: Item::new(&format!("synthetic/{}", record.id)),
-                    image: path(record.file_name.as_ref()?),
-                    mask: path(record.mask_file_name.as_ref()?),
-                    attributes: Attributes::new(),
-                })
-            })
-            .collect();
+        let folder = self.store.path("synthetic");
+        let mut pairs = Vec::new();
+        self.each(METADATA, |record| {
+            if let (Some(image), Some(mask)) = (&record.file_name, &record.mask_file_name) {
+                let id = format!("synthetic/{}", record.id);
+                pairs.push(Pair::new(&id, folder.join(image), folder.join(mask)));
+            }
+            Ok(true)
+        })?;
         if pairs.is_empty() {
             return Ok(None);
         }
@@ -425,6 +383,52 @@ impl Synthesis<'_> {
         rule.insert(0, 0);
         let rule = MaskRule::Values(rule);
         super::candidates::as_dataset(self.info.clone(), pairs, rule, max_pixels).map(Some)
+    }
+}
+
+/// Adds up records to a [`Summary`].
+#[derive(Default)]
+struct Tally {
+    records: u64,
+    /// Number and sum of scores: rejected, accepted.
+    scores: [(u64, f64); 2],
+    by_group: BTreeMap<String, Group>,
+}
+
+impl Tally {
+    fn add(&mut self, record: &Record) {
+        self.records += 1;
+        if !record.painted() {
+            return;
+        }
+        let (count, sum) = &mut self.scores[usize::from(record.accepted())];
+        *count += 1;
+        *sum += record.score;
+        let flags = record.attributes.iter();
+        let flags = flags.filter(|(_, value)| **value == Value::Bool(true));
+        let tags = record.tags.iter().map(|tag| format!("prompt: {tag}"));
+        for name in flags.map(|(name, _)| name.clone()).chain(tags) {
+            let group = self.by_group.entry(name).or_default();
+            group.candidates += 1;
+            group.accepted += u64::from(record.accepted());
+        }
+    }
+
+    fn summary(self, wanted: u64) -> Summary {
+        let [(rejected, bad), (accepted, good)] = self.scores;
+        let candidates = accepted + rejected;
+        let share = |sum: f64, count: u64| (count > 0).then(|| sum / count as f64);
+        Summary {
+            wanted,
+            candidates,
+            accepted,
+            rejected,
+            skipped: self.records - candidates,
+            acceptance: share(accepted as f64, candidates),
+            score_accepted: share(good, accepted),
+            score_rejected: share(bad, rejected),
+            by_group: self.by_group,
+        }
     }
 }
 
