@@ -115,7 +115,12 @@ fn generate(
     let painted = with_reporter(&bar, |r| generator.generate((&jobs[..]).into(), r))?;
     bar.finish("1 image");
     let first = painted.into_iter().next();
-    Ok(first.ok_or_else(|| Error::internal(format!("`{name}` painted nothing")))?)
+    let first = first.ok_or_else(|| Error::internal(format!("`{name}` painted nothing")))?;
+    if first.size() != job.image.size() {
+        let message = format!("`{name}` painted {first:?} on {:?}", job.image);
+        return Err(Error::internal(message).into());
+    }
+    Ok(first)
 }
 
 fn segment(
@@ -133,6 +138,10 @@ fn segment(
     bar.finish("1 image");
     let first = found.into_iter().next();
     let first = first.ok_or_else(|| Error::internal(format!("`{name}` answered nothing")))?;
+    if first.mask.size() != image.size() {
+        let message = format!("`{name}` answered {:?} for {image:?}", first.mask);
+        return Err(Error::internal(message).into());
+    }
     Ok(first.mask)
 }
 

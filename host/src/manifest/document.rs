@@ -97,7 +97,7 @@ impl Document {
         }
         for (key, value) in table {
             if key.get_ref() != "base" {
-                self.lay(source, "", key, value);
+                self.lay(source, "", key, value)?;
             }
         }
         Ok(())
@@ -149,7 +149,12 @@ impl Document {
         prefix: &str,
         key: Spanned<std::borrow::Cow<'_, str>>,
         value: Spanned<DeValue<'_>>,
-    ) {
+    ) -> Result<(), Failure> {
+        // Paths are written with dots, and no field or option has one in its name.
+        if key.get_ref().contains('.') {
+            let error = Error::config(format!("the key `{}` holds a dot", key.get_ref()));
+            return Err(self.draw(error.into(), source, key.span()));
+        }
         let path = join(prefix, key.get_ref());
         let origin = Origin {
             source,
@@ -158,7 +163,7 @@ impl Document {
         };
         let DeValue::Table(table) = value.get_ref() else {
             self.put(&path, to_json(value.get_ref()), origin);
-            return;
+            return Ok(());
         };
         let old = self.table_at(&path).filter(|v| v.is_object());
         let replaces = match (old.and_then(|old| old.get("use")), table.get("use")) {
@@ -174,9 +179,10 @@ impl Document {
         }
         if let DeValue::Table(table) = value.into_inner() {
             for (key, value) in table {
-                self.lay(source, &path, key, value);
+                self.lay(source, &path, key, value)?;
             }
         }
+        Ok(())
     }
 
     fn table_at(&self, path: &str) -> Option<&Value> {
@@ -214,7 +220,11 @@ impl Document {
         serde_path_to_error::deserialize(Value::Object(self.root.clone())).map_err(|error| {
             let path = error.path().to_string();
             let path = if path == "." { "" } else { &path };
-            self.failure("", Error::config(error.inner()).at(path))
+            let failure = self.failure("", Error::config(error.inner()).at(path));
+            match failure.place {
+                Some(_) => failure,
+                None => failure.error.context(format!("`{}`", self.name())).into(),
+            }
         })
     }
 

@@ -62,6 +62,7 @@ pub struct Manifest {
 
 /// A stage: which plugin, and its options.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(expecting = "a table with `use`")]
 pub struct StageTable {
     /// Name of the plugin; `diffaug plugins` lists them.
     #[serde(rename = "use")]

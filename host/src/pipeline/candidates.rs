@@ -13,7 +13,6 @@ use diffaug::{
     view::Shared,
 };
 use rand::RngExt;
-use sha2::{Digest, Sha256};
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
@@ -24,7 +23,7 @@ const CROP_ATTEMPTS: usize = 64;
 
 /// An image to be painted, complete.
 pub struct Candidate {
-    /// Unique in the run; part of file names.
+    /// `SOURCE/VARIANT`, unique in the run.
     pub id: String,
     /// Id of the image that lends the background.
     pub source: String,
@@ -121,7 +120,7 @@ impl<'a> Candidates<'a> {
         let backgrounds = self.backgrounds() as u64;
         let (source, variant) = ((index % backgrounds) as usize, (index / backgrounds) as u32);
         let name = self.name(source)?;
-        let id = format!("{}-{variant}", file_stem(&name));
+        let id = format!("{name}/{variant}");
         let Some(scene) = self.scene(source, &name, variant)? else {
             return Ok(Err(Skipped {
                 id,
@@ -181,7 +180,9 @@ impl<'a> Candidates<'a> {
             })
             .collect();
         let seed = rng::derive(self.seed, "prompt", name);
-        let drawn = bank.draw(queries.as_slice().into(), seed)?;
+        let drawn = bank
+            .draw(queries.as_slice().into(), seed)
+            .map_err(|error| super::wire::blame("the prompt bank", error))?;
         if drawn.len() != queries.len() {
             return Err(Error::internal(format!(
                 "the prompt bank drew {} prompts for {} queries",
@@ -351,22 +352,6 @@ fn external_id(path: &Path) -> Result<String> {
     stem.ok_or_else(|| Error::data(format!("`{}` has no readable name", path.display())))
 }
 
-/// An id as a file name: what a file name cannot hold is replaced, and a hash keeps the results
-/// apart.
-fn file_stem(id: &str) -> String {
-    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if !id.is_empty() && id.chars().all(fits) && !id.starts_with('.') {
-        return id.to_owned();
-    }
-    let safe: String = id.chars().map(|c| if fits(c) { c } else { '_' }).collect();
-    let hash = Sha256::digest(id.as_bytes());
-    format!(
-        "{}-{}",
-        safe.trim_start_matches('.'),
-        crate::registry::hex(&hash[..4])
-    )
-}
-
 /// The finished images as a dataset, to be joined with the real ones.
 pub fn as_dataset(
     info: diffaug::DatasetInfo,
@@ -381,15 +366,6 @@ pub fn as_dataset(
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn file_names_stay_readable_and_distinct() {
-        assert_eq!(file_stem("frame-12.a_b"), "frame-12.a_b");
-        let (slash, space) = (file_stem("a/b"), file_stem("a b"));
-        assert!(slash.starts_with("a_b-") && space.starts_with("a_b-"));
-        assert_ne!(slash, space);
-        assert!(!file_stem("../up").starts_with('.'));
-    }
 
     #[test]
     fn a_moved_mask_keeps_every_pixel_inside() {

@@ -251,6 +251,14 @@ pub fn segment(segmenter: &BoxSegmenter, samples: &[Sample]) -> Result<Vec<Segme
             samples.len()
         )));
     }
+    for (found, sample) in found.iter().zip(samples) {
+        if found.mask.size() != sample.image.size() {
+            return Err(Error::internal(format!(
+                "the segmenter answered {:?} for {:?}",
+                found.mask, sample.image
+            )));
+        }
+    }
     Ok(found.into_iter().collect())
 }
 

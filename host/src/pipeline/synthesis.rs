@@ -7,6 +7,7 @@
 use super::{
     candidates::{Candidate, Candidates, Skipped},
     clock,
+    wire::blame,
     store::{Store, WholeFile},
 };
 use crate::{failure::Failure, manifest::Manifest, ui::Ui};
@@ -279,7 +280,7 @@ impl Synthesis<'_> {
                 } else {
                     "rejected"
                 };
-                let name = format!("{}.png", record.id);
+                let name = file_name(record.index);
                 let folder = self.store.path(folder);
                 for kind in ["images", "masks"] {
                     fs::create_dir_all(folder.join(kind))?;
@@ -432,6 +433,12 @@ impl Tally {
     }
 }
 
+/// A number and not the id: an id may hold what a file name cannot, and a word such as `train` in a
+/// file's name makes Hugging Face's loader guess splits.
+fn file_name(index: u64) -> String {
+    format!("{index:06}.png")
+}
+
 /// Grey value of a label in saved masks: classes spread evenly up to white, so that a mask can be
 /// looked at.
 fn grey(label: u8, info: &DatasetInfo) -> u8 {
@@ -466,7 +473,8 @@ pub fn paint_and_judge(
         let verdicts =
             stages
                 .validator
-                .judge(asked.as_slice().into(), &stages.segmenter, reporter)?;
+                .judge(asked.as_slice().into(), &stages.segmenter, reporter)
+                .map_err(|error| blame("the validator or its segmenter", error))?;
         if verdicts.len() != asked.len() {
             return Err(Error::internal(format!(
                 "the validator gave {} verdicts on {} candidates",
@@ -484,7 +492,9 @@ fn paint(
     reporter: &Reporter<'_>,
 ) -> Result<Vec<Image>> {
     let jobs: Vec<Job<'_>> = candidates.iter().map(|c| c.job()).collect();
-    let images = generator.generate(jobs.as_slice().into(), reporter)?;
+    let images = generator
+        .generate(jobs.as_slice().into(), reporter)
+        .map_err(|error| blame("the generator", error))?;
     if images.len() != jobs.len() {
         return Err(Error::internal(format!(
             "the generator made {} images of {} jobs",
@@ -548,9 +558,8 @@ fn acceptance(accepted: u64, done: u64) -> String {
 
 fn record(index: u64, candidate: &Candidate, verdict: &Verdict) -> Record {
     let file = |folder: &str| {
-        verdict
-            .accepted
-            .then(|| format!("{folder}/{}.png", candidate.id))
+        let name = file_name(index);
+        verdict.accepted.then(|| format!("{folder}/{name}"))
     };
     Record {
         file_name: file("images"),

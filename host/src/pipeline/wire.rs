@@ -7,7 +7,7 @@ use crate::{
     ui::Ui,
 };
 use diffaug::{
-    BoxDataset, BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator, Context, Error,
+    BoxDataset, BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator, Context, Error, ErrorKind,
 };
 use serde_json::Value;
 use std::path::PathBuf;
@@ -90,11 +90,8 @@ impl Wire<'_> {
     /// Draws an error of the stage of table `at` where it belongs. Only options have a place: a
     /// broken image is not the manifest's fault.
     pub fn place(&self, at: &str, table: &StageTable, error: Error) -> Failure {
-        if error.field.is_empty() && error.kind != diffaug::ErrorKind::Config {
-            let kind = error.kind;
-            let mut error = error.context(format!("{at} `{}`", table.name));
-            error.kind = kind;
-            return error.into();
+        if error.field.is_empty() && error.kind != ErrorKind::Config {
+            return blame(&format!("{at} `{}`", table.name), error).into();
         }
         self.document.failure(at, error)
     }
@@ -160,5 +157,14 @@ impl Wire<'_> {
             "version": offer.entry.version.as_str(),
             "origin": origin,
         }))
+    }
+}
+
+/// Says which stage an error came from.
+pub fn blame(stage: &str, error: Error) -> Error {
+    match error.kind {
+        ErrorKind::Cancelled => error,
+        ErrorKind::Panic => error.context(format!("{stage} panicked")),
+        _ => error.context(stage),
     }
 }
