@@ -1,1 +1,28 @@
+//! What DiffAug's models share: differentiable operations that are right and fast, parameters
+//! with seeded initial values, the training loop, and weights on disk.
+//!
+//! Tensors are candle's. The operations of [`ops`] replace candle's own where those are slow on a
+//! processor or have a wrong gradient; on other devices they are made of candle's.
 
+pub mod batch;
+mod checkpoint;
+pub mod device;
+pub mod fit;
+mod kernels;
+pub mod layers;
+pub mod ops;
+pub mod optim;
+pub mod params;
+pub mod testing;
+pub mod weights;
+
+pub use candle_core::{DType, Device, Tensor};
+
+/// What this build computes on besides the processor.
+pub const BACKEND: diffaug::Backend = if cfg!(feature = "cuda") {
+    diffaug::Backend::Cuda
+} else if cfg!(feature = "metal") {
+    diffaug::Backend::Metal
+} else {
+    diffaug::Backend::Cpu
+};

@@ -1,1 +1,14 @@
+//! The segmenter `unet`: the U-Net of Ronneberger et al. (2015) in its usual present-day form,
+//! with batch normalisation and windows that keep the size.
 
+mod config;
+mod model;
+mod segmenter;
+
+pub use config::{Architecture, Loss, Options};
+pub use model::UNet;
+pub use segmenter::Segmenter;
+
+diffaug::export_plugin! {
+    segmenter "unet" for diffaug_nn::BACKEND => Segmenter, "U-Net with batch normalisation, trained from scratch"
+}

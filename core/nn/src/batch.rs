@@ -1,0 +1,178 @@
+//! From images and masks to tensors and back: scaling, resizing, padding.
+
+use candle_core::{Device, Result, Tensor};
+use diffaug::{ImageRef, MaskRef};
+
+/// How an image is laid out for a network: resized to the content's size, then repeated at the
+/// right and lower border up to the whole size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Width and height of the content.
+    pub content: (u32, u32),
+    /// Width and height of the tensor; at least those of the content.
+    pub whole: (u32, u32),
+}
+
+impl Frame {
+    /// A frame for content of that size whose sides are multiples of `multiple`.
+    pub fn padded(content: (u32, u32), multiple: u32) -> Self {
+        let up = |side: u32| side.next_multiple_of(multiple.max(1));
+        Frame {
+            content,
+            whole: (up(content.0), up(content.1)),
+        }
+    }
+}
+
+/// Images as [batch, 3, height, width], values 0 to 1.
+///
+/// # Errors
+/// When the device has no room for it.
+pub fn images(images: &[ImageRef<'_>], frame: Frame, device: &Device) -> Result<Tensor> {
+    let (width, height) = (frame.whole.0 as usize, frame.whole.1 as usize);
+    let mut values = vec![0.0; images.len() * 3 * width * height];
+    for (image, out) in images
+        .iter()
+        .zip(values.chunks_exact_mut(3 * width * height))
+    {
+        let (from, to) = (image.size(), frame.content);
+        for (channel, out) in out.chunks_exact_mut(width * height).enumerate() {
+            let pixels = image.pixels().iter().skip(channel).step_by(3);
+            let plane: Vec<f32> = pixels.map(|&value| f32::from(value) / 255.0).collect();
+            let plane = if from == to {
+                plane
+            } else {
+                resize(&plane, from, to)
+            };
+            pad(&plane, to.0 as usize, out, width);
+        }
+    }
+    Tensor::from_vec(values, (images.len(), 3, height, width), device)
+}
+
+/// The labels of a mask at the frame's size, row by row: nearest pixel, background as padding.
+pub fn labels(mask: MaskRef<'_>, frame: Frame) -> Vec<u8> {
+    let (width, height) = frame.content;
+    let whole = frame.whole.0 as usize;
+    let mut out = vec![0; whole * frame.whole.1 as usize];
+    for y in 0..height {
+        let from_y = nearest(y, height, mask.height());
+        let row = &mask.labels()[from_y * mask.width() as usize..];
+        let out = &mut out[y as usize * whole..][..width as usize];
+        for (x, out) in (0..width).zip(out) {
+            *out = row[nearest(x, width, mask.width())];
+        }
+    }
+    out
+}
+
+fn nearest(at: u32, size: u32, from: u32) -> usize {
+    // The pixel under the middle of the wanted one.
+    ((2 * u64::from(at) + 1) * u64::from(from) / (2 * u64::from(size))) as usize
+}
+
+/// Repeats the last column and row of `plane` until `out` is full.
+fn pad(plane: &[f32], width: usize, out: &mut [f32], out_width: usize) {
+    let last = plane.len() / width - 1;
+    for (y, out) in out.chunks_exact_mut(out_width).enumerate() {
+        let row = &plane[y.min(last) * width..][..width];
+        out[..width].copy_from_slice(row);
+        out[width..].fill(row[width - 1]);
+    }
+}
+
+/// The content of a plane of the frame's whole size.
+pub fn crop(plane: &[f32], frame: Frame) -> Vec<f32> {
+    let rows = plane.chunks_exact(frame.whole.0 as usize);
+    let rows = rows.take(frame.content.1 as usize);
+    rows.flat_map(|row| &row[..frame.content.0 as usize])
+        .copied()
+        .collect()
+}
+
+/// Resizes a plane with a triangle filter: bilinear when it grows, an average over the covered
+/// pixels when it shrinks (no aliasing). Pixel centres lie at half coordinates.
+pub fn resize(plane: &[f32], from: (u32, u32), to: (u32, u32)) -> Vec<f32> {
+    let columns = taps(from.0, to.0);
+    let rows = taps(from.1, to.1);
+    let width = to.0 as usize;
+    let mut narrow: Vec<f32> = Vec::with_capacity(width * from.1 as usize);
+    for row in plane.chunks_exact(from.0 as usize) {
+        for (first, weights) in &columns {
+            let pixels = row[*first..].iter().zip(weights);
+            narrow.push(pixels.map(|(v, w)| v * w).sum::<f32>());
+        }
+    }
+    let mut out = vec![0.0; width * to.1 as usize];
+    for (out, (first, weights)) in out.chunks_exact_mut(width).zip(&rows) {
+        for (row, weight) in narrow.chunks_exact(width).skip(*first).zip(weights) {
+            for (out, value) in out.iter_mut().zip(row) {
+                *out += value * weight;
+            }
+        }
+    }
+    out
+}
+
+/// For each of `to` places, the first of `from` pixels that it sees, and their weights (sum 1).
+fn taps(from: u32, to: u32) -> Vec<(usize, Vec<f32>)> {
+    let scale = f64::from(from) / f64::from(to);
+    let reach = scale.max(1.0);
+    let place = |i: u32| {
+        let centre = (f64::from(i) + 0.5) * scale;
+        let first = (centre - reach).floor().max(0.0) as u32;
+        let last = ((centre + reach).ceil() as u32).min(from);
+        let weight = |j: u32| (1.0 - (f64::from(j) + 0.5 - centre).abs() / reach).max(0.0);
+        let total: f64 = (first..last).map(weight).sum();
+        let weights = (first..last).map(|j| (weight(j) / total) as f32);
+        (first as usize, weights.collect())
+    };
+    (0..to).map(place).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use diffaug::{Image, Mask};
+
+    #[test]
+    fn an_image_is_scaled_split_into_channels_and_padded() {
+        let image = Image::new(2, 1, vec![255, 0, 51, 0, 102, 204]).unwrap();
+        let frame = Frame::padded((2, 1), 2);
+        let tensor = images(&[image.view()], frame, &Device::Cpu).unwrap();
+        assert_eq!(tensor.dims(), [1, 3, 2, 2]);
+        let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+        let expected = [1., 0., 1., 0., 0., 0.4, 0., 0.4, 0.2, 0.8, 0.2, 0.8];
+        assert_eq!(values, expected);
+        let frame = Frame::padded((3, 5), 4);
+        assert_eq!(frame.whole, (4, 8));
+        let plane: Vec<f32> = (0..32).map(|i| i as f32).collect();
+        assert_eq!(crop(&plane, frame)[3..6], [4., 5., 6.]);
+    }
+
+    #[test]
+    fn masks_take_the_nearest_label() {
+        let mask = Mask::new(4, 2, vec![1, 1, 2, 2, 3, 3, 4, 4]).unwrap();
+        let at = |content| labels(mask.view(), Frame::padded(content, 1));
+        assert_eq!(at((2, 2)), [1, 2, 3, 4]);
+        assert_eq!(at((4, 2)), mask.labels());
+        assert_eq!(at((4, 4))[..8], [1, 1, 2, 2, 1, 1, 2, 2]);
+        let padded = labels(mask.view(), Frame::padded((4, 2), 8));
+        assert_eq!((padded.len(), padded[3], padded[4]), (64, 2, 0));
+    }
+
+    #[test]
+    fn resizing_keeps_constants_and_means() {
+        assert!(
+            resize(&[0.5; 12], (4, 3), (7, 5))
+                .iter()
+                .all(|v| (v - 0.5).abs() < 1e-6)
+        );
+        assert_eq!(resize(&[1., 2., 3., 4.], (2, 2), (2, 2)), [1., 2., 3., 4.]);
+        // Twice the width: quarter and three-quarter points between the centres.
+        assert_eq!(resize(&[0., 1.], (2, 1), (4, 1)), [0., 0.25, 0.75, 1.]);
+        let halved = resize(&[0., 0., 1., 1.], (4, 1), (2, 1));
+        assert!((halved[0] + halved[1] - 1.0).abs() < 1e-6 && halved[0] < 0.2);
+    }
+}

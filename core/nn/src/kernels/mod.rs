@@ -1,0 +1,100 @@
+//! The processor's inner loops, behind the functions of [`crate::ops`].
+//!
+//! Safe Rust throughout: `pulp` compiles each loop for AVX-512, AVX2, NEON and plain code and
+//! chooses at run time. Work is cut by shape, never by the number of threads, and every sum is
+//! formed in a fixed order; on one machine results are equal to the last bit.
+
+pub(crate) mod adam;
+pub(crate) mod conv;
+pub(crate) mod loss;
+pub(crate) mod norm;
+pub(crate) mod planes;
+pub(crate) mod pool;
+
+use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+/// The values of a contiguous f32 operand.
+pub(crate) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => bail!("a fused operation needs a contiguous operand"),
+    }
+}
+
+/// Lends the values of an f32 tensor on the processor.
+pub(crate) fn with_values<R>(tensor: &Tensor, work: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => work(values(storage, layout)?),
+        _ => bail!("a fused operation needs an operand on the processor"),
+    }
+}
+
+/// Cuts [batch, channels, size] values by channel: for each, its part of every image.
+pub(crate) fn by_channel(values: &mut [f32], channels: usize, size: usize) -> Vec<Vec<&mut [f32]>> {
+    let batch = values.len() / (channels * size).max(1);
+    let mut cut: Vec<Vec<&mut [f32]>> = (0..channels).map(|_| Vec::with_capacity(batch)).collect();
+    for (index, part) in values.chunks_exact_mut(size).enumerate() {
+        cut[index % channels].push(part);
+    }
+    cut
+}
+
+/// Numbers summed side by side, so that the compiler can use vectors: addition is not
+/// associative, and it does not reorder what we wrote.
+const LANES: usize = 32;
+
+/// Sum of `term` over the values that `sources`, of one length, have at each place: in f32 lanes,
+/// in f64 across chunks.
+pub(crate) fn sum<const N: usize>(sources: [&[f32]; N], term: impl Fn([f32; N]) -> f32) -> f64 {
+    Arch::new().dispatch(Sum { sources, term })
+}
+
+/// A closure handed to `dispatch` is inlined, and thus vectorised, only if the compiler likes;
+/// this is.
+struct Sum<'a, F, const N: usize> {
+    sources: [&'a [f32]; N],
+    term: F,
+}
+
+impl<F: Fn([f32; N]) -> f32, const N: usize> WithSimd for Sum<'_, F, N> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> f64 {
+        let mut total = 0.0;
+        let len = self.sources.iter().map(|s| s.len()).min().unwrap_or(0);
+        let blocks = self.sources.map(|source| source.as_chunks::<LANES>().0);
+        let rest = len / LANES * LANES;
+        let mut block = 0;
+        while block * LANES < rest {
+            let end = (block + 64).min(rest / LANES);
+            let mut lanes = [0.0f32; LANES];
+            for at in block..end {
+                let rows = blocks.map(|blocks| &blocks[at]);
+                for (lane, sum) in lanes.iter_mut().enumerate() {
+                    *sum += (self.term)(rows.map(|row| row[lane]));
+                }
+            }
+            total += lanes.iter().map(|&sum| f64::from(sum)).sum::<f64>();
+            block = end;
+        }
+        for at in rest..len {
+            total += f64::from((self.term)(self.sources.map(|source| source[at])));
+        }
+        total
+    }
+}
+
+/// The sum over all images and pixels, for each channel of [batch, channels, size] values.
+pub(crate) fn channel_sums(values: &[f32], channels: usize, size: usize) -> Vec<f32> {
+    let total = |channel: usize| {
+        let parts = values.chunks_exact(size).skip(channel).step_by(channels);
+        let sums = parts.map(|part| sum([part], |[v]| v));
+        sums.sum::<f64>() as f32
+    };
+    (0..channels).into_par_iter().map(total).collect()
+}

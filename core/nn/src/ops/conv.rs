@@ -1,0 +1,389 @@
+//! Convolution and its transpose.
+
+use super::{fused, like};
+use crate::kernels::{
+    channel_sums,
+    conv::{Packed, correlate, weight_gradient, write_phases, write_rows},
+    planes::{Geometry, Planes},
+    values, with_values,
+};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+
+/// Convolves with stride 1 and as many zeros around as keep height and width.
+///
+/// `x` is [batch, inputs, height, width]; `weight` is [outputs, inputs, k, k] with odd k; `bias`
+/// is [outputs].
+///
+/// # Errors
+/// When the shapes do not fit each other or k is even.
+pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let side = kernel_side(x.shape(), weight.shape())?;
+    if !fused(x) {
+        let y = x.conv2d(weight, side / 2, 1, 1, 1)?;
+        return add_bias(&y, bias);
+    }
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    match bias {
+        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, Conv),
+        None => x.apply_op2(&weight, Conv),
+    }
+}
+
+/// Doubles height and width: every pixel becomes 2×2 pixels (a transposed convolution with a 2×2
+/// window and stride 2).
+///
+/// `x` is [batch, inputs, height, width]; `weight` is [inputs, outputs, 2, 2]; `bias` is
+/// [outputs].
+///
+/// # Errors
+/// When the shapes do not fit each other.
+pub fn conv_transpose2x2(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let (inputs, expected) = (x.dim(1)?, weight.dims4()?);
+    if (expected.0, expected.2, expected.3) != (inputs, 2, 2) {
+        bail!(
+            "a 2x2 transposed convolution of {inputs} channels needs weights of shape [{inputs}, _, 2, 2], not {:?}",
+            weight.dims()
+        );
+    }
+    if !fused(x) {
+        let y = x.conv_transpose2d(weight, 0, 0, 2, 1)?;
+        return add_bias(&y, Some(bias));
+    }
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    x.apply_op3(&weight, &bias.contiguous()?, ConvTranspose)
+}
+
+fn add_bias(y: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    match bias {
+        Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1, 1))?),
+        None => Ok(y.clone()),
+    }
+}
+
+pub(super) fn kernel_side(x: &Shape, weight: &Shape) -> Result<usize> {
+    let (_, inputs, _, _) = x.dims4()?;
+    let (_, expected, side, other) = weight.dims4()?;
+    if expected != inputs || side != other || side % 2 == 0 {
+        bail!(
+            "a convolution of {inputs} channels needs weights of shape [_, {inputs}, k, k] with odd k, not {weight:?}"
+        );
+    }
+    Ok(side)
+}
+
+fn geometry(x: &Shape, pad: usize) -> Result<Geometry> {
+    let (batch, _, height, width) = x.dims4()?;
+    Ok(Geometry {
+        batch,
+        height,
+        width,
+        pad,
+    })
+}
+
+pub(super) struct Conv;
+
+impl Conv {
+    /// The result's shape.
+    pub(super) fn shape(x: &Shape, weight: &Shape) -> Result<Shape> {
+        let (batch, _, height, width) = x.dims4()?;
+        Ok(Shape::from((batch, weight.dims()[0], height, width)))
+    }
+
+    pub(super) fn forward(
+        x: (&[f32], &Shape),
+        weight: (&[f32], &Shape),
+        bias: &[f32],
+    ) -> Result<Vec<f32>> {
+        let side = kernel_side(x.1, weight.1)?;
+        let (outputs, inputs, _, _) = weight.1.dims4()?;
+        let (geometry, taps) = (geometry(x.1, side / 2)?, side * side);
+        let planes = Planes::new(x.0, inputs, geometry);
+        let packed = Packed::new(outputs, inputs, taps, |output, input, tap| {
+            weight.0[(output * inputs + input) * taps + tap]
+        });
+        let size = geometry.height * geometry.width;
+        let mut out = vec![0.0; geometry.batch * outputs * size];
+        correlate(&planes, &packed, &mut out, size, |out, band| {
+            write_rows(out, band, geometry, bias);
+        });
+        Ok(out)
+    }
+
+    /// Gradients of input and weights.
+    pub(super) fn backward(x: &Tensor, weight: &Tensor, dy: &[f32]) -> Result<[Option<Tensor>; 2]> {
+        let (outputs, inputs, side, _) = weight.dims4()?;
+        let (geometry, taps) = (geometry(x.shape(), side / 2)?, side * side);
+        let dy = Planes::new(dy, outputs, geometry);
+        let dx = x.track_op().then(|| {
+            // The same sum with inputs and outputs exchanged and the window turned by 180 degrees.
+            let packed = with_values(weight, |weight| {
+                Ok(Packed::new(inputs, outputs, taps, |input, output, tap| {
+                    weight[(output * inputs + input) * taps + (taps - 1 - tap)]
+                }))
+            })?;
+            let mut dx = vec![0.0; x.elem_count()];
+            let size = geometry.height * geometry.width;
+            correlate(&dy, &packed, &mut dx, size, |out, band| {
+                write_rows(out, band, geometry, &[]);
+            });
+            like(dx, x)
+        });
+        let dw = weight.track_op().then(|| {
+            let x = with_values(x, |x| Ok(Planes::new(x, inputs, geometry)))?;
+            like(weight_gradient(&x, &dy), weight)
+        });
+        Ok([dx.transpose()?, dw.transpose()?])
+    }
+}
+
+impl CustomOp2 for Conv {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let x = (values(x, x_layout)?, x_layout.shape());
+        let weight = (values(weight, weight_layout)?, weight_layout.shape());
+        let shape = Conv::shape(x.1, weight.1)?;
+        Ok((CpuStorage::F32(Conv::forward(x, weight, &[])?), shape))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [dx, dw] = with_values(dy, |dy| Conv::backward(x, weight, dy))?;
+        Ok((dx, dw))
+    }
+}
+
+impl CustomOp3 for Conv {
+    fn name(&self) -> &'static str {
+        "conv2d with bias"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let x = (values(x, x_layout)?, x_layout.shape());
+        let weight = (values(weight, weight_layout)?, weight_layout.shape());
+        let shape = Conv::shape(x.1, weight.1)?;
+        let y = Conv::forward(x, weight, values(bias, bias_layout)?)?;
+        Ok((CpuStorage::F32(y), shape))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [dx, dw] = with_values(dy, |dy| Conv::backward(x, weight, dy))?;
+        Ok((dx, dw, Some(bias_gradient(bias, dy)?)))
+    }
+}
+
+fn bias_gradient(bias: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    let (_, channels, height, width) = dy.dims4()?;
+    let sums = with_values(dy, |dy| Ok(channel_sums(dy, channels, height * width)))?;
+    like(sums, bias)
+}
+
+/// A 1×1 convolution to four times the outputs, whose results are dealt out to 2×2 pixels.
+struct ConvTranspose;
+
+impl CustomOp3 for ConvTranspose {
+    fn name(&self) -> &'static str {
+        "conv_transpose2x2"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, weight) = (values(x, x_layout)?, values(weight, weight_layout)?);
+        let bias = values(bias, bias_layout)?;
+        let geometry = geometry(x_layout.shape(), 0)?;
+        let (inputs, outputs, _, _) = weight_layout.shape().dims4()?;
+        let planes = Planes::new(x, inputs, geometry);
+        let packed = Packed::new(4 * outputs, inputs, 1, |output, input, _| {
+            weight[input * 4 * outputs + output]
+        });
+        let Geometry {
+            batch,
+            height,
+            width,
+            ..
+        } = geometry;
+        let mut out = vec![0.0; batch * outputs * 4 * height * width];
+        correlate(&planes, &packed, &mut out, height * width, |out, band| {
+            write_phases(out, band, geometry, bias);
+        });
+        let shape = Shape::from((batch, outputs, 2 * height, 2 * width));
+        Ok((CpuStorage::F32(out), shape))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (inputs, outputs, _, _) = weight.dims4()?;
+        let geometry = geometry(x.shape(), 0)?;
+        let size = geometry.height * geometry.width;
+        let phases = with_values(dy, |dy| Ok(Planes::phases(dy, outputs, geometry)))?;
+        let dx = x.track_op().then(|| {
+            let packed = with_values(weight, |weight| {
+                Ok(Packed::new(inputs, 4 * outputs, 1, |input, output, _| {
+                    weight[input * 4 * outputs + output]
+                }))
+            })?;
+            let mut dx = vec![0.0; x.elem_count()];
+            correlate(&phases, &packed, &mut dx, size, |out, band| {
+                write_rows(out, band, geometry, &[]);
+            });
+            like(dx, x)
+        });
+        let planes = with_values(x, |x| Ok(Planes::new(x, inputs, geometry)))?;
+        // With the roles exchanged the result is [input][output][phase], as the weights are.
+        let dw = like(weight_gradient(&phases, &planes), weight)?;
+        Ok((dx.transpose()?, Some(dw), Some(bias_gradient(bias, dy)?)))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::testing::{check_gradients, close, random};
+
+    /// Sizes with odd sides, partial blocks of channels and more than one band of rows.
+    const SHAPES: [[usize; 6]; 5] = [
+        // batch, inputs, outputs, height, width, k
+        [2, 3, 5, 7, 9, 3],
+        [1, 17, 9, 5, 4, 1],
+        [3, 2, 8, 1, 1, 3],
+        [1, 1, 2, 60, 50, 5],
+        [2, 8, 16, 13, 33, 3],
+    ];
+
+    #[test]
+    fn convolution_agrees_with_candle() {
+        for [b, ci, co, h, w, k] in SHAPES {
+            let x = random("x", &[b, ci, h, w]);
+            let weight = random("weight", &[co, ci, k, k]);
+            let bias = random("bias", &[co]);
+            let ours = conv2d(&x, &weight, Some(&bias)).unwrap();
+            let theirs = x.conv2d(&weight, k / 2, 1, 1, 1).unwrap();
+            close(&ours, &add_bias(&theirs, Some(&bias)).unwrap(), 1e-5);
+            close(&conv2d(&x, &weight, None).unwrap(), &theirs, 1e-5);
+        }
+    }
+
+    #[test]
+    fn convolution_gradients() {
+        for [b, ci, co, h, w, k] in [[2, 3, 5, 5, 4, 3], [2, 3, 9, 3, 5, 1], [1, 1, 1, 6, 7, 5]] {
+            let x = random("x", &[b, ci, h, w]);
+            let weight = random("weight", &[co, ci, k, k]);
+            let bias = random("bias", &[co]);
+            check_gradients(&[x, weight, bias], |v| conv2d(&v[0], &v[1], Some(&v[2])));
+        }
+    }
+
+    #[test]
+    fn weight_gradient_over_many_tasks_agrees_with_candle() {
+        // Large enough to be cut by pixels, with groups of inputs and blocks that are not full.
+        let x = candle_core::Var::from_tensor(&random("x", &[3, 18, 37, 41])).unwrap();
+        let w = candle_core::Var::from_tensor(&random("w", &[10, 18, 3, 3])).unwrap();
+        let dy = random("dy", &[3, 10, 37, 41]);
+        let grads = |y: Tensor| (y * &dy).unwrap().sum_all().unwrap().backward().unwrap();
+        let ours = grads(conv2d(&x, &w, None).unwrap());
+        let theirs = grads(x.conv2d(&w, 1, 1, 1, 1).unwrap());
+        close(ours.get(&w).unwrap(), theirs.get(&w).unwrap(), 1e-4);
+        close(ours.get(&x).unwrap(), theirs.get(&x).unwrap(), 1e-4);
+    }
+
+    #[test]
+    fn transposed_convolution_agrees_with_candle() {
+        for [b, ci, co, h, w] in [[2, 6, 3, 5, 7], [1, 9, 5, 33, 31], [2, 1, 1, 1, 1]] {
+            let x = random("x", &[b, ci, h, w]);
+            let weight = random("weight", &[ci, co, 2, 2]);
+            let bias = random("bias", &[co]);
+            let ours = conv_transpose2x2(&x, &weight, &bias).unwrap();
+            let theirs = x.conv_transpose2d(&weight, 0, 0, 2, 1).unwrap();
+            close(&ours, &add_bias(&theirs, Some(&bias)).unwrap(), 1e-5);
+        }
+    }
+
+    #[test]
+    fn transposed_convolution_gradients() {
+        let inputs = [
+            random("x", &[2, 5, 3, 4]),
+            random("weight", &[5, 3, 2, 2]),
+            random("bias", &[3]),
+        ];
+        check_gradients(&inputs, |v| conv_transpose2x2(&v[0], &v[1], &v[2]));
+    }
+
+    #[test]
+    fn an_input_that_is_data_gets_no_gradient() {
+        let x = random("x", &[1, 2, 4, 4]);
+        let w = candle_core::Var::from_tensor(&random("w", &[2, 2, 3, 3])).unwrap();
+        let y = conv2d(&x, &w, None).unwrap().sum_all().unwrap();
+        let grads = y.backward().unwrap();
+        assert!(grads.get(&x).is_none() && grads.get(&w).is_some());
+    }
+
+    #[test]
+    fn results_do_not_depend_on_the_number_of_threads() {
+        let x = candle_core::Var::from_tensor(&random("x", &[4, 8, 40, 40])).unwrap();
+        let w = candle_core::Var::from_tensor(&random("w", &[8, 8, 3, 3])).unwrap();
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            pool.unwrap().install(|| {
+                let y = conv2d(&x, &w, None).unwrap();
+                let grads = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+                let grad = grads.get(&w).unwrap().flatten_all().unwrap();
+                grad.to_vec1::<f32>().unwrap()
+            })
+        };
+        assert_eq!(run(1), run(5));
+    }
+
+    #[test]
+    fn a_misfit_is_named() {
+        let x = random("x", &[1, 2, 4, 4]);
+        let message = |shape: &[usize]| {
+            let error = conv2d(&x, &random("w", shape), None).unwrap_err();
+            error.to_string()
+        };
+        assert!(message(&[1, 3, 3, 3]).contains("2 channels"));
+        assert!(message(&[1, 2, 2, 2]).contains("odd k"));
+    }
+}

@@ -1,0 +1,44 @@
+//! Differentiable operations on [batch, channels, height, width] tensors.
+//!
+//! For f32 on a processor each is one fused operation with a gradient written by hand; for other
+//! devices and types the same function is made of candle's operations.
+
+mod block;
+mod conv;
+mod loss;
+mod norm;
+mod pool;
+
+pub use block::conv_batch_norm_relu;
+pub use conv::{conv_transpose2x2, conv2d};
+pub use loss::{bce_with_logits, cross_entropy, dice_bce_with_logits, dice_with_logits, soft_dice};
+pub use norm::{Statistics, batch_norm};
+pub use pool::max_pool2x2;
+
+use candle_core::{DType, Result, Tensor};
+
+/// max(x, 0).
+///
+/// # Errors
+/// Those of candle.
+pub fn relu(x: &Tensor) -> Result<Tensor> {
+    x.relu()
+}
+
+/// 1 / (1 + e^-x).
+///
+/// # Errors
+/// Those of candle.
+pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
+    candle_nn::ops::sigmoid(x)
+}
+
+/// Whether the fused form applies.
+fn fused(x: &Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == DType::F32
+}
+
+/// `values` as a tensor of the shape and device of `like`.
+fn like(values: Vec<f32>, like: &Tensor) -> Result<Tensor> {
+    Tensor::from_vec(values, like.shape(), like.device())
+}

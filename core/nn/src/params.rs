@@ -1,0 +1,164 @@
+//! The parameters of a model: named, ordered, and with initial values that depend on the seed and
+//! each tensor's own name alone, so that neither order of construction nor device changes them.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use diffaug::rng;
+use rand::RngExt;
+use std::collections::BTreeMap;
+
+/// Every tensor of a model.
+#[derive(Debug)]
+pub struct Params {
+    device: Device,
+    seed: u64,
+    trainable: BTreeMap<String, Var>,
+    buffers: BTreeMap<String, Var>,
+}
+
+impl Params {
+    /// No parameters yet.
+    pub fn new(device: &Device, seed: u64) -> Self {
+        Params {
+            device: device.clone(),
+            seed,
+            trainable: BTreeMap::new(),
+            buffers: BTreeMap::new(),
+        }
+    }
+
+    /// Where layers put their parameters.
+    pub fn root(&mut self) -> Scope<'_> {
+        Scope {
+            params: self,
+            prefix: String::new(),
+        }
+    }
+
+    /// Where the tensors live.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// What the optimiser changes, by name.
+    pub fn trainable(&self) -> impl ExactSizeIterator<Item = (&str, &Var)> {
+        self.trainable
+            .iter()
+            .map(|(name, var)| (name.as_str(), var))
+    }
+
+    /// Everything that has to be stored: what is trained and what is tracked beside it (running
+    /// statistics), by name.
+    pub fn all(&self) -> impl Iterator<Item = (&str, &Var)> {
+        let buffers = self.buffers.iter().map(|(name, var)| (name.as_str(), var));
+        self.trainable().chain(buffers)
+    }
+
+    /// Number of trainable values.
+    pub fn count(&self) -> usize {
+        self.trainable.values().map(|var| var.elem_count()).sum()
+    }
+}
+
+/// A place in the tree of names: `down1.conv1`.
+#[derive(Debug)]
+pub struct Scope<'a> {
+    params: &'a mut Params,
+    prefix: String,
+}
+
+impl Scope<'_> {
+    /// The place called `name` below this one.
+    pub fn child(&mut self, name: &str) -> Scope<'_> {
+        let prefix = self.path(name);
+        Scope {
+            params: self.params,
+            prefix,
+        }
+    }
+
+    fn path(&self, name: &str) -> String {
+        match self.prefix.as_str() {
+            "" => name.to_owned(),
+            prefix => format!("{prefix}.{name}"),
+        }
+    }
+
+    /// A trainable tensor with values drawn evenly from `-bound..bound`.
+    ///
+    /// # Errors
+    /// When the device has no room for it.
+    pub fn uniform(&mut self, name: &str, shape: &[usize], bound: f32) -> Result<Tensor> {
+        let path = self.path(name);
+        let mut rng = rng::stream(
+            rng::derive(self.params.seed, "weights", &path),
+            "uniform",
+            0,
+        );
+        let values: Vec<f32> = (0..shape.iter().product())
+            .map(|_| (rng.random::<f32>() * 2.0 - 1.0) * bound)
+            .collect();
+        let var = Var::from_vec(values, shape, &self.params.device)?;
+        Ok(self.insert_trainable(path, var))
+    }
+
+    /// A trainable tensor whose values all are `value`.
+    ///
+    /// # Errors
+    /// When the device has no room for it.
+    pub fn constant(&mut self, name: &str, shape: &[usize], value: f32) -> Result<Tensor> {
+        let var = self.full(shape, value)?;
+        let path = self.path(name);
+        Ok(self.insert_trainable(path, var))
+    }
+
+    /// A tensor that is stored with the weights but not trained.
+    ///
+    /// # Errors
+    /// When the device has no room for it.
+    pub fn buffer(&mut self, name: &str, shape: &[usize], value: f32) -> Result<Var> {
+        let var = self.full(shape, value)?;
+        let path = self.path(name);
+        let old = self.params.buffers.insert(path, var.clone());
+        debug_assert!(old.is_none(), "two buffers called {name}");
+        Ok(var)
+    }
+
+    fn full(&self, shape: &[usize], value: f32) -> Result<Var> {
+        let device = &self.params.device;
+        let values = Tensor::full(value, shape, device)?.to_dtype(DType::F32)?;
+        Var::from_tensor(&values)
+    }
+
+    fn insert_trainable(&mut self, path: String, var: Var) -> Tensor {
+        let tensor = var.as_tensor().clone();
+        let old = self.params.trainable.insert(path, var);
+        debug_assert!(old.is_none(), "two parameters of one name");
+        tensor
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn initial_values_depend_on_seed_and_name_not_on_order() {
+        let draw = |seed: u64, names: [&str; 2]| {
+            let mut params = Params::new(&Device::Cpu, seed);
+            for name in names {
+                let mut root = params.root();
+                root.child("a").uniform(name, &[3], 0.5).unwrap();
+            }
+            let values = params.trainable().map(|(name, var)| {
+                let values = var.to_vec1::<f32>().unwrap();
+                assert!(values.iter().all(|v| v.abs() <= 0.5));
+                (name.to_owned(), values)
+            });
+            values.collect::<Vec<_>>()
+        };
+        assert_eq!(draw(1, ["x", "y"]), draw(1, ["y", "x"]));
+        assert_ne!(draw(1, ["x", "y"]), draw(2, ["x", "y"]));
+        assert_eq!(draw(1, ["x", "y"])[1].0, "a.y");
+    }
+}

@@ -1,0 +1,119 @@
+//! Checks that every differentiable operation and every model should pass.
+//!
+//! For tests only: they panic.
+
+use candle_core::{Device, Result, Tensor, Var, backprop::GradStore};
+use diffaug::rng;
+use rand::RngExt;
+
+/// Values from -1 to 1 that depend on name and shape alone.
+///
+/// # Panics
+/// Never for a shape that fits into memory.
+pub fn random(name: &str, shape: &[usize]) -> Tensor {
+    let mut rng = rng::stream(rng::derive(0, "testing", name), "values", 0);
+    let values: Vec<f32> = (0..shape.iter().product())
+        .map(|_| rng.random_range(-1.0..1.0))
+        .collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// All values, as f32 on the host.
+fn flat(t: &Tensor) -> Vec<f32> {
+    let values = t.flatten_all().and_then(|t| t.to_vec1::<f32>());
+    values.unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Asserts that no value differs by more than `tolerance` of the largest (at least 1e-3).
+///
+/// # Panics
+/// When shapes or values differ.
+pub fn close(ours: &Tensor, theirs: &Tensor, tolerance: f32) {
+    assert_eq!(ours.dims(), theirs.dims());
+    let (ours, theirs) = (flat(ours), flat(theirs));
+    let largest = theirs.iter().fold(1e-3f32, |a, v| a.max(v.abs()));
+    for (i, (a, b)) in ours.iter().zip(&theirs).enumerate() {
+        // Written so that NaN fails.
+        let fits = (a - b).abs() <= tolerance * largest;
+        assert!(fits, "value {i} is {a}, expected {b} (largest {largest})");
+    }
+}
+
+/// Asserts that the gradients of `f` at `inputs` agree with finite differences to 1 %.
+///
+/// # Panics
+/// When they do not, or `f` fails.
+pub fn check_gradients(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
+    try_check(inputs, f).unwrap_or_else(|e| panic!("{e}"));
+}
+
+fn try_check(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) -> Result<()> {
+    const STEP: f32 = 1e-2;
+    let vars = inputs
+        .iter()
+        .map(Var::from_tensor)
+        .collect::<Result<Vec<_>>>()?;
+    let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+    let y = f(&tensors)?;
+    // One random direction of the result turns it into a scalar, summed in f64.
+    let direction = random("direction", y.dims());
+    let grads = (&y * &direction)?.sum_all()?.backward()?;
+    let direction = flat(&direction);
+    let scalar = |inputs: &[Tensor]| -> Result<f64> {
+        let products = flat(&f(inputs)?).into_iter().zip(&direction);
+        Ok(products.map(|(a, b)| f64::from(a) * f64::from(*b)).sum())
+    };
+    for (which, var) in vars.iter().enumerate() {
+        let Some(grad) = grads.get(var) else {
+            panic!("input {which} has no gradient");
+        };
+        assert_eq!(grad.dims(), var.dims(), "gradient of input {which}");
+        let grad = flat(grad);
+        let largest = grad.iter().fold(1e-2f32, |a, v| a.max(v.abs()));
+        let values = flat(var);
+        // A prime stride visits every place of small inputs and a fair sample of large ones.
+        let stride = if values.len() > 300 { 7 } else { 1 };
+        for i in (0..values.len()).step_by(stride) {
+            let shifted = |by: f32| -> Result<f64> {
+                let mut values = values.clone();
+                values[i] += by;
+                let mut inputs = inputs.to_vec();
+                inputs[which] = Tensor::from_vec(values, var.shape(), var.device())?;
+                scalar(&inputs)
+            };
+            let slope = ((shifted(STEP)? - shifted(-STEP)?) / f64::from(2.0 * STEP)) as f32;
+            let fits = (slope - grad[i]).abs() <= 1e-2 * largest;
+            assert!(
+                fits,
+                "input {which}[{i}]: gradient {}, slope {slope}",
+                grad[i]
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Asserts that after a backward pass every trainable tensor has a finite gradient that is not
+/// all zeros: nothing is cut off from the loss.
+///
+/// # Panics
+/// Naming the tensor that is.
+pub fn assert_all_trained<'a>(
+    vars: impl IntoIterator<Item = (&'a str, &'a Var)>,
+    grads: &GradStore,
+) {
+    for (name, var) in vars {
+        let Some(grad) = grads.get(var) else {
+            panic!("`{name}` has no gradient");
+        };
+        let grad = flat(grad);
+        assert!(
+            grad.iter().all(|v| v.is_finite()),
+            "gradient of `{name}` is not finite"
+        );
+        assert!(
+            grad.iter().any(|&v| v != 0.0),
+            "gradient of `{name}` is zero"
+        );
+    }
+}

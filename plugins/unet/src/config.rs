@@ -1,0 +1,263 @@
+//! The options of `unet`, and what a folder of weights says about the network in it.
+
+use diffaug::{Class, DatasetInfo, Error, ErrorKind, Result, ResultExt};
+use diffaug_nn::{batch::Frame, fit::CONFIG};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// How the network looks and how it is trained.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Channels of the first level; every level below has twice as many.
+    pub width: usize,
+    /// How often height and width are halved, 1 to 5.
+    pub depth: usize,
+    /// Side of the square that images are resized to; without it, the size of the training images.
+    /// Sides that are no multiple of 2^depth are padded with the border's pixels.
+    pub size: Option<u32>,
+    /// Passes over the training samples.
+    pub epochs: u64,
+    /// Images of a training step, and at most as many at once afterwards.
+    pub batch: usize,
+    /// Highest learning rate; it rises over `warmup` steps and falls along a cosine.
+    pub lr: f64,
+    /// Weight decay of AdamW.
+    pub weight_decay: f64,
+    /// Epochs without a better validation Dice after which training stops; 0 is never.
+    pub patience: u64,
+    /// What is minimised.
+    pub loss: Loss,
+    /// Largest norm of the gradient; 0 is without limit.
+    pub clip: f64,
+    /// Steps until the learning rate is reached.
+    pub warmup: u64,
+    /// Seed of initial weights and order of samples; without it, the run's.
+    pub seed: Option<u64>,
+    /// A folder that training left. Width, depth, size and classes are then those of the weights.
+    pub weights: Option<PathBuf>,
+    /// Probability from which on (exclusive) a pixel belongs to the target; with several target
+    /// classes the most probable class is taken instead.
+    pub threshold: f32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            width: 64,
+            depth: 4,
+            size: None,
+            epochs: 50,
+            batch: 8,
+            lr: 1e-3,
+            weight_decay: 1e-4,
+            patience: 15,
+            loss: Loss::DiceBce,
+            clip: 1.0,
+            warmup: 20,
+            seed: None,
+            weights: None,
+            threshold: 0.5,
+        }
+    }
+}
+
+/// What training minimises. With several target classes cross-entropy takes the place of its
+/// binary form and Dice is the mean over all classes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum Loss {
+    /// 1 - Dice over the batch, plus binary cross-entropy.
+    #[serde(rename = "dice+bce")]
+    DiceBce,
+    /// 1 - Dice over the batch.
+    #[serde(rename = "dice")]
+    Dice,
+    /// Binary cross-entropy.
+    #[serde(rename = "bce")]
+    Bce,
+}
+
+impl Loss {
+    /// Weights of Dice and cross-entropy.
+    pub fn weights(self) -> (f32, f32) {
+        match self {
+            Loss::DiceBce => (1.0, 1.0),
+            Loss::Dice => (1.0, 0.0),
+            Loss::Bce => (0.0, 1.0),
+        }
+    }
+}
+
+impl Options {
+    /// Checks what the types alone cannot.
+    ///
+    /// # Errors
+    /// Naming the option and what it may be.
+    pub fn check(&self) -> Result<()> {
+        let fail = |field: &str, value: &dyn std::fmt::Display, expected: &str| {
+            Err(Error::config(format!("`{field}` is {value}, expected {expected}")).at(field))
+        };
+        if !(1..=1024).contains(&self.width) {
+            return fail("width", &self.width, "1 to 1024");
+        }
+        if !(1..=5).contains(&self.depth) {
+            return fail("depth", &self.depth, "1 to 5");
+        }
+        if let Some(size) = self.size
+            && !(8..=4096).contains(&size)
+        {
+            return fail("size", &size, "8 to 4096");
+        }
+        if self.epochs == 0 {
+            return fail("epochs", &self.epochs, "at least 1");
+        }
+        if self.batch == 0 {
+            return fail("batch", &self.batch, "at least 1");
+        }
+        if !(self.lr > 0.0 && self.lr.is_finite()) {
+            return fail("lr", &self.lr, "a number above 0");
+        }
+        for (field, value) in [("weight_decay", self.weight_decay), ("clip", self.clip)] {
+            if !(value >= 0.0 && value.is_finite()) {
+                return fail(field, &value, "0 or a number above it");
+            }
+        }
+        if !(0.0..1.0).contains(&self.threshold) {
+            return fail("threshold", &self.threshold, "a number from 0 to below 1");
+        }
+        Ok(())
+    }
+}
+
+/// What a network is: with its weights, all that answering needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Architecture {
+    /// The plugin's name, so that the weights of another are not taken for ours.
+    pub plugin: String,
+    /// Channels of the first level.
+    pub width: usize,
+    /// Number of halvings.
+    pub depth: usize,
+    /// Width and height that images are resized to.
+    pub input: (u32, u32),
+    /// The target classes: label and name. With one the network says how probable it is; with
+    /// several it chooses among them and background.
+    pub classes: Vec<(u8, String)>,
+}
+
+impl Architecture {
+    /// The network for a dataset whose first image has that size.
+    pub fn for_dataset(options: &Options, info: &DatasetInfo, image: (u32, u32)) -> Self {
+        let mut classes: Vec<(u8, String)> = info
+            .classes
+            .iter()
+            .filter(|class| class.target)
+            .map(|class| (class.label, class.name.to_string()))
+            .collect();
+        classes.sort();
+        Architecture {
+            plugin: "unet".into(),
+            width: options.width,
+            depth: options.depth,
+            input: options.size.map_or(image, |side| (side, side)),
+            classes,
+        }
+    }
+
+    /// What the folder `weights` says about the network in it.
+    ///
+    /// # Errors
+    /// When it is not a folder that training left.
+    pub fn read(weights: &Path) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct File {
+            model: Architecture,
+        }
+        let path = weights.join(CONFIG);
+        let read = || -> Result<File> { Ok(serde_json::from_str(&fs::read_to_string(&path)?)?) };
+        let file = read().or_error(ErrorKind::Model, || {
+            format!(
+                "`{}` is no folder that training `unet` left",
+                weights.display()
+            )
+        })?;
+        let model = file.model;
+        let sound = (1..=1024).contains(&model.width)
+            && (1..=5).contains(&model.depth)
+            && (1..=4096).contains(&model.input.0)
+            && (1..=4096).contains(&model.input.1)
+            && !model.classes.is_empty();
+        if model.plugin != "unet" || !sound {
+            return Err(Error::model(format!(
+                "`{}` does not describe a network of the plugin `unet`",
+                path.display()
+            )));
+        }
+        Ok(model)
+    }
+
+    /// Number of channels of the network's answer.
+    pub fn outputs(&self) -> usize {
+        match self.classes.len() {
+            1 => 1,
+            several => several + 1,
+        }
+    }
+
+    /// How images are laid out for it.
+    pub fn frame(&self) -> Frame {
+        Frame::padded(self.input, 1 << self.depth)
+    }
+
+    /// The classes that its answers may hold.
+    pub fn targets(&self) -> impl Iterator<Item = Class> {
+        self.classes.iter().map(|(label, name)| Class {
+            label: *label,
+            name: name.as_str().into(),
+            target: true,
+        })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_value_names_its_option() {
+        let field = |json: &str| {
+            let options: Options = serde_json::from_str(json).unwrap();
+            options.check().unwrap_err().field.to_string()
+        };
+        assert!(Options::default().check().is_ok());
+        assert_eq!(field(r#"{"depth": 6}"#), "depth");
+        assert_eq!(field(r#"{"width": 0}"#), "width");
+        assert_eq!(field(r#"{"size": 4}"#), "size");
+        assert_eq!(field(r#"{"lr": 0}"#), "lr");
+        assert_eq!(field(r#"{"threshold": 1}"#), "threshold");
+        assert_eq!(field(r#"{"clip": -1}"#), "clip");
+        assert!(serde_json::from_str::<Options>(r#"{"loss": "l2"}"#).is_err());
+    }
+
+    #[test]
+    fn several_targets_get_a_channel_each_and_one_for_background() {
+        let mut info = DatasetInfo::single_class("d", "cup");
+        let one = Architecture::for_dataset(&Options::default(), &info, (100, 60));
+        assert_eq!((one.outputs(), one.frame().whole), (1, (112, 64)));
+        let class = |label, target| Class {
+            label,
+            name: "x".into(),
+            target,
+        };
+        info.classes.push(class(4, true));
+        info.classes.push(class(3, false));
+        let two = Architecture::for_dataset(&Options::default(), &info, (100, 60));
+        let labels: Vec<u8> = two.targets().map(|class| class.label).collect();
+        assert_eq!((two.outputs(), labels), (3, vec![1, 4]));
+    }
+}

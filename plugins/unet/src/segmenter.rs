@@ -1,0 +1,332 @@
+//! The stage: training, and answering for images of any size.
+
+use crate::{Architecture, Options, UNet};
+use candle_core::Tensor;
+use diffaug::prelude::*;
+use diffaug::stage::Segmenter as Stage;
+use diffaug::{Class, Context, metrics::Confusion};
+use diffaug_nn::{
+    Device, batch, device,
+    fit::{self, Learner, Settings, WEIGHTS},
+    layers::Mode,
+    ops,
+    params::Params,
+    weights,
+};
+use rayon::prelude::*;
+use std::path::Path;
+
+/// The segmenter `unet`.
+pub struct Segmenter {
+    options: Options,
+    device: Device,
+    seed: u64,
+    trained: Option<Network>,
+}
+
+/// A network with its parameters and what it was made for.
+struct Network {
+    architecture: Architecture,
+    options: Options,
+    params: Params,
+    net: UNet,
+}
+
+impl Network {
+    fn new(
+        architecture: Architecture,
+        options: &Options,
+        device: &Device,
+        seed: u64,
+    ) -> Result<Self> {
+        let mut params = Params::new(device, seed);
+        let Architecture { width, depth, .. } = architecture;
+        let net = UNet::new(params.root(), architecture.outputs(), width, depth)?;
+        Ok(Network {
+            architecture,
+            options: options.clone(),
+            params,
+            net,
+        })
+    }
+
+    /// The network in a folder that training left.
+    fn load(folder: &Path, options: &Options, device: &Device, seed: u64) -> Result<Self> {
+        let network = Network::new(Architecture::read(folder)?, options, device, seed)?;
+        weights::load(&folder.join(WEIGHTS), &network.params)?;
+        Ok(network)
+    }
+
+    /// An answer for each image, of the image's size.
+    fn segment(&self, images: &[ImageRef<'_>]) -> Result<Vec<Segmentation>> {
+        let frame = self.architecture.frame();
+        let input = batch::images(images, frame, self.params.device())?;
+        let logits = self.net.forward(&input, Mode::Eval)?;
+        let probabilities = match self.architecture.outputs() {
+            1 => ops::sigmoid(&logits)?,
+            _ => softmax(&logits)?,
+        };
+        let planes = probabilities.to_device(&Device::Cpu)?.flatten_from(2)?;
+        let planes: Vec<Vec<Vec<f32>>> = planes.to_vec3()?;
+        let work = planes.into_par_iter().zip(images);
+        work.map(|(planes, image)| self.answer(&planes, *image))
+            .collect()
+    }
+
+    /// Dice of one image, averaged over the classes; 1 for a class that neither mask has.
+    fn mean_dice(&self, answer: &Segmentation, sample: &Sample) -> Result<f64> {
+        let (truth, found) = (sample.mask.view(), answer.mask.view());
+        let classes = &self.architecture.classes;
+        let dice = |(label, _): &(u8, String)| Ok(Confusion::of(truth, found, &[*label])?.dice());
+        let total: f64 = classes.iter().map(dice).sum::<Result<f64>>()?;
+        Ok(total / classes.len() as f64)
+    }
+
+    /// Brings the probabilities of every channel to the image's size and decides.
+    fn answer(&self, planes: &[Vec<f32>], image: ImageRef<'_>) -> Result<Segmentation> {
+        let frame = self.architecture.frame();
+        let size = image.size();
+        let planes: Vec<Vec<f32>> = planes
+            .iter()
+            .map(|plane| {
+                let plane = batch::crop(plane, frame);
+                if size == frame.content {
+                    plane
+                } else {
+                    batch::resize(&plane, frame.content, size)
+                }
+            })
+            .collect();
+        let classes = &self.architecture.classes;
+        let (labels, probability) = match planes.as_slice() {
+            [target] => {
+                let label = |p: &f32| {
+                    if *p > self.options.threshold {
+                        classes[0].0
+                    } else {
+                        0
+                    }
+                };
+                (target.iter().map(label).collect(), target.clone())
+            }
+            planes => {
+                let labels = (0..planes[0].len()).map(|i| {
+                    // The first of equally probable classes; background comes first.
+                    let best = (1..planes.len()).fold(0, |best, class| {
+                        if planes[class][i] > planes[best][i] {
+                            class
+                        } else {
+                            best
+                        }
+                    });
+                    if best == 0 { 0 } else { classes[best - 1].0 }
+                });
+                (
+                    labels.collect(),
+                    planes[0].iter().map(|p| 1.0 - p).collect(),
+                )
+            }
+        };
+        Ok(Segmentation {
+            mask: Mask::new(size.0, size.1, labels)?,
+            probability: probability.into(),
+        })
+    }
+}
+
+/// Softmax over the channels.
+fn softmax(logits: &Tensor) -> Result<Tensor> {
+    let largest = logits.max_keepdim(1)?;
+    let powers = logits.broadcast_sub(&largest)?.exp()?;
+    Ok(powers.broadcast_div(&powers.sum_keepdim(1)?)?)
+}
+
+/// Images and, for each pixel, the index of its class (0 is background).
+struct Batch {
+    images: Tensor,
+    targets: Tensor,
+}
+
+impl Learner for Network {
+    type Batch = Batch;
+
+    fn params(&self) -> &Params {
+        &self.params
+    }
+
+    fn prepare(&self, samples: Vec<Sample>, _step: u64) -> Result<Batch> {
+        let frame = self.architecture.frame();
+        if let (None, Some(odd)) = (
+            self.options.size,
+            samples.iter().find(|s| s.image.size() != frame.content),
+        ) {
+            let ((width, height), (w, h)) = (odd.image.size(), frame.content);
+            return Err(Error::data(format!(
+                "image `{}` is {width}x{height}, others are {w}x{h}: set the option `size`",
+                odd.id
+            )));
+        }
+        let device = self.params.device();
+        let images: Vec<ImageRef<'_>> = samples.iter().map(|s| s.image.view()).collect();
+        let images = batch::images(&images, frame, device)?;
+        let mut index = [0u32; 256];
+        for (place, (label, _)) in self.architecture.classes.iter().enumerate() {
+            index[usize::from(*label)] = place as u32 + 1;
+        }
+        let labels = samples
+            .iter()
+            .flat_map(|sample| batch::labels(sample.mask.view(), frame));
+        let targets: Vec<u32> = labels.map(|label| index[usize::from(label)]).collect();
+        let (width, height) = (frame.whole.0 as usize, frame.whole.1 as usize);
+        let shape = (samples.len(), height, width);
+        let targets = Tensor::from_vec(targets, shape, device)?;
+        Ok(Batch { images, targets })
+    }
+
+    fn loss(&self, batch: Batch, _step: u64) -> Result<Tensor> {
+        let frame = self.architecture.frame();
+        let (mut logits, mut targets) =
+            (self.net.forward(&batch.images, Mode::Train)?, batch.targets);
+        if frame.whole != frame.content {
+            // Padding is not judged.
+            let (width, height) = (frame.content.0 as usize, frame.content.1 as usize);
+            logits = logits.narrow(2, 0, height)?.narrow(3, 0, width)?;
+            targets = targets
+                .narrow(1, 0, height)?
+                .narrow(2, 0, width)?
+                .contiguous()?;
+        }
+        let (dice, cross_entropy) = self.options.loss.weights();
+        if self.architecture.outputs() == 1 {
+            let targets = targets.unsqueeze(1)?.to_dtype(logits.dtype())?;
+            return Ok(ops::dice_bce_with_logits(
+                &logits,
+                &targets,
+                dice,
+                cross_entropy,
+            )?);
+        }
+        let dice_part = (ops::soft_dice(&logits, &targets)? * f64::from(dice))?;
+        let entropy_part = (ops::cross_entropy(&logits, &targets)? * f64::from(cross_entropy))?;
+        Ok((dice_part + entropy_part)?)
+    }
+
+    fn score(&self, validation: &BoxDataset, reporter: &Reporter<'_>) -> Result<f64> {
+        let count = validation.items()?.len() as u64;
+        let mut total = 0.0;
+        for start in (0..count).step_by(self.options.batch) {
+            if reporter.cancelled() {
+                return Err(Error::cancelled());
+            }
+            let indices = start..(start + self.options.batch as u64).min(count);
+            let samples = indices.map(|index| validation.sample(index));
+            let samples: Vec<Sample> = samples.collect::<Result<_>>()?;
+            let images: Vec<ImageRef<'_>> = samples.iter().map(|s| s.image.view()).collect();
+            for (answer, sample) in self.segment(&images)?.iter().zip(&samples) {
+                total += self.mean_dice(answer, sample)?;
+            }
+        }
+        Ok(total / count as f64)
+    }
+
+    fn metric(&self) -> &str {
+        "validation dice"
+    }
+}
+
+impl FromConfig for Segmenter {
+    type Config = Options;
+
+    fn validate(options: &Options) -> Result<()> {
+        options.check()
+    }
+
+    fn from_config(options: Options, context: &Context) -> Result<Self> {
+        let device = device::open(&context.device)?;
+        let seed = options.seed.unwrap_or(context.seed);
+        let load = |folder| Network::load(folder, &options, &device, seed);
+        let trained = options.weights.as_deref().map(load).transpose();
+        Ok(Segmenter {
+            trained: trained.map_err(|error| error.at("weights"))?,
+            options,
+            device,
+            seed,
+        })
+    }
+}
+
+impl Stage for Segmenter {
+    fn classes(&self) -> Result<RVec<Class>> {
+        let classes = self.trained.iter().flat_map(|n| n.architecture.targets());
+        Ok(classes.collect())
+    }
+
+    fn segment(
+        &self,
+        images: RSlice<'_, ImageRef<'_>>,
+        reporter: &Reporter<'_>,
+    ) -> Result<RVec<Segmentation>> {
+        let Some(network) = &self.trained else {
+            return Err(Error::model(
+                "the segmenter `unet` has no weights: train it or set `weights`",
+            )
+            .at("weights"));
+        };
+        let total = images.len() as u64;
+        let mut answers = RVec::with_capacity(images.len());
+        for part in images.as_slice().chunks(self.options.batch) {
+            answers.extend(network.segment(part)?);
+            reporter.step(answers.len() as u64, total, "")?;
+        }
+        Ok(answers)
+    }
+
+    fn fit(
+        &self,
+        train: &BoxDataset,
+        validation: &BoxDataset,
+        out: RStr<'_>,
+        reporter: &Reporter<'_>,
+    ) -> Result<FitReport> {
+        let info = train.info()?;
+        if info.targets().is_empty() {
+            return Err(Error::data(format!(
+                "dataset `{}` has no target class",
+                info.name
+            )));
+        }
+        if train.items()?.is_empty() {
+            return Err(Error::data("there are no samples for training"));
+        }
+        let image = match self.options.size {
+            Some(side) => (side, side),
+            None => train.sample(0)?.image.size(),
+        };
+        let architecture = Architecture::for_dataset(&self.options, &info, image);
+        let network = Network::new(architecture, &self.options, &self.device, self.seed)?;
+        let options = &self.options;
+        if let Some(folder) = &options.weights {
+            // Goes on training on other data.
+            let load = || weights::load(&folder.join(WEIGHTS), &network.params);
+            load().map_err(|error| error.at("weights"))?;
+        }
+        let settings = Settings {
+            epochs: options.epochs,
+            batch: options.batch,
+            learning_rate: options.lr,
+            weight_decay: options.weight_decay,
+            clip: options.clip,
+            warmup: options.warmup,
+            patience: options.patience,
+            evaluate_every: 1,
+            seed: self.seed,
+        };
+        let mut model = serde_json::to_value(&network.architecture)?;
+        model["loss"] = serde_json::to_value(options.loss)?;
+        model["threshold"] = serde_json::to_value(options.threshold)?;
+        let out = Path::new(out.as_str());
+        fit::fit(
+            &network, &settings, &model, train, validation, out, reporter,
+        )
+    }
+}

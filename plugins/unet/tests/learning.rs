@@ -1,0 +1,373 @@
+//! The segmenter from outside: it agrees with PyTorch, learns, answers for any size, and goes on
+//! where it was stopped.
+
+#![allow(clippy::unwrap_used)]
+
+use diffaug::stage::{Progress, Segmenter as _, Silent, with_reporter};
+use diffaug::{Class, Context, prelude::*, rng};
+use diffaug_nn::{Device, layers::Mode, ops, params::Params, testing::close, weights};
+use diffaug_unet::{Options, Segmenter, UNet};
+use rand::RngExt;
+use std::{
+    collections::HashMap,
+    fs,
+    path::Path,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+const SIDE: u32 = 32;
+
+/// Bright discs on noise; with `classes` = 2 every second one is darker and has label 2.
+struct Discs {
+    count: u64,
+    classes: u8,
+    seed: u64,
+}
+
+impl Dataset for Discs {
+    fn info(&self) -> Result<DatasetInfo> {
+        let mut info = DatasetInfo::single_class("discs", "disc");
+        for label in 2..=self.classes {
+            info.classes.push(Class {
+                label,
+                name: "dark disc".into(),
+                target: true,
+            });
+        }
+        Ok(info)
+    }
+
+    fn items(&self) -> Result<RVec<Item>> {
+        Ok((0..self.count)
+            .map(|i| Item::new(&format!("disc-{i}")))
+            .collect())
+    }
+
+    fn sample(&self, index: u64) -> Result<Sample> {
+        let index = index % self.count;
+        let mut rng = rng::stream(self.seed, "disc", index);
+        let mut centre = || rng.random_range(9.0..SIDE as f32 - 9.0);
+        let (cx, cy) = (centre(), centre());
+        let radius = rng.random_range(4.0..8.0f32);
+        let label = 1 + (index % u64::from(self.classes)) as u8;
+        let (mut pixels, mut labels) = (Vec::new(), Vec::new());
+        for i in 0..SIDE * SIDE {
+            let (x, y) = ((i % SIDE) as f32, (i / SIDE) as f32);
+            let inside = (x - cx).hypot(y - cy) < radius;
+            let level = match (inside, label) {
+                (false, _) => 110,
+                (true, 1) => 170,
+                (true, _) => 50,
+            };
+            for _ in 0..3 {
+                pixels.push((level + rng.random_range(-25..=25i32)) as u8);
+            }
+            labels.push(if inside { label } else { 0 });
+        }
+        Ok(Sample {
+            id: format!("disc-{index}").into(),
+            image: Image::new(SIDE, SIDE, pixels)?,
+            mask: Mask::new(SIDE, SIDE, labels)?,
+            attributes: Attributes::new(),
+        })
+    }
+}
+
+fn discs(count: u64, classes: u8, seed: u64) -> BoxDataset {
+    BoxDataset::new(Discs {
+        count,
+        classes,
+        seed,
+    })
+}
+
+fn segmenter(options: &str) -> Segmenter {
+    let options: Options = serde_json::from_str(options).unwrap();
+    Segmenter::from_config(options, &Context::default()).unwrap()
+}
+
+fn fit(options: &str, classes: u8, out: &Path, progress: &impl Progress) -> Result<FitReport> {
+    let (train, validation) = (discs(24, classes, 1), discs(8, classes, 2));
+    let out = out.to_str().unwrap();
+    with_reporter(progress, |reporter| {
+        segmenter(options).fit(&train, &validation, out.into(), reporter)
+    })
+}
+
+fn trained(options: &str, folder: &Path) -> Segmenter {
+    let mut options: serde_json::Value = serde_json::from_str(options).unwrap();
+    options["weights"] = folder.to_str().unwrap().into();
+    segmenter(&options.to_string())
+}
+
+fn segment(segmenter: &Segmenter, images: &[&Image]) -> Vec<Segmentation> {
+    let views: Vec<ImageRef<'_>> = images.iter().map(|image| image.view()).collect();
+    let answers = with_reporter(&Silent, |reporter| {
+        segmenter.segment(RSlice::from_slice(&views), reporter)
+    });
+    answers.unwrap().into()
+}
+
+fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let read = |entry: fs::DirEntry| {
+        let name = entry.file_name().into_string().unwrap();
+        (name, fs::read(entry.path()).unwrap())
+    };
+    let mut files: Vec<_> = entries.map(read).collect();
+    files.sort();
+    files
+}
+
+const SMALL: &str =
+    r#"{"width": 4, "depth": 2, "epochs": 12, "batch": 4, "lr": 0.01, "warmup": 5}"#;
+
+#[test]
+fn it_learns_discs_and_finds_them_at_any_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = fit(SMALL, 1, folder.path(), &Silent).unwrap();
+    assert!(report.score > 0.9, "{report:?}");
+    assert_eq!(report.metric.as_str(), "validation dice");
+    let segmenter = trained(SMALL, folder.path());
+    let classes = segmenter.classes().unwrap();
+    assert_eq!(
+        (classes.len(), classes[0].label, classes[0].name.as_str()),
+        (1, 1, "disc")
+    );
+
+    let unseen = discs(6, 1, 3);
+    let samples: Vec<Sample> = (0..6).map(|i| unseen.sample(i).unwrap()).collect();
+    // The last image is three times as large, so the batch mixes sizes.
+    let large = enlarge(&samples[5], 3);
+    let mut images: Vec<&Image> = samples.iter().map(|sample| &sample.image).collect();
+    images.push(&large.image);
+    let answers = segment(&segmenter, &images);
+    for (answer, sample) in answers.iter().zip(samples.iter().chain([&large])) {
+        assert_eq!(answer.mask.size(), sample.mask.size());
+        let dice = dice(&answer.mask, &sample.mask, 1);
+        assert!(dice > 0.85, "{}: {dice}", sample.id);
+        let over = |(p, label): (&f32, &u8)| (0.0..=1.0).contains(p) && (*p > 0.5) == (*label == 1);
+        assert!(
+            answer
+                .probability
+                .iter()
+                .zip(answer.mask.labels())
+                .all(over)
+        );
+    }
+    // Alone, every image gets the same answer.
+    assert_eq!(segment(&segmenter, &images[2..3])[0], answers[2]);
+}
+
+#[test]
+fn several_classes_are_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = SMALL.replace(
+        "\"width\": 4, \"depth\": 2, \"epochs\": 12",
+        "\"width\": 6, \"depth\": 2, \"epochs\": 25",
+    );
+    let report = fit(&options, 2, folder.path(), &Silent).unwrap();
+    assert!(report.score > 0.9, "{report:?}");
+    let segmenter = trained(SMALL, folder.path());
+    assert_eq!(segmenter.classes().unwrap().len(), 2);
+    let unseen = discs(4, 2, 3);
+    for (index, label) in [(0, 1), (1, 2)] {
+        let sample = unseen.sample(index).unwrap();
+        let answer = &segment(&segmenter, &[&sample.image])[0];
+        assert!(dice(&answer.mask, &sample.mask, label) > 0.9);
+    }
+}
+
+fn enlarge(sample: &Sample, factor: u32) -> Sample {
+    let side = SIDE * factor;
+    let places = (0..side * side).map(|i| (i / side / factor * SIDE + i % side / factor) as usize);
+    let pixels = places
+        .clone()
+        .flat_map(|at| sample.image.pixels()[3 * at..3 * at + 3].to_vec());
+    let labels = places.map(|at| sample.mask.labels()[at]);
+    Sample {
+        image: Image::new(side, side, pixels.collect()).unwrap(),
+        mask: Mask::new(side, side, labels.collect()).unwrap(),
+        ..sample.clone()
+    }
+}
+
+fn dice(found: &Mask, wanted: &Mask, label: u8) -> f64 {
+    let count = |mask: &Mask| mask.labels().iter().filter(|l| **l == label).count();
+    let pairs = found.labels().iter().zip(wanted.labels());
+    let both = pairs.filter(|(a, b)| **a == label && **b == label).count();
+    2.0 * both as f64 / (count(found) + count(wanted)) as f64
+}
+
+/// Stops once, after that many steps.
+struct StopAfter(u64, AtomicBool);
+
+impl Progress for StopAfter {
+    fn progress(&self, done: u64, _: u64, _: &str) {
+        self.1.store(done == self.0, Ordering::Relaxed);
+    }
+    fn cancelled(&self) -> bool {
+        self.1.load(Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn runs_are_equal_to_the_last_bit_stopped_or_not() {
+    let options = r#"{"width": 4, "depth": 1, "epochs": 3, "batch": 8, "warmup": 2, "size": 20}"#;
+    let folders = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let expected = fit(options, 1, folders[0].path(), &Silent).unwrap();
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(3)
+        .build()
+        .unwrap();
+    pool.install(|| fit(options, 1, folders[1].path(), &Silent))
+        .unwrap();
+    assert!(files(folders[0].path()) == files(folders[1].path()));
+    let stop = StopAfter(5, AtomicBool::new(false));
+    let error = fit(options, 1, folders[2].path(), &stop).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Cancelled);
+    assert!(
+        files(folders[2].path())
+            .iter()
+            .any(|file| file.0 == "last.safetensors")
+    );
+    assert_eq!(
+        fit(options, 1, folders[2].path(), &Silent).unwrap(),
+        expected
+    );
+    assert!(files(folders[0].path()) == files(folders[2].path()));
+}
+
+#[test]
+fn progress_tells_step_and_loss() {
+    struct Steps(AtomicU64);
+    impl Progress for Steps {
+        fn progress(&self, done: u64, total: u64, note: &str) {
+            assert_eq!(total, 6);
+            assert!(note.starts_with("loss "), "{note}");
+            assert_eq!(done > 3, note.contains(" dice "), "{note}");
+            self.0.fetch_max(done, Ordering::Relaxed);
+        }
+        fn cancelled(&self) -> bool {
+            false
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let options = r#"{"width": 1, "depth": 1, "epochs": 2, "size": 8}"#;
+    let steps = Steps(AtomicU64::new(0));
+    fit(options, 1, folder.path(), &steps).unwrap();
+    assert_eq!(steps.0.into_inner(), 6);
+}
+
+#[test]
+fn without_weights_it_says_so() {
+    let segmenter = segmenter("{}");
+    assert!(segmenter.classes().unwrap().is_empty());
+    let error = with_reporter(&Silent, |reporter| {
+        segmenter.segment(RSlice::EMPTY, reporter)
+    });
+    let error = error.unwrap_err();
+    assert_eq!(error.field, "weights");
+    assert!(error.message.contains("has no weights"));
+}
+
+#[test]
+fn a_folder_without_weights_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let message = |config: &str| {
+        fs::write(folder.path().join("config.json"), config).unwrap();
+        let options = format!(r#"{{"weights": {:?}}}"#, folder.path());
+        let options: Options = serde_json::from_str(&options).unwrap();
+        let Err(error) = Segmenter::from_config(options, &Context::default()) else {
+            panic!("accepted {config}");
+        };
+        assert_eq!(error.field, "weights");
+        error.to_string()
+    };
+    assert!(message("{}").contains("is no folder that training `unet` left"));
+    let other = r#"{"model": {"plugin": "x", "width": 1, "depth": 1, "input": [8, 8], "classes": [[1, "a"]]}}"#;
+    assert!(message(other).contains("does not describe a network of the plugin `unet`"));
+    assert!(message(&other.replace("\"x\"", "\"unet\"")).contains("cannot read the weights"));
+}
+
+#[test]
+fn images_of_different_sizes_need_a_size() {
+    struct Odd(Discs);
+    impl Dataset for Odd {
+        fn info(&self) -> Result<DatasetInfo> {
+            self.0.info()
+        }
+        fn items(&self) -> Result<RVec<Item>> {
+            self.0.items()
+        }
+        fn sample(&self, index: u64) -> Result<Sample> {
+            let sample = self.0.sample(index)?;
+            Ok(if index % 4 == 2 {
+                enlarge(&sample, 2)
+            } else {
+                sample
+            })
+        }
+    }
+    let odd = || {
+        BoxDataset::new(Odd(Discs {
+            count: 4,
+            classes: 1,
+            seed: 1,
+        }))
+    };
+    let run = |options: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().to_str().unwrap();
+        with_reporter(&Silent, |reporter| {
+            segmenter(options).fit(&odd(), &odd(), out.into(), reporter)
+        })
+    };
+    let error = run(r#"{"width": 1, "depth": 1, "epochs": 1}"#).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "image `disc-2` is 64x64, others are 32x32: set the option `size`"
+    );
+    run(r#"{"width": 1, "depth": 1, "epochs": 1, "size": 16}"#).unwrap();
+}
+
+#[test]
+fn the_network_agrees_with_pytorch() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/unet.safetensors");
+    let fixture = weights::read(&path).unwrap();
+    let part = |prefix: &str| {
+        let named = fixture.iter().filter_map(|(name, tensor)| {
+            let name = name.strip_prefix(prefix)?.strip_prefix('.')?;
+            Some((name.to_owned(), tensor.clone()))
+        });
+        named.collect::<HashMap<_, _>>()
+    };
+    let mut params = Params::new(&Device::Cpu, 0);
+    let net = UNet::new(params.root(), 1, 4, 2).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let own = folder.path().join("weights.safetensors");
+    let tensors: Vec<_> = part("weights").into_iter().collect();
+    fs::write(&own, safetensors::serialize(tensors, None).unwrap()).unwrap();
+    weights::load(&own, &params).unwrap();
+
+    let images = &fixture["images"];
+    close(
+        &net.forward(images, Mode::Eval).unwrap(),
+        &fixture["eval"],
+        1e-5,
+    );
+    let logits = net.forward(images, Mode::Train).unwrap();
+    close(&logits, &fixture["train"], 1e-5);
+    let targets = images.narrow(1, 0, 1).unwrap().gt(0.5).unwrap();
+    let targets = targets.to_dtype(logits.dtype()).unwrap();
+    let loss = ops::bce_with_logits(&logits, &targets).unwrap();
+    let grads = loss.backward().unwrap();
+    let expected = part("gradients");
+    for (name, var) in params.trainable() {
+        close(grads.get(var).unwrap(), &expected[name], 1e-4);
+    }
+    let after = part("after");
+    for (name, var) in params.all().filter(|(name, _)| name.contains("running")) {
+        close(var, &after[name], 1e-5);
+    }
+}
