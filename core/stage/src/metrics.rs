@@ -88,10 +88,7 @@ impl Confusion {
 
     /// TP / (TP + FN); undefined without positives in the truth.
     pub fn sensitivity(&self) -> Option<f64> {
-        ratio(
-            self.true_positive,
-            self.true_positive + self.false_negative,
-        )
+        ratio(self.true_positive, self.true_positive + self.false_negative)
     }
 
     /// FN / (TP + FN); undefined without positives in the truth.
@@ -104,10 +101,7 @@ impl Confusion {
 
     /// TN / (TN + FP); undefined without background in the truth.
     pub fn specificity(&self) -> Option<f64> {
-        ratio(
-            self.true_negative,
-            self.true_negative + self.false_positive,
-        )
+        ratio(self.true_negative, self.true_negative + self.false_positive)
     }
 
     /// All five figures.
@@ -232,10 +226,7 @@ mod tests {
 
     #[test]
     fn averages_leave_out_what_is_undefined() {
-        let all = [
-            compare(&[0], &[0]).scores(),
-            compare(&[1], &[1]).scores(),
-        ];
+        let all = [compare(&[0], &[0]).scores(), compare(&[1], &[1]).scores()];
         let mean = Scores::fold(&all, mean);
         assert_eq!((mean.dice, mean.sensitivity), (Some(1.0), Some(1.0)));
         assert_eq!(std_dev(&[1.0, 2.0, 3.0]), Some(1.0));

@@ -31,9 +31,7 @@ impl Dataset for Shared {
 }
 
 fn beyond(index: u64, len: usize) -> Error {
-    Error::data(format!(
-        "sample {index} was asked for, but there are {len}"
-    ))
+    Error::data(format!("sample {index} was asked for, but there are {len}"))
 }
 
 /// Some samples of a dataset, in a stated order.
@@ -256,9 +254,7 @@ mod tests {
             Ok(DatasetInfo::single_class("grey", "dot"))
         }
         fn items(&self) -> Result<RVec<Item>> {
-            Ok((0..self.count)
-                .map(|i| Item::new(&i.to_string()))
-                .collect())
+            Ok((0..self.count).map(|i| Item::new(&i.to_string())).collect())
         }
         fn sample(&self, index: u64) -> Result<Sample> {
             let mut labels = vec![0; 16];
