@@ -9,6 +9,7 @@ mod clock;
 mod data;
 mod evaluate;
 mod fit;
+mod record;
 pub mod scoring;
 mod sheet;
 pub mod store;
@@ -29,10 +30,11 @@ use diffaug::{
 };
 use evaluate::{Arm, Evaluation};
 use fit::{Fit, fit};
+use record::Summary;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use store::Store;
-use synthesis::{Stages, Summary, Synthesis};
+use synthesis::{Stages, Synthesis};
 use wire::Wire;
 
 /// How far a run goes.
