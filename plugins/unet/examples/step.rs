@@ -1,7 +1,7 @@
 //! Times a training step of the network: forward, backward and AdamW, at three sizes.
 //!
-//! `cargo run --release -p diffaug-unet --example step [stock]`; with `stock` the same network on
-//! candle's own operations.
+//! `cargo run --release -p diffaug-unet --example step [small] [stock]`; with `small` only the
+//! first size, with `stock` the same network on candle's own operations.
 
 #![allow(clippy::print_stdout)]
 
@@ -12,7 +12,9 @@ use std::time::Instant;
 
 fn main() -> Result<()> {
     let stock = std::env::args().any(|arg| arg == "stock");
-    for [batch, side, width, depth] in [[8, 96, 8, 3], [8, 128, 16, 4], [4, 128, 32, 4]] {
+    let small = std::env::args().any(|arg| arg == "small");
+    let sizes = [[8, 96, 8, 3], [8, 128, 16, 4], [4, 128, 32, 4]];
+    for [batch, side, width, depth] in sizes.into_iter().take(if small { 1 } else { 3 }) {
         let images = testing::random("images", &[batch, 3, side, side]);
         let targets = testing::random("targets", &[batch, 1, side, side]).ge(0.5)?;
         let targets = targets.to_dtype(DType::F32)?;
@@ -22,7 +24,11 @@ fn main() -> Result<()> {
         let mut optimiser = AdamW::new(params.trainable(), 1e-4, 1.0)?;
         let mut forward = Vec::new();
         let mut whole = Vec::new();
-        let steps = if stock { 4 } else { 20 };
+        let steps = match (stock, small) {
+            (true, _) => 4,
+            (false, true) => 100,
+            (false, false) => 20,
+        };
         let cpu = cpu_time();
         for _ in 0..steps {
             let start = Instant::now();
