@@ -24,7 +24,7 @@ impl Frame {
     }
 }
 
-/// Images as [batch, 3, height, width], values 0 to 1.
+/// Images as `[batch, 3, height, width]`, values 0 to 1.
 ///
 /// # Errors
 /// When the device has no room for it.

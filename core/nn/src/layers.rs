@@ -45,7 +45,7 @@ impl Conv2d {
         })
     }
 
-    /// [batch, inputs, height, width] to [batch, outputs, height, width].
+    /// `[batch, inputs, height, width]` to `[batch, outputs, height, width]`.
     ///
     /// # Errors
     /// When `x` has another number of channels.
@@ -75,7 +75,7 @@ impl ConvTranspose2x2 {
         })
     }
 
-    /// [batch, inputs, height, width] to [batch, outputs, 2 height, 2 width].
+    /// `[batch, inputs, height, width]` to `[batch, outputs, 2 height, 2 width]`.
     ///
     /// # Errors
     /// When `x` has another number of channels.

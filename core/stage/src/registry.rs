@@ -5,7 +5,7 @@ use abi_stable::{
     StableAbi,
     std_types::{RResult, RStr, RString},
 };
-use schemars::JsonSchema;
+use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::de::DeserializeOwned;
 
 /// A stage that can be built from its table in a manifest.
@@ -87,7 +87,11 @@ fn without_position(message: &str) -> &str {
 }
 
 extern "C" fn schema<T: FromConfig>() -> RString {
-    let schema = schemars::schema_for!(T::Config);
+    // Inlined, so that the host can put it into the schema of manifests as it is.
+    let settings = SchemaSettings::draft2020_12().with(|s| s.inline_subschemas = true);
+    let schema = settings
+        .into_generator()
+        .into_root_schema_for::<T::Config>();
     serde_json::to_string(&schema).unwrap_or_default().into()
 }
 

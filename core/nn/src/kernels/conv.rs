@@ -31,7 +31,7 @@ pub(crate) fn block() -> usize {
     Arch::new().dispatch(Registers)
 }
 
-/// Weights in the order in which tiles read them: [block of outputs][input][tap][output].
+/// Weights in the order in which tiles read them: `[block of outputs][input][tap][output]`.
 pub(crate) struct Packed {
     data: Vec<f32>,
     inputs: usize,
@@ -217,7 +217,7 @@ impl Forward<'_> {
 }
 
 /// The gradient of the weights: for every output of `dy`, input of `x` and tap, the sum over all
-/// pixels of `dy` times the pixel of `x` that the tap saw. Shape [output][input][tap].
+/// pixels of `dy` times the pixel of `x` that the tap saw. Shape `[output][input][tap]`.
 pub(crate) fn weight_gradient(x: &Planes, dy: &Planes) -> Vec<f32> {
     let geometry = x.geometry();
     debug_assert_eq!(geometry, dy.geometry());
@@ -276,7 +276,7 @@ struct Backward<'a> {
     start: usize,
     len: usize,
     taps: &'a [usize],
-    /// [input][tap][output of the block], added to.
+    /// `[input][tap][output of the block]`, added to.
     sums: &'a mut [f32],
 }
 

@@ -33,7 +33,7 @@ pub(crate) fn with_values<R>(tensor: &Tensor, work: impl FnOnce(&[f32]) -> Resul
     }
 }
 
-/// Cuts [batch, channels, size] values by channel: for each, its part of every image.
+/// Cuts `[batch, channels, size]` values by channel: for each, its part of every image.
 pub(crate) fn by_channel(values: &mut [f32], channels: usize, size: usize) -> Vec<Vec<&mut [f32]>> {
     let batch = values.len() / (channels * size).max(1);
     let mut cut: Vec<Vec<&mut [f32]>> = (0..channels).map(|_| Vec::with_capacity(batch)).collect();
@@ -89,7 +89,7 @@ impl<F: Fn([f32; N]) -> f32, const N: usize> WithSimd for Sum<'_, F, N> {
     }
 }
 
-/// The sum over all images and pixels, for each channel of [batch, channels, size] values.
+/// The sum over all images and pixels, for each channel of `[batch, channels, size]` values.
 pub(crate) fn channel_sums(values: &[f32], channels: usize, size: usize) -> Vec<f32> {
     let total = |channel: usize| {
         let parts = values.chunks_exact(size).skip(channel).step_by(channels);

@@ -11,7 +11,7 @@ pub(crate) struct Moments {
     pub variance: Vec<f32>,
 }
 
-/// What is normalised: [batch, channels, size] values.
+/// What is normalised: `[batch, channels, size]` values.
 #[derive(Clone, Copy)]
 pub(crate) struct Norm<'a> {
     pub x: &'a [f32],

@@ -67,7 +67,7 @@ impl Geometry {
 }
 
 impl Planes {
-    /// Lays out `source`, of shape [batch, channels, height, width].
+    /// Lays out `source`, of shape `[batch, channels, height, width]`.
     pub fn new(source: &[f32], channels: usize, geometry: Geometry) -> Self {
         let Geometry {
             batch,
@@ -82,7 +82,7 @@ impl Planes {
         })
     }
 
-    /// Lays out the four phases of `source`, of shape [batch, channels, 2 height, 2 width]:
+    /// Lays out the four phases of `source`, of shape `[batch, channels, 2 height, 2 width]`:
     /// channel 4c + 2i + j holds the pixels (2y + i, 2x + j) of channel c.
     pub fn phases(source: &[f32], channels: usize, geometry: Geometry) -> Self {
         let (height, width) = (geometry.height, geometry.width);

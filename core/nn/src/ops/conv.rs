@@ -11,8 +11,8 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 
 /// Convolves with stride 1 and as many zeros around as keep height and width.
 ///
-/// `x` is [batch, inputs, height, width]; `weight` is [outputs, inputs, k, k] with odd k; `bias`
-/// is [outputs].
+/// `x` is `[batch, inputs, height, width]`; `weight` is `[outputs, inputs, k, k]` with odd k; `bias`
+/// is `[outputs]`.
 ///
 /// # Errors
 /// When the shapes do not fit each other or k is even.
@@ -32,8 +32,8 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 /// Doubles height and width: every pixel becomes 2×2 pixels (a transposed convolution with a 2×2
 /// window and stride 2).
 ///
-/// `x` is [batch, inputs, height, width]; `weight` is [inputs, outputs, 2, 2]; `bias` is
-/// [outputs].
+/// `x` is `[batch, inputs, height, width]`; `weight` is `[inputs, outputs, 2, 2]`; `bias` is
+/// `[outputs]`.
 ///
 /// # Errors
 /// When the shapes do not fit each other.

@@ -65,8 +65,8 @@ fn composed(logits: &Tensor, targets: &Tensor, dice: f64, cross_entropy: f64) ->
     share.affine(-dice, dice)? + (bce * cross_entropy)?
 }
 
-/// Mean cross-entropy of `logits` [batch, classes, height, width] and class indices `targets`
-/// [batch, height, width] (u32).
+/// Mean cross-entropy of `logits` `[batch, classes, height, width]` and class indices `targets`
+/// `[batch, height, width]` (u32).
 ///
 /// # Errors
 /// When the shapes do not fit each other.

@@ -1,4 +1,4 @@
-//! Differentiable operations on [batch, channels, height, width] tensors.
+//! Differentiable operations on `[batch, channels, height, width]` tensors.
 //!
 //! For f32 on a processor each is one fused operation with a gradient written by hand; for other
 //! devices and types the same function is made of candle's operations.

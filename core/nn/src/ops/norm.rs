@@ -13,11 +13,11 @@ use std::sync::{Arc, OnceLock};
 pub enum Statistics<'a> {
     /// Mean and variance of the batch itself, as in training.
     Batch,
-    /// Given mean and variance, [channels] each, as in inference.
+    /// Given mean and variance, `[channels]` each, as in inference.
     Given(&'a Tensor, &'a Tensor),
 }
 
-/// Normalises every channel, scales it by `weight` and shifts it by `bias` ([channels] each);
+/// Normalises every channel, scales it by `weight` and shifts it by `bias` (`[channels]` each);
 /// with `relu` negative results become 0.
 ///
 /// Returns the result and the mean and biased variance that were used.

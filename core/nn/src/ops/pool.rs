@@ -10,7 +10,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 /// out. The gradient goes to the first largest value of a window.
 ///
 /// # Errors
-/// When `x` is not [batch, channels, height, width].
+/// When `x` is not `[batch, channels, height, width]`.
 pub fn max_pool2x2(x: &Tensor) -> Result<Tensor> {
     let (_, _, height, width) = x.dims4()?;
     if fused(x) {
