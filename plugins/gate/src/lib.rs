@@ -168,7 +168,9 @@ fn names(classes: &[Class]) -> String {
     if classes.is_empty() {
         return "no class yet".into();
     }
-    let names = classes.iter().map(|c| format!("{} (`{}`)", c.label, c.name));
+    let names = classes
+        .iter()
+        .map(|c| format!("{} (`{}`)", c.label, c.name));
     names.collect::<Vec<_>>().join(", ")
 }
 

@@ -90,7 +90,11 @@ fn the_worst_class_decides() {
         classes: Some(vec![1]),
         ..IouOptions::default()
     };
-    assert!(judge(rim, &[1, 1, 2, 2], &[1, 1, 2, 0], classes).unwrap().accepted);
+    assert!(
+        judge(rim, &[1, 1, 2, 2], &[1, 1, 2, 0], classes)
+            .unwrap()
+            .accepted
+    );
 }
 
 #[test]

@@ -10,6 +10,9 @@ use diffaug_nn::{DType, Device, layers::Mode, ops, optim::AdamW, params::Params,
 use diffaug_unet::UNet;
 use std::time::Instant;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<()> {
     let stock = std::env::args().any(|arg| arg == "stock");
     let small = std::env::args().any(|arg| arg == "small");

@@ -74,7 +74,7 @@ impl UNet {
         })
     }
 
-    /// Logits for [batch, 3, height, width]; both sides are multiples of 2^depth.
+    /// Logits for `[batch, 3, height, width]`; both sides are multiples of 2^depth.
     ///
     /// # Errors
     /// When they are not.
