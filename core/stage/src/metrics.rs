@@ -242,4 +242,26 @@ mod tests {
             "the prediction is 2x1, but its truth is 1x1"
         );
     }
+
+    /// Made by `fixtures/make_medpy.py`.
+    #[test]
+    fn figures_agree_with_medpy() {
+        let cases: serde_json::Value =
+            serde_json::from_str(include_str!("../fixtures/medpy.json")).unwrap();
+        let cases = cases.as_array().unwrap();
+        assert_eq!(cases.len(), 20);
+        for case in cases {
+            let side = |name: &str| case[name].as_u64().unwrap() as u32;
+            let mask = |name: &str| {
+                let labels = case[name].as_str().unwrap().bytes().map(|c| c - b'0');
+                Mask::new(side("width"), side("height"), labels.collect()).unwrap()
+            };
+            let counts = Confusion::of(mask("truth").view(), mask("prediction").view(), &[1]);
+            for (name, ours) in counts.unwrap().scores().named() {
+                if let Some(theirs) = case[name].as_f64() {
+                    assert!((ours.unwrap() - theirs).abs() < 1e-12, "{name}");
+                }
+            }
+        }
+    }
 }
