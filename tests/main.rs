@@ -1,1 +1,15 @@
-//! tests
+//! Everything that is tested from outside: the binary `diffaug` with libraries, manifests and
+//! folders as users have them.
+//!
+//! One test binary, for it links once. Tests that need the linked-in plugins are behind the feature
+//! `builtin`; `cargo test -p diffaug-host --no-default-features` runs the others.
+
+#![allow(clippy::unwrap_used)]
+
+mod abi;
+mod cli;
+mod manifests;
+mod misbehave;
+#[cfg(feature = "builtin")]
+mod pipeline;
+mod util;

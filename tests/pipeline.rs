@@ -1,0 +1,512 @@
+//! Whole runs of the linked-in plugins, tiny: what they leave behind, that they can be cut short
+//! anywhere, and that nothing learns from test data.
+
+use crate::util::{Sandbox, assert_same, build_library, built, cargo, root, target_dir};
+use diffaug::{
+    Image, Mask,
+    image::{save_gray, save_image},
+    rng,
+};
+use rand::RngExt;
+use std::{
+    collections::BTreeMap, env::consts::EXE_SUFFIX, fs, path::Path, thread::sleep, time::Duration,
+};
+
+/// Files that tell when and in how many starts a run was made.
+const TIMES: [&str; 1] = ["log.jsonl"];
+
+/// Half a second on two cores. The network has hardly learnt, and with its low threshold takes all
+/// but everything for a lesion; so the gate passes large lesions and turns small ones down.
+const TINY: &str = r#"
+name = "tiny"
+
+[dataset]
+use = "phantom"
+size = 32
+train = 8
+validation = 3
+test = 4
+
+[prompts]
+use = "medical"
+
+[generator]
+use = "seamless-paste"
+
+[validator]
+use = "iou"
+threshold = 0.02
+
+[segmenter]
+use = "unet"
+width = 4
+depth = 2
+epochs = 4
+batch = 4
+lr = 0.003
+threshold = 0.3
+
+[synthesis]
+variants = 2
+batch = 3
+"#;
+
+fn tiny() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.write("m.toml", TINY);
+    sandbox
+}
+
+#[test]
+fn a_run_leaves_scores_images_and_what_they_were_made_of() {
+    let sandbox = tiny();
+    let printed = sandbox.run("run m.toml --json -q").ok().json();
+    let result = sandbox.read_json("runs/tiny/result.json");
+    assert_eq!(printed, result);
+    assert_eq!(result["split"]["train"], 8);
+    assert_eq!(result["targets"], serde_json::json!(["polyp"]));
+    let arms = result["arms"].as_array().unwrap();
+    let names: Vec<_> = arms
+        .iter()
+        .map(|arm| arm["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["real", "augmented"]);
+    let dice = &arms[1]["mean"]["dice"];
+    assert!((0.0..=1.0).contains(&dice.as_f64().unwrap()), "{dice}");
+    let accepted = result["synthesis"]["accepted"].as_u64().unwrap();
+    assert!(accepted > 0);
+    assert_eq!(arms[1]["training_images"], 8 + accepted);
+    // Nothing in the result tells the time or the place.
+    assert!(!result.to_string().contains("/runs/"));
+    let lock = sandbox.read_json("runs/tiny/lock.json");
+    assert_eq!(lock["plugins"]["segmenter"]["origin"], "built in");
+    assert_eq!(lock["dataset"]["samples"], 15);
+}
+
+#[test]
+fn the_synthetic_set_is_an_image_folder() {
+    let sandbox = tiny();
+    sandbox.run("generate m.toml -q").ok();
+    let text = sandbox.read("runs/tiny/synthetic/metadata.jsonl");
+    let records = sandbox.read_lines("runs/tiny/synthetic/metadata.jsonl");
+    assert!(!records.is_empty());
+    for (line, record) in text.lines().zip(&records) {
+        assert!(line.starts_with("{\"file_name\":\"images/"), "{line}");
+        for key in ["file_name", "mask_file_name"] {
+            let file = format!("runs/tiny/synthetic/{}", record[key].as_str().unwrap());
+            let (width, height) = image::image_dimensions(sandbox.path(&file)).unwrap();
+            assert_eq!((width, height), (32, 32));
+        }
+        assert_ne!(record["prompt"], "", "{line}");
+    }
+    let rejected = sandbox.read_lines("runs/tiny/rejected.jsonl");
+    assert!(
+        rejected
+            .iter()
+            .all(|r| r["reason"] != "" && r["file_name"].is_null())
+    );
+    let summary = sandbox.read_json("runs/tiny/synthetic.json");
+    assert_eq!(summary["accepted"], records.len());
+    assert_eq!(summary["rejected"], rejected.len());
+    assert!(!sandbox.path("runs/tiny/result.json").exists());
+}
+
+#[test]
+fn a_finished_run_is_not_run_again() {
+    let sandbox = tiny();
+    sandbox.run("run m.toml -q").ok();
+    let before = sandbox.files("runs/tiny", &TIMES);
+    let again = sandbox.run("run m.toml").ok();
+    assert!(!again.stderr.contains("training"), "{again}");
+    assert_same(&before, &sandbox.files("runs/tiny", &TIMES));
+}
+
+#[test]
+fn a_run_in_steps_is_the_run_in_one() {
+    let whole = tiny();
+    whole.run("run m.toml -q").ok();
+    let steps = tiny();
+    for verb in ["train segmenter", "train generator", "generate", "evaluate"] {
+        steps.run(&format!("{verb} m.toml -q")).ok();
+    }
+    assert_same(
+        &whole.files("runs/tiny", &TIMES),
+        &steps.files("runs/tiny", &TIMES),
+    );
+}
+
+#[test]
+fn a_folder_belongs_to_one_manifest() {
+    let sandbox = tiny();
+    sandbox.run("train generator m.toml -q").ok();
+    sandbox
+        .run("run m.toml --set segmenter.epochs=3")
+        .refused("was begun with `manifest.segmenter.epochs` = 4, now it is 3");
+}
+
+#[test]
+fn a_run_does_not_depend_on_threads() {
+    let outputs = ["1", "3"].map(|threads| {
+        let sandbox = tiny();
+        let mut command = sandbox.command("run m.toml -q");
+        command.env("RAYON_NUM_THREADS", threads);
+        sandbox.finish(command).ok();
+        sandbox.files("runs/tiny", &TIMES)
+    });
+    assert_same(&outputs[0], &outputs[1]);
+}
+
+/// Killed as soon as each of these is there, then left to finish.
+const MOMENTS: [&str; 6] = [
+    "lock.json",
+    "segmenter",
+    "segmenter.json",
+    "synthetic/images",
+    "synthetic.json",
+    "evaluate/augmented",
+];
+
+#[test]
+fn a_run_that_was_killed_goes_on_and_ends_alike() {
+    let whole = tiny();
+    whole.run("run m.toml -q").ok();
+    let cut = tiny();
+    for moment in MOMENTS {
+        let mut child = cut.start("run m.toml -q");
+        let there = cut.path("runs/tiny").join(moment);
+        while !there.exists() && child.try_wait().unwrap().is_none() {
+            sleep(Duration::from_millis(2));
+        }
+        // An error means that it has ended already.
+        let _ = child.kill();
+        child.wait().unwrap();
+    }
+    cut.run("run m.toml -q").ok();
+    assert_same(
+        &whole.files("runs/tiny", &TIMES),
+        &cut.files("runs/tiny", &TIMES),
+    );
+}
+
+/// The host without any plugin linked in. In a target folder of its own, since it has the name of
+/// the binary under test; its dependencies are not optimised, which builds them in half the time.
+fn bare_host() -> std::path::PathBuf {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bare");
+    let mut command = cargo("build", &root().join("Cargo.toml"), &target);
+    command.args(["--package", "diffaug-host", "--no-default-features"]);
+    command.args(["--config", "profile.dev.package.'*'.opt-level=0"]);
+    built(command);
+    let profile = if cfg!(debug_assertions) {
+        "debug"
+    } else {
+        "release"
+    };
+    target.join(profile).join(format!("diffaug{EXE_SUFFIX}"))
+}
+
+#[test]
+#[ignore = "builds host and plugins a second time, minutes: cargo test -- --include-ignored"]
+fn plugins_work_alike_linked_in_and_loaded() {
+    let linked = tiny();
+    linked.run("run m.toml -q").ok();
+    let loaded = Sandbox::with(bare_host());
+    loaded.write("m.toml", format!("libraries = [\"./bundle.so\"]\n{TINY}"));
+    let library = build_library(&root().join("Cargo.toml"), "diffaug-bundle");
+    fs::copy(library, loaded.path("bundle.so")).unwrap();
+    loaded.run("run m.toml -q").ok();
+    let lock = loaded.read_json("runs/tiny/lock.json");
+    assert_eq!(lock["plugins"]["segmenter"]["origin"]["file"], "bundle.so");
+    let without = ["log.jsonl", "lock.json", "manifest.toml"];
+    assert_same(
+        &linked.files("runs/tiny", &without),
+        &loaded.files("runs/tiny", &without),
+    );
+}
+
+/// A folder `data` of images and masks: a dark disc on a bright, uneven ground.
+fn folder(sandbox: &Sandbox, count: u64) {
+    for index in 0..count {
+        let mut draw = rng::stream(5, "disc", index);
+        let (x, y) = (draw.random_range(10..22), draw.random_range(10..22));
+        let radius = draw.random_range(4..8);
+        let pixel = |i: i32| {
+            let (dx, dy) = (i % 32 - x, i / 32 - y);
+            (i, dx * dx + dy * dy <= radius * radius)
+        };
+        let labels = (0..32 * 32).map(pixel);
+        let grey = |(i, inside): (i32, bool)| {
+            let ground = 150 + (i % 32 + index as i32) as u8;
+            if inside {
+                [ground - 90, ground - 110, ground - 120]
+            } else {
+                [ground, ground - 40, ground - 60]
+            }
+        };
+        let pixels = labels.clone().flat_map(grey).collect();
+        let mask = labels
+            .map(|(_, inside)| if inside { 255 } else { 0 })
+            .collect();
+        save(sandbox, &format!("{index}"), pixels, mask);
+    }
+}
+
+fn save(sandbox: &Sandbox, id: &str, pixels: Vec<u8>, mask: Vec<u8>) {
+    for folder in ["images", "masks"] {
+        fs::create_dir_all(sandbox.path("data").join(folder)).unwrap();
+    }
+    let image = Image::new(32, 32, pixels).unwrap();
+    save_image(
+        image.view(),
+        &sandbox.path(&format!("data/images/{id}.png")),
+    )
+    .unwrap();
+    let mask = Mask::new(32, 32, mask).unwrap();
+    save_gray(mask.view(), &sandbox.path(&format!("data/masks/{id}.png"))).unwrap();
+}
+
+/// [`TINY`] on a folder of twelve images of which the last four are for testing.
+fn with_folder() -> Sandbox {
+    let sandbox = Sandbox::new();
+    folder(&sandbox, 12);
+    let split = r#"{"train": ["0","1","2","3","4","5"], "validation": ["6","7"], "test": ["8","9","10","11"]}"#;
+    sandbox.write("split.json", split);
+    let from = TINY.find("[dataset]").unwrap();
+    let to = TINY.find("[prompts]").unwrap();
+    let data = "[dataset]\nuse = \"folder\"\nroot = \"data\"\n\n[split]\nfile = \"split.json\"\n\n";
+    sandbox.write("m.toml", format!("{}{data}{}", &TINY[..from], &TINY[to..]));
+    sandbox
+}
+
+#[test]
+fn nothing_learns_from_test_data() {
+    let learnt = |sandbox: &Sandbox| -> BTreeMap<String, Vec<u8>> {
+        sandbox.run("run m.toml -q").ok();
+        let scores = |name: &str| {
+            let file = name.rsplit('/').next().unwrap();
+            [
+                "log.jsonl",
+                "lock.json",
+                "result.json",
+                "scores.json",
+                "per_image.csv",
+            ]
+            .contains(&file)
+        };
+        let mut files = sandbox.files("runs/tiny", &[]);
+        files.retain(|name, _| !scores(name));
+        files
+    };
+    let clean = with_folder();
+    let poisoned = with_folder();
+    for index in 8..12 {
+        let mut noise = rng::stream(1, "poison", index);
+        let pixels = (0..32 * 32 * 3).map(|_| noise.random()).collect();
+        let mask = (0..32 * 32)
+            .map(|_| if noise.random() { 255 } else { 0 })
+            .collect();
+        save(&poisoned, &format!("{index}"), pixels, mask);
+    }
+    let (left, right) = (learnt(&clean), learnt(&poisoned));
+    assert!(
+        left.keys()
+            .any(|name| name.starts_with("evaluate/augmented/"))
+    );
+    assert!(
+        left.keys()
+            .any(|name| name.starts_with("synthetic/images/"))
+    );
+    assert_same(&left, &right);
+    let scores = |sandbox: &Sandbox| sandbox.read_json("runs/tiny/result.json")["arms"].clone();
+    assert_ne!(scores(&clean), scores(&poisoned));
+}
+
+#[test]
+fn lesions_are_painted_on_crops() {
+    let sandbox = with_folder();
+    let args = "generate m.toml -q --set synthesis.background=crop --set synthesis.min_crop=0.3";
+    sandbox.run(args).ok();
+    let summary = sandbox.read_json("runs/tiny/synthetic.json");
+    assert!(summary["candidates"].as_u64().unwrap() > 0, "{summary}");
+}
+
+#[test]
+fn a_background_without_room_is_skipped() {
+    let sandbox = with_folder();
+    let args = "generate m.toml -q --set synthesis.background=crop --set synthesis.min_crop=1.0";
+    sandbox.run(args).ok();
+    let summary = sandbox.read_json("runs/tiny/synthetic.json");
+    assert_eq!(
+        (&summary["candidates"], &summary["skipped"]),
+        (&0.into(), &12.into())
+    );
+}
+
+#[test]
+fn lesions_are_painted_on_other_images() {
+    let sandbox = with_folder();
+    for shade in [90, 200] {
+        let image = Image::new(40, 36, vec![shade; 40 * 36 * 3]).unwrap();
+        sandbox.write("normal/note.txt", "");
+        save_image(image.view(), &sandbox.path(&format!("normal/n{shade}.png"))).unwrap();
+    }
+    let args =
+        "generate m.toml -q --set synthesis.background=external --set synthesis.external=normal";
+    sandbox
+        .run(&format!(
+            "{args} --set validator.threshold=0.0 --set images.size=32"
+        ))
+        .ok();
+    let records = sandbox.read_lines("runs/tiny/synthetic/metadata.jsonl");
+    let sources: Vec<_> = records
+        .iter()
+        .map(|r| r["source"].as_str().unwrap())
+        .collect();
+    assert_eq!(sources, ["n90", "n200", "n90", "n200"]);
+    sandbox
+        .run(&format!("{args} --set output=other").replace("=normal", "=nowhere"))
+        .refused("`nowhere` does not exist");
+}
+
+/// What a user can get wrong in a folder is said in one sentence, and leaves no half-written file.
+fn refuses(spoil: impl Fn(&Sandbox), sentence: &str) {
+    let sandbox = with_folder();
+    spoil(&sandbox);
+    sandbox.run("run m.toml").refused(sentence);
+    if sandbox.path("runs").exists() {
+        let left: Vec<String> = sandbox.files("runs/tiny", &TIMES).into_keys().collect();
+        assert_eq!(left, [""; 0]);
+    }
+}
+
+#[test]
+fn a_broken_folder_is_explained() {
+    let truncated = |sandbox: &Sandbox| {
+        let bytes = fs::read(sandbox.path("data/images/3.png")).unwrap();
+        sandbox.write("data/images/3.png", &bytes[..bytes.len() / 2]);
+    };
+    refuses(truncated, "`data/images/3.png`");
+    let maskless = |sandbox: &Sandbox| fs::remove_file(sandbox.path("data/masks/4.png")).unwrap();
+    refuses(
+        maskless,
+        "image `data/images/4.png` has no mask in `data/masks`",
+    );
+    let small = |sandbox: &Sandbox| {
+        let mask = Mask::new(4, 4, vec![255; 16]).unwrap();
+        save_gray(mask.view(), &sandbox.path("data/masks/5.png")).unwrap();
+    };
+    refuses(
+        small,
+        "mask `data/masks/5.png` is 4x4, but its image `data/images/5.png` is 32x32",
+    );
+    let twins = |sandbox: &Sandbox| {
+        fs::copy(
+            sandbox.path("data/images/1.png"),
+            sandbox.path("data/images/1.jpg"),
+        )
+        .unwrap();
+    };
+    refuses(twins, "1.png`");
+    let empty = |sandbox: &Sandbox| {
+        fs::remove_dir_all(sandbox.path("data/images")).unwrap();
+        sandbox.write("data/images/readme.txt", "");
+    };
+    refuses(empty, "`data/images` holds no images");
+    let missing = |sandbox: &Sandbox| fs::remove_dir_all(sandbox.path("data")).unwrap();
+    refuses(missing, "`data");
+    let text = |sandbox: &Sandbox| sandbox.write("data/images/2.png", "no picture");
+    refuses(text, "`data/images/2.png`");
+}
+
+#[test]
+fn a_stray_grey_value_is_explained() {
+    let sandbox = with_folder();
+    let manifest = sandbox.read("m.toml");
+    let strict = "root = \"data\"\nclasses = { lesion = 255 }\n";
+    sandbox.write("m.toml", manifest.replace("root = \"data\"\n", strict));
+    sandbox.run("check m.toml --data").ok();
+    let mut mask = vec![0; 32 * 32];
+    mask[40] = 77;
+    save(&sandbox, "2", vec![9; 32 * 32 * 3], mask);
+    sandbox.run("run m.toml").refused("`data/masks/2.png`");
+}
+
+#[test]
+fn a_header_that_promises_too_much_is_not_believed() {
+    // 60000x60000 RGB in a file of a few bytes.
+    let mut png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR".to_vec();
+    png.extend([60_000u32.to_be_bytes(), 60_000u32.to_be_bytes()].concat());
+    png.extend([8, 2, 0, 0, 0]);
+    png.extend(crc(&png[12..]).to_be_bytes());
+    png.extend(b"\0\0\0\0IDAT\x35\xaf\x06\x1e\0\0\0\0IEND\xae\x42\x60\x82");
+    refuses(
+        |sandbox| sandbox.write("data/images/0.png", &png),
+        "60000x60000",
+    );
+}
+
+/// The checksum of PNG chunks.
+fn crc(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |c, _| {
+            (c >> 1) ^ (0xEDB8_8320 & (c & 1).wrapping_neg())
+        })
+    })
+}
+
+/// What the README of `examples/dataset-plugin` tells its readers to do.
+#[test]
+fn a_third_partys_dataset_runs_by_its_manifest() {
+    let example = root().join("examples/dataset-plugin");
+    let mut command = cargo("build", &example.join("Cargo.toml"), target_dir());
+    // As this workspace builds them, so that what both depend on is there already.
+    for setting in [
+        "opt-level=1",
+        "package.'*'.opt-level=3",
+        "package.'*'.debug=false",
+        "build-override.opt-level=0",
+    ] {
+        command.args(["--config", &format!("profile.dev.{setting}")]);
+    }
+    command.arg("--locked");
+    built(command);
+    let profile = crate::util::binary().parent().unwrap();
+    let sandbox = Sandbox::new();
+    let name = format!(
+        "{}ellipses{}",
+        std::env::consts::DLL_PREFIX,
+        std::env::consts::DLL_SUFFIX
+    );
+    sandbox.write("target/release/note.txt", "");
+    fs::copy(
+        profile.join(&name),
+        sandbox.path("target/release/libellipses.so"),
+    )
+    .unwrap();
+    for entry in fs::read_dir(example.join("data/images")).unwrap() {
+        let path = entry.unwrap().path();
+        let file = path.file_name().unwrap().to_str().unwrap();
+        sandbox.write(&format!("data/images/{file}"), fs::read(&path).unwrap());
+    }
+    sandbox.write(
+        "data/labels.csv",
+        fs::read(example.join("data/labels.csv")).unwrap(),
+    );
+    sandbox.write(
+        "manifest.toml",
+        fs::read(example.join("manifest.toml")).unwrap(),
+    );
+    let options = sandbox
+        .run("plugins dataset ellipses --library ./target/release/libellipses.so")
+        .ok();
+    assert!(
+        options.stdout.contains("min_radius (number, default 0.0)"),
+        "{options}"
+    );
+    let quick = "--set segmenter.epochs=2 --set segmenter.width=4 --set validator.threshold=0.01";
+    let result = sandbox
+        .run(&format!("run manifest.toml -q --json {quick}"))
+        .ok()
+        .json();
+    assert_eq!(result["dataset"], "annotated ellipses");
+    assert_eq!(result["split"]["name"], "grouped");
+}
