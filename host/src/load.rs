@@ -21,15 +21,10 @@ use std::{mem::ManuallyDrop, path::Path};
 /// Opens the library at `path`, checks its ABI and attaches its log.
 ///
 /// # Errors
-/// One sentence when the file is missing, not a library, not a plugin, or built against another
+/// One sentence when the file is not a library, not a plugin, or built against another
 /// ABI.
 pub fn open(path: &Path, log_level: u8) -> Result<Plugin_Ref> {
     let shown = path.display();
-    if !path.is_file() {
-        return Err(Error::data(format!(
-            "plugin library `{shown}` does not exist"
-        )));
-    }
     // SAFETY: the library's initialisers run here. That is what loading a plugin means: the user
     // named this file, and CONTRIBUTING says that a plugin is trusted like the program itself.
     let library = unsafe { libloading::Library::new(path) }

@@ -236,10 +236,13 @@ impl Registry {
                 .to_owned(),
             names => format!("there are {}", listed(names.iter().copied())),
         };
-        let kind = S::NAME;
+        let kind = title(S::NAME);
         let listing = self.list();
         let message = match listing.iter().find(|l| l.name == name) {
-            Some(other) => format!("`{name}` is a {}, not a {kind}; {offered}", other.kind),
+            Some(other) => {
+                let other = title(other.kind);
+                format!("`{name}` is a {other}, not a {kind}; {offered}")
+            }
             None => format!("no {kind} is called `{name}`; {offered}"),
         };
         let failure = Failure::from(Error::config(message));
@@ -261,6 +264,14 @@ impl<S: Kind> Offer<S> {
     pub fn build(&self, options: &serde_json::Value, context: &Context) -> Result<S> {
         let json = options.to_string();
         (self.entry.build)(json.as_str().into(), context).into_result()
+    }
+}
+
+/// A kind as a noun with an article.
+fn title(kind: &str) -> &str {
+    match kind {
+        "prompts" => "prompt bank",
+        kind => kind,
     }
 }
 

@@ -113,7 +113,8 @@ impl Data {
         let mut order: Vec<u64> = (0..total).collect();
         order.sort_by_key(|&i| self.items[i as usize].id.clone());
         let done = std::sync::atomic::AtomicU64::new(0);
-        let digests: Vec<[u8; 32]> = order
+        // Collected before looking at errors, so that the first bad sample is reported, always.
+        let digests: Vec<Result<[u8; 32]>> = order
             .into_par_iter()
             .map(|index| {
                 let digest = digest(&self.prepared.sample(index)?);
@@ -121,10 +122,10 @@ impl Data {
                 progress(done, total)?;
                 Ok(digest)
             })
-            .collect::<Result<_>>()?;
+            .collect();
         let mut hash = Sha256::new();
         for digest in digests {
-            hash.update(digest);
+            hash.update(digest?);
         }
         Ok(crate::registry::hex(&hash.finalize()))
     }

@@ -15,8 +15,9 @@ use std::{
 };
 use tempfile::NamedTempFile;
 
-/// Prefix of files on their way; a killed run leaves some, the next start removes them.
-const TEMPORARY: &str = ".tmp";
+/// How the names of files on their way end, here and wherever stages write; a killed run leaves
+/// some, the next start removes them.
+const PARTIAL: &str = ".partial";
 
 /// An open run folder; no other process has it open.
 pub struct Store {
@@ -165,7 +166,7 @@ impl WholeFile {
         let folder = folder.unwrap_or(Path::new("."));
         fs::create_dir_all(folder).or_error(ErrorKind::Data, failed)?;
         let mut builder = tempfile::Builder::new();
-        builder.prefix(TEMPORARY);
+        builder.prefix(".").suffix(PARTIAL);
         #[cfg(unix)]
         builder.permissions(shared());
         let file = builder.tempfile_in(folder);
@@ -209,7 +210,7 @@ fn sweep(folder: &Path) -> Result<()> {
         let path = entry.path();
         if entry.file_type()?.is_dir() {
             sweep(&path)?;
-        } else if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+        } else if entry.file_name().to_string_lossy().ends_with(PARTIAL) {
             fs::remove_file(&path)?;
         }
     }
@@ -265,9 +266,9 @@ mod tests {
     fn a_folder_is_taken_once_and_swept() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("sub")).unwrap();
-        fs::write(dir.path().join("sub/.tmpabc"), "half").unwrap();
+        fs::write(dir.path().join("sub/.abc.partial"), "half").unwrap();
         let first = Store::open(dir.path()).unwrap();
-        assert!(!dir.path().join("sub/.tmpabc").exists());
+        assert!(!dir.path().join("sub/.abc.partial").exists());
         let second = Store::open(dir.path()).err().unwrap().to_string();
         assert!(second.contains("in use by another"), "{second}");
         drop(first);

@@ -1,7 +1,7 @@
 //! Paints, judges, keeps: from candidates to a labelled folder of synthetic images.
 //!
 //! The journal is the one record of progress. It grows by one line for each candidate, a batch at a
-//! time, in order; the images of a batch are on disk before its lines are. Lists for users
+//! time, in order; the images of a batch are in place before its lines are written. Lists for users
 //! (`metadata.jsonl`, `rejected.jsonl`) and the summary are made from it at the end.
 
 use super::{
