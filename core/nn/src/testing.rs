@@ -2,9 +2,11 @@
 //!
 //! For tests only: they panic.
 
+use crate::weights;
 use candle_core::{Device, Result, Tensor, Var, backprop::GradStore};
 use diffaug::rng;
 use rand::RngExt;
+use std::{collections::HashMap, path::Path};
 
 /// Values from -1 to 1 that depend on name and shape alone.
 ///
@@ -36,6 +38,79 @@ pub fn close(ours: &Tensor, theirs: &Tensor, tolerance: f32) {
         // Written so that NaN fails.
         let fits = (a - b).abs() <= tolerance * largest;
         assert!(fits, "value {i} is {a}, expected {b} (largest {largest})");
+    }
+}
+
+/// What a reference answered: `case.x`, `case.weight` and so on are inputs, `case.y` is the result,
+/// `case.dy` a gradient for it, and `case.dx`, `case.dweight` and so on the gradients that follow.
+///
+/// A new check is three lines: one that opens the file, one that names case and inputs, and one
+/// that calls the operation.
+#[derive(Debug)]
+pub struct Fixtures(HashMap<String, Tensor>);
+
+impl Fixtures {
+    /// Reads the safetensors file `path`.
+    ///
+    /// # Panics
+    /// When it cannot be read.
+    pub fn open(path: impl AsRef<Path>) -> Self {
+        Fixtures(weights::read(path.as_ref()).unwrap_or_else(|e| panic!("{e}")))
+    }
+
+    /// The tensor `case.name`.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn get(&self, case: &str, name: &str) -> &Tensor {
+        let tensor = self.0.get(&format!("{case}.{name}"));
+        tensor.unwrap_or_else(|| panic!("the fixtures have no `{case}.{name}`"))
+    }
+
+    /// Asserts that `f` of the inputs of `case` gives the reference's result (to 1e-5 of the
+    /// largest value) and gradients (to 1e-4), and that these agree with finite differences.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn check(&self, case: &str, inputs: &[&str], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
+        self.agree(case, inputs, &f);
+        check_gradients(&self.inputs(case, inputs), f);
+    }
+
+    /// [`Fixtures::check`] without finite differences, for operations that have a kink where the
+    /// inputs lie.
+    ///
+    /// # Panics
+    /// When they do not agree.
+    pub fn agree(&self, case: &str, inputs: &[&str], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
+        self.try_agree(case, inputs, f)
+            .unwrap_or_else(|e| panic!("{case}: {e}"));
+    }
+
+    fn inputs(&self, case: &str, names: &[&str]) -> Vec<Tensor> {
+        names.iter().map(|n| self.get(case, n).clone()).collect()
+    }
+
+    fn try_agree(
+        &self,
+        case: &str,
+        names: &[&str],
+        f: impl Fn(&[Tensor]) -> Result<Tensor>,
+    ) -> Result<()> {
+        let vars = self.inputs(case, names);
+        let vars = vars.iter().map(Var::from_tensor);
+        let vars = vars.collect::<Result<Vec<Var>>>()?;
+        let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+        let y = f(&tensors)?;
+        close(&y, self.get(case, "y"), 1e-5);
+        let grads = (&y * self.get(case, "dy"))?.sum_all()?.backward()?;
+        for (name, var) in names.iter().zip(&vars) {
+            let Some(grad) = grads.get(var) else {
+                panic!("`{case}.{name}` has no gradient");
+            };
+            close(grad, self.get(case, &format!("d{name}")), 1e-4);
+        }
+        Ok(())
     }
 }
 
