@@ -4,12 +4,16 @@
 //! chooses at run time. Work is cut by shape, never by the number of threads, and every sum is
 //! formed in a fixed order; on one machine results are equal to the last bit.
 
+pub(crate) mod activation;
 pub(crate) mod adam;
+pub(crate) mod attention;
 pub(crate) mod conv;
 pub(crate) mod loss;
+pub(crate) mod matrix;
 pub(crate) mod norm;
 pub(crate) mod planes;
 pub(crate) mod pool;
+pub(crate) mod rows;
 
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
 use pulp::{Arch, Simd, WithSimd};
@@ -31,6 +35,11 @@ pub(crate) fn with_values<R>(tensor: &Tensor, work: impl FnOnce(&[f32]) -> Resul
         Storage::Cpu(storage) => work(values(storage, layout)?),
         _ => bail!("a fused operation needs an operand on the processor"),
     }
+}
+
+/// Room for `length` values that are about to be written.
+pub(crate) fn buffer(length: usize) -> Vec<f32> {
+    vec![0.0; length]
 }
 
 /// Cuts `[batch, channels, size]` values by channel: for each, its part of every image.
@@ -97,4 +106,28 @@ pub(crate) fn channel_sums(values: &[f32], channels: usize, size: usize) -> Vec<
         sums.sum::<f64>() as f32
     };
     (0..channels).into_par_iter().map(total).collect()
+}
+
+/// The sum over all rows of `width` values, for each place in the row.
+pub(crate) fn column_sums(values: &[f32], width: usize) -> Vec<f32> {
+    let rows = 64;
+    let partial: Vec<Vec<f32>> = values
+        .par_chunks(rows * width)
+        .map(|rows| {
+            let mut sums = vec![0.0; width];
+            Arch::new().dispatch(|| {
+                for row in rows.chunks_exact(width) {
+                    sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += v);
+                }
+            });
+            sums
+        })
+        .collect();
+    let total = |place| {
+        partial
+            .iter()
+            .map(|sums| f64::from(sums[place]))
+            .sum::<f64>() as f32
+    };
+    (0..width).map(total).collect()
 }

@@ -3,17 +3,25 @@
 //! For f32 on a processor each is one fused operation with a gradient written by hand; for other
 //! devices and types the same function is made of candle's operations.
 
+mod activation;
+mod attention;
 mod block;
 mod conv;
+mod linear;
 mod loss;
 mod norm;
 mod pool;
+mod rows;
 
+pub use activation::{Activation, geglu, gelu, gelu_tanh, silu};
+pub use attention::{Attention, softmax};
 pub use block::conv_batch_norm_relu;
 pub use conv::{conv_transpose2x2, conv2d};
+pub use linear::{PackedLinear, linear};
 pub use loss::{bce_with_logits, cross_entropy, dice_bce_with_logits, dice_with_logits, soft_dice};
 pub use norm::{Statistics, batch_norm};
 pub use pool::max_pool2x2;
+pub use rows::{group_norm, instance_norm, layer_norm};
 
 use candle_core::{DType, Result, Tensor};
 

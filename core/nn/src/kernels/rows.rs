@@ -1,0 +1,364 @@
+//! What is normalised row by row: groups of channels, the last dimension, probabilities.
+
+use super::{
+    activation::{Activation, Map, exp, map_row},
+    buffer, sum,
+};
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+/// Values below which a task is not worth its start.
+const TASK: usize = 1 << 14;
+
+/// Mean and 1 / sqrt(variance + epsilon) of a row, in two passes: one would lose the variance of
+/// values that lie far from 0.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moments {
+    pub mean: f32,
+    pub inverse: f32,
+}
+
+impl Moments {
+    fn of(row: &[f32], epsilon: f32) -> Self {
+        let count = row.len() as f64;
+        let mean = (sum([row], |[v]| v) / count) as f32;
+        let squares = sum([row], |[v]| {
+            let distance = v - mean;
+            distance * distance
+        });
+        let inverse = 1.0 / (squares / count + f64::from(epsilon)).sqrt();
+        Moments {
+            mean,
+            inverse: inverse as f32,
+        }
+    }
+}
+
+/// Normalisation of groups of channels: `[batch, channels, size]` values, of which `group`
+/// channels in a row share mean and variance; an activation behind it.
+#[derive(Clone, Copy)]
+pub(crate) struct GroupNorm<'a, F> {
+    pub x: &'a [f32],
+    pub size: usize,
+    /// Channels of a group.
+    pub group: usize,
+    /// `[channels]` each.
+    pub scale: &'a [f32],
+    pub shift: &'a [f32],
+    pub epsilon: f32,
+    pub activation: F,
+}
+
+impl<F: Activation + Send> GroupNorm<'_, F> {
+    fn row(&self) -> usize {
+        self.group * self.size
+    }
+
+    /// The first channel of row `row`.
+    fn first(&self, row: usize) -> usize {
+        row * self.group % self.scale.len()
+    }
+
+    /// What multiplies and what is added to the values of a channel.
+    fn affine(&self, channel: usize, moments: Moments) -> Affine<F> {
+        let scale = self.scale[channel] * moments.inverse;
+        Affine {
+            scale,
+            shift: self.shift[channel] - moments.mean * scale,
+            activation: self.activation,
+        }
+    }
+
+    /// The result, and the moments of every group.
+    pub fn forward(&self) -> (Vec<f32>, Vec<Moments>) {
+        let mut out = buffer(self.x.len());
+        let moments = out
+            .par_chunks_mut(self.row())
+            .zip(self.x.par_chunks(self.row()))
+            .with_min_len(TASK.div_ceil(self.row()))
+            .enumerate()
+            .map(|(row, (out, x))| {
+                let moments = Moments::of(x, self.epsilon);
+                let channels = out.chunks_mut(self.size).zip(x.chunks(self.size));
+                for (channel, (out, x)) in channels.enumerate() {
+                    let affine = self.affine(self.first(row) + channel, moments);
+                    map_row(&affine, [x], [out]);
+                }
+                moments
+            })
+            .collect();
+        (out, moments)
+    }
+
+    /// Gradients of x, scale and shift.
+    pub fn backward(&self, moments: &[Moments], dy: &[f32]) -> [Vec<f32>; 3] {
+        let mut dx = buffer(self.x.len());
+        let row = self.row();
+        let sums: Vec<Vec<(f32, f32)>> = dx
+            .par_chunks_mut(row)
+            .zip(self.x.par_chunks(row).zip(dy.par_chunks(row)))
+            .zip(moments)
+            .enumerate()
+            .map(|(row, ((dx, (x, dy)), moments))| self.row_backward(row, *moments, x, dy, dx))
+            .collect();
+        let channels = self.scale.len();
+        let (mut scale, mut shift) = (vec![0.0; channels], vec![0.0; channels]);
+        for (row, sums) in sums.iter().enumerate() {
+            for (channel, (by_scale, by_shift)) in sums.iter().enumerate() {
+                scale[self.first(row) + channel] += by_scale;
+                shift[self.first(row) + channel] += by_shift;
+            }
+        }
+        [dx, scale, shift]
+    }
+
+    /// Writes the gradient of one group; returns those of scale and shift of its channels.
+    fn row_backward(
+        &self,
+        row: usize,
+        moments: Moments,
+        x: &[f32],
+        dy: &[f32],
+        dx: &mut [f32],
+    ) -> Vec<(f32, f32)> {
+        let Moments { mean, inverse } = moments;
+        // First the gradient behind the activation, kept in `dx`.
+        let channels = || (self.first(row)..).zip(x.chunks(self.size).zip(dy.chunks(self.size)));
+        for (dx, (channel, (x, dy))) in dx.chunks_mut(self.size).zip(channels()) {
+            map_row(&self.affine(channel, moments), [x, dy], [dx]);
+        }
+        let (mut pull, mut lean) = (0.0, 0.0);
+        let mut sums = Vec::with_capacity(self.group);
+        for (inner, (channel, (x, _))) in dx.chunks(self.size).zip(channels()) {
+            let shift = sum([inner], |[v]| v);
+            let scale = sum([inner, x], |[v, x]| v * (x - mean)) * f64::from(inverse);
+            pull += shift * f64::from(self.scale[channel]);
+            lean += scale * f64::from(self.scale[channel]);
+            sums.push((scale as f32, shift as f32));
+        }
+        // Through mean and variance every value pulls at every other of its group.
+        let count = x.len() as f64;
+        let pull = (pull / count) as f32;
+        let lean = (lean / count * f64::from(inverse)) as f32;
+        for (dx, (channel, (x, _))) in dx.chunks_mut(self.size).zip(channels()) {
+            let scale = self.scale[channel];
+            Arch::new().dispatch(|| {
+                for (dx, x) in dx.iter_mut().zip(x) {
+                    *dx = inverse * (*dx * scale - pull - (x - mean) * lean);
+                }
+            });
+        }
+        sums
+    }
+}
+
+/// The activation of x * scale + shift.
+#[derive(Clone, Copy)]
+struct Affine<F> {
+    scale: f32,
+    shift: f32,
+    activation: F,
+}
+
+impl<F: Activation> Affine<F> {
+    #[inline(always)]
+    fn inner<S: Simd>(&self, simd: S, x: S::f32s) -> S::f32s {
+        simd.mul_add_e_f32s(x, simd.splat_f32s(self.scale), simd.splat_f32s(self.shift))
+    }
+}
+
+impl<F: Activation> Map<1, 1> for Affine<F> {
+    #[inline(always)]
+    fn at<S: Simd>(&self, simd: S, [x]: [S::f32s; 1]) -> [S::f32s; 1] {
+        [self.activation.value(simd, self.inner(simd, x))]
+    }
+}
+
+/// The gradient behind the activation.
+impl<F: Activation> Map<2, 1> for Affine<F> {
+    #[inline(always)]
+    fn at<S: Simd>(&self, simd: S, [x, dy]: [S::f32s; 2]) -> [S::f32s; 1] {
+        let slope = self.activation.slope(simd, self.inner(simd, x));
+        [simd.mul_f32s(dy, slope)]
+    }
+}
+
+/// Normalisation of rows of as many values as there are scales and shifts.
+#[derive(Clone, Copy)]
+pub(crate) struct LayerNorm<'a> {
+    pub x: &'a [f32],
+    pub scale: &'a [f32],
+    pub shift: &'a [f32],
+    pub epsilon: f32,
+}
+
+impl LayerNorm<'_> {
+    /// Values that a task takes: whole rows.
+    fn task(&self) -> usize {
+        let width = self.scale.len();
+        TASK.div_ceil(width) * width
+    }
+
+    /// The result, and the moments of every row.
+    pub fn forward(&self) -> (Vec<f32>, Vec<Moments>) {
+        let width = self.scale.len();
+        let mut out = buffer(self.x.len());
+        let moments: Vec<Vec<Moments>> = out
+            .par_chunks_mut(self.task())
+            .zip(self.x.par_chunks(self.task()))
+            .map(|(out, x)| {
+                let rows = out.chunks_mut(width).zip(x.chunks(width));
+                rows.map(|(out, x)| {
+                    let moments = Moments::of(x, self.epsilon);
+                    let map = Normalise(moments);
+                    map_row(&map, [x, self.scale, self.shift], [out]);
+                    moments
+                })
+                .collect()
+            })
+            .collect();
+        (out, moments.concat())
+    }
+
+    /// Gradients of x, scale and shift.
+    pub fn backward(&self, moments: &[Moments], dy: &[f32]) -> [Vec<f32>; 3] {
+        let width = self.scale.len();
+        let task = self.task();
+        let mut dx = buffer(self.x.len());
+        let sums: Vec<[Vec<f32>; 2]> = dx
+            .par_chunks_mut(task)
+            .zip(self.x.par_chunks(task).zip(dy.par_chunks(task)))
+            .zip(moments.par_chunks(task / width))
+            .map(|((dx, (x, dy)), moments)| {
+                let mut sums = [vec![0.0; width], vec![0.0; width]];
+                let rows = x.chunks(width).zip(dy.chunks(width)).zip(moments);
+                for (dx, ((x, dy), moments)) in dx.chunks_mut(width).zip(rows) {
+                    self.row_backward(*moments, [x, dy], dx, &mut sums);
+                }
+                sums
+            })
+            .collect();
+        let mut total = [vec![0.0; width], vec![0.0; width]];
+        for sums in &sums {
+            for (total, sums) in total.iter_mut().zip(sums) {
+                total.iter_mut().zip(sums).for_each(|(t, s)| *t += s);
+            }
+        }
+        let [scale, shift] = total;
+        [dx, scale, shift]
+    }
+
+    fn row_backward(
+        &self,
+        Moments { mean, inverse }: Moments,
+        [x, dy]: [&[f32]; 2],
+        dx: &mut [f32],
+        [scale, shift]: &mut [Vec<f32>; 2],
+    ) {
+        let count = x.len() as f64;
+        let pull = (sum([dy, self.scale], |[dy, s]| dy * s) / count) as f32;
+        let lean = sum([dy, self.scale, x], |[dy, s, x]| dy * s * (x - mean)) / count;
+        let lean = (lean * f64::from(inverse) * f64::from(inverse)) as f32;
+        Arch::new().dispatch(|| {
+            let sums = scale.iter_mut().zip(shift.iter_mut());
+            let places = x.iter().zip(dy).zip(self.scale);
+            for ((dx, (by_scale, by_shift)), ((x, dy), s)) in dx.iter_mut().zip(sums).zip(places) {
+                let distance = x - mean;
+                *dx = inverse * (dy * s - pull - distance * lean);
+                *by_scale += dy * distance * inverse;
+                *by_shift += dy;
+            }
+        });
+    }
+}
+
+struct Normalise(Moments);
+
+impl Map<3, 1> for Normalise {
+    #[inline(always)]
+    fn at<S: Simd>(&self, simd: S, [x, scale, shift]: [S::f32s; 3]) -> [S::f32s; 1] {
+        let Moments { mean, inverse } = self.0;
+        let centred = simd.sub_f32s(x, simd.splat_f32s(mean));
+        let normal = simd.mul_f32s(centred, simd.splat_f32s(inverse));
+        [simd.mul_add_e_f32s(normal, scale, shift)]
+    }
+}
+
+/// The largest value of a row; -inf of none.
+pub(crate) fn largest(row: &[f32]) -> f32 {
+    struct Largest<'a>(&'a [f32]);
+    impl WithSimd for Largest<'_> {
+        type Output = f32;
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) -> f32 {
+            let (vectors, rest) = S::as_simd_f32s(self.0);
+            let mut best = simd.splat_f32s(f32::NEG_INFINITY);
+            for vector in vectors {
+                best = simd.max_f32s(best, *vector);
+            }
+            rest.iter()
+                .fold(simd.reduce_max_f32s(best), |a, b| a.max(*b))
+        }
+    }
+    Arch::new().dispatch(Largest(row))
+}
+
+/// Turns every value v of a row into e^(v - shift) and returns their sum.
+pub(crate) fn exponentials(row: &mut [f32], shift: f32) -> f32 {
+    struct Exponentials<'a>(&'a mut [f32], f32);
+    impl WithSimd for Exponentials<'_> {
+        type Output = f32;
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) -> f32 {
+            let shift = simd.splat_f32s(self.1);
+            let (vectors, rest) = S::as_mut_simd_f32s(self.0);
+            let mut total = simd.splat_f32s(0.0);
+            for vector in vectors {
+                *vector = exp(simd, simd.sub_f32s(*vector, shift));
+                total = simd.add_f32s(total, *vector);
+            }
+            let mut total = simd.reduce_sum_f32s(total);
+            if !rest.is_empty() {
+                let values = simd.partial_load_f32s(rest);
+                simd.partial_store_f32s(rest, exp(simd, simd.sub_f32s(values, shift)));
+                total += rest.iter().sum::<f32>();
+            }
+            total
+        }
+    }
+    Arch::new().dispatch(Exponentials(row, shift))
+}
+
+/// Multiplies a row.
+pub(crate) fn scale(row: &mut [f32], factor: f32) {
+    Arch::new().dispatch(|| row.iter_mut().for_each(|v| *v *= factor));
+}
+
+/// e^x of every row of `width` values, divided by their sum.
+pub(crate) fn softmax(x: &[f32], width: usize) -> Vec<f32> {
+    let mut out = x.to_vec();
+    out.par_chunks_mut(width)
+        .with_min_len(TASK.div_ceil(width))
+        .for_each(|row| {
+            let total = exponentials(row, largest(row));
+            scale(row, 1.0 / total);
+        });
+    out
+}
+
+/// The gradient of the input of [`softmax`], given its result.
+pub(crate) fn softmax_backward(y: &[f32], dy: &[f32], width: usize) -> Vec<f32> {
+    let mut out = buffer(y.len());
+    out.par_chunks_mut(width)
+        .zip(y.par_chunks(width).zip(dy.par_chunks(width)))
+        .with_min_len(TASK.div_ceil(width))
+        .for_each(|(dx, (y, dy))| {
+            let mean = sum([y, dy], |[y, dy]| y * dy) as f32;
+            Arch::new().dispatch(|| {
+                for (dx, (y, dy)) in dx.iter_mut().zip(y.iter().zip(dy)) {
+                    *dx = y * (dy - mean);
+                }
+            });
+        });
+    out
+}

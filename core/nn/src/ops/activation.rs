@@ -1,0 +1,172 @@
+//! Smooth activations: SiLU, GELU, and GEGLU, which gates one half of its input by the other.
+
+use super::{fused, like};
+use crate::kernels::{
+    activation::{self, Gelu, GeluTanh, Silu},
+    values, with_values,
+};
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
+
+/// An activation that bends smoothly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x / (1 + e^-x), also called swish.
+    Silu,
+    /// x Φ(x) with the normal distribution Φ (Hendrycks & Gimpel, 2016), by the error function.
+    Gelu,
+    /// The approximation of GELU by a hyperbolic tangent.
+    GeluTanh,
+}
+
+/// Calls `$body` with the kernel `$kernel` of an activation.
+macro_rules! with_kernel {
+    ($activation:expr, $kernel:ident => $body:expr) => {
+        match $activation {
+            Activation::Silu => {
+                let $kernel = Silu;
+                $body
+            }
+            Activation::Gelu => {
+                let $kernel = Gelu;
+                $body
+            }
+            Activation::GeluTanh => {
+                let $kernel = GeluTanh;
+                $body
+            }
+        }
+    };
+}
+
+impl Activation {
+    /// The activation of every value.
+    ///
+    /// # Errors
+    /// Those of candle.
+    pub fn forward(self, x: &Tensor) -> Result<Tensor> {
+        if fused(x) {
+            return x.contiguous()?.apply_op1(Pointwise(self));
+        }
+        self.composed(x)
+    }
+
+    fn composed(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Activation::Silu => x.silu(),
+            Activation::Gelu => x.gelu_erf(),
+            Activation::GeluTanh => x.gelu(),
+        }
+    }
+}
+
+/// [`Activation::Silu`] of every value.
+///
+/// # Errors
+/// Those of candle.
+pub fn silu(x: &Tensor) -> Result<Tensor> {
+    Activation::Silu.forward(x)
+}
+
+/// [`Activation::Gelu`] of every value.
+///
+/// # Errors
+/// Those of candle.
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    Activation::Gelu.forward(x)
+}
+
+/// [`Activation::GeluTanh`] of every value.
+///
+/// # Errors
+/// Those of candle.
+pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
+    Activation::GeluTanh.forward(x)
+}
+
+/// The first half of the last dimension times the [`gelu`] of the second half (Shazeer, GLU
+/// variants improve transformer, 2020): `[.., 2 n]` to `[.., n]`.
+///
+/// # Errors
+/// When the last dimension is odd.
+pub fn geglu(x: &Tensor) -> Result<Tensor> {
+    let width = x.dim(D::Minus1)?;
+    if width % 2 != 0 || width == 0 {
+        bail!("a gated activation needs an even last dimension, not {width}");
+    }
+    if fused(x) {
+        return x.contiguous()?.apply_op1(Gated);
+    }
+    let values = x.narrow(D::Minus1, 0, width / 2)?;
+    values * Activation::Gelu.composed(&x.narrow(D::Minus1, width / 2, width / 2)?)?
+}
+
+struct Pointwise(Activation);
+
+impl CustomOp1 for Pointwise {
+    fn name(&self) -> &'static str {
+        "activation"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = values(x, layout)?;
+        let y = with_kernel!(self.0, kernel => activation::forward(kernel, x));
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let dx = with_values(x, |x| {
+            with_values(dy, |dy| {
+                Ok(with_kernel!(self.0, kernel => activation::backward(kernel, x, dy)))
+            })
+        })?;
+        Ok(Some(like(dx, x)?))
+    }
+}
+
+struct Gated;
+
+impl CustomOp1 for Gated {
+    fn name(&self) -> &'static str {
+        "geglu"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let mut dims = layout.dims().to_vec();
+        let Some(width) = dims.last_mut() else {
+            bail!("a gated activation needs at least one dimension");
+        };
+        *width /= 2;
+        let y = activation::gated(Gelu, values(x, layout)?, *width);
+        Ok((CpuStorage::F32(y), Shape::from(dims)))
+    }
+
+    fn bwd(&self, x: &Tensor, y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let width = y.dim(D::Minus1)?;
+        let dx = with_values(x, |x| {
+            with_values(dy, |dy| Ok(activation::gated_backward(Gelu, x, dy, width)))
+        })?;
+        Ok(Some(like(dx, x)?))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::testing::{close, random};
+
+    #[test]
+    fn fused_and_composed_agree() {
+        let x = (random("x", &[3, 7, 13]) * 6.0).unwrap();
+        for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
+            let ours = activation.forward(&x).unwrap();
+            close(&ours, &activation.composed(&x).unwrap(), 1e-6);
+        }
+    }
+
+    #[test]
+    fn a_gate_needs_two_halves() {
+        let error = geglu(&random("x", &[2, 3])).unwrap_err().to_string();
+        assert!(error.contains("even last dimension, not 3"), "{error}");
+    }
+}

@@ -1,0 +1,369 @@
+//! Linear maps of the last dimension, with weights as they are trained and with weights packed
+//! once for inference.
+
+use super::{fused, like};
+use crate::kernels::{
+    buffer, column_sums,
+    matrix::{Columns, Left, Packed, Product, Right, Rows, Start, Stored, Turned, multiply},
+    values, with_values,
+};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail,
+};
+use half::{bf16, f16};
+use std::sync::Arc;
+
+/// x Wᵀ + b: `x` is `[.., inputs]`, `weight` `[outputs, inputs]`, `bias` `[outputs]`.
+///
+/// # Errors
+/// When the shapes do not fit each other.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (outputs, inputs) = weight.dims2()?;
+    check(x.shape(), inputs, outputs, bias)?;
+    if !fused(x) {
+        return composed(x, weight, bias);
+    }
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    match bias {
+        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, Linear),
+        None => x.apply_op2(&weight, Linear),
+    }
+}
+
+fn check(x: &Shape, inputs: usize, outputs: usize, bias: Option<&Tensor>) -> Result<()> {
+    if x.dims().last() != Some(&inputs) {
+        bail!("a linear map of {inputs} values needs an input of shape [.., {inputs}], not {x:?}");
+    }
+    match bias.map(Tensor::dims) {
+        Some(dims) if dims != [outputs] => {
+            bail!(
+                "a linear map to {outputs} values needs a bias of shape [{outputs}], not {dims:?}"
+            )
+        }
+        _ => Ok(()),
+    }
+}
+
+fn composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (outputs, inputs) = weight.dims2()?;
+    let y = x.reshape(((), inputs))?.matmul(&weight.t()?)?;
+    let y = y.reshape(with_last(x.shape(), outputs))?;
+    match bias {
+        Some(bias) => y.broadcast_add(bias),
+        None => Ok(y),
+    }
+}
+
+fn with_last(shape: &Shape, last: usize) -> Shape {
+    let mut dims = shape.dims().to_vec();
+    if let Some(end) = dims.last_mut() {
+        *end = last;
+    }
+    Shape::from(dims)
+}
+
+/// The rows of `x` times `right`, plus a bias that may be empty.
+fn product(x: &[f32], right: impl Right, bias: &[f32]) -> Vec<f32> {
+    let inputs = right.depth();
+    let mut out = buffer(x.len() / inputs.max(1) * right.columns());
+    multiply(vec![Product {
+        left: Left {
+            data: x,
+            row: inputs,
+            depth: 1,
+        },
+        right,
+        start: if bias.is_empty() {
+            Start::Zero
+        } else {
+            Start::Columns(bias)
+        },
+        out: &mut out,
+    }]);
+    out
+}
+
+struct Linear;
+
+impl Linear {
+    fn forward(
+        (x, x_layout): (&CpuStorage, &Layout),
+        (weight, weight_layout): (&CpuStorage, &Layout),
+        bias: &[f32],
+    ) -> Result<(CpuStorage, Shape)> {
+        let (outputs, inputs) = weight_layout.shape().dims2()?;
+        let right = Columns {
+            data: values(weight, weight_layout)?,
+            depth: inputs,
+            columns: outputs,
+            stride: inputs,
+        };
+        let y = product(values(x, x_layout)?, right, bias);
+        Ok((CpuStorage::F32(y), with_last(x_layout.shape(), outputs)))
+    }
+
+    /// Gradients of input and weights.
+    fn backward(x: &Tensor, weight: &Tensor, dy: &[f32]) -> Result<[Option<Tensor>; 2]> {
+        let (outputs, inputs) = weight.dims2()?;
+        let dx = x.track_op().then(|| {
+            let dx = with_values(weight, |weight| {
+                let right = Rows {
+                    data: weight,
+                    depth: outputs,
+                    columns: inputs,
+                    stride: inputs,
+                };
+                Ok(product(dy, right, &[]))
+            })?;
+            like(dx, x)
+        });
+        let dw = weight.track_op().then(|| {
+            let mut dw = buffer(outputs * inputs);
+            with_values(x, |x| {
+                multiply(vec![Product {
+                    left: Left {
+                        data: dy,
+                        row: 1,
+                        depth: outputs,
+                    },
+                    right: Rows {
+                        data: x,
+                        depth: x.len() / inputs.max(1),
+                        columns: inputs,
+                        stride: inputs,
+                    },
+                    start: Start::Zero,
+                    out: &mut dw,
+                }]);
+                Ok(())
+            })?;
+            like(dw, weight)
+        });
+        Ok([dx.transpose()?, dw.transpose()?])
+    }
+}
+
+impl CustomOp2 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        Linear::forward((x, x_layout), (weight, weight_layout), &[])
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [dx, dw] = with_values(dy, |dy| Linear::backward(x, weight, dy))?;
+        Ok((dx, dw))
+    }
+}
+
+impl CustomOp3 for Linear {
+    fn name(&self) -> &'static str {
+        "linear with bias"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let bias = values(bias, bias_layout)?;
+        Linear::forward((x, x_layout), (weight, weight_layout), bias)
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        with_values(dy, |dy| {
+            let [dx, dw] = Linear::backward(x, weight, dy)?;
+            let sums = column_sums(dy, bias.elem_count());
+            Ok((dx, dw, Some(like(sums, bias)?)))
+        })
+    }
+}
+
+/// A linear map whose weights do not change: on a processor they are kept in the order in which
+/// they are read, in the type that they came in, so that bf16 and f16 take half the memory. Sums
+/// are formed in f32. Gradients flow to the input, as adapters on frozen weights need.
+#[derive(Clone)]
+pub struct PackedLinear {
+    weight: Weight,
+    bias: Option<Tensor>,
+}
+
+#[derive(Clone)]
+enum Weight {
+    F32(Arc<Packed<f32>>),
+    Bf16(Arc<Packed<bf16>>),
+    F16(Arc<Packed<f16>>),
+    /// On another device, as it is.
+    Tensor(Tensor),
+}
+
+impl std::fmt::Debug for PackedLinear {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PackedLinear").finish_non_exhaustive()
+    }
+}
+
+impl PackedLinear {
+    /// Packs `weight` (`[outputs, inputs]`; f32, bf16 or f16); `bias` is `[outputs]`.
+    ///
+    /// # Errors
+    /// When the shapes do not fit each other or the type is another.
+    pub fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+        let (outputs, inputs) = weight.dims2()?;
+        check(&Shape::from(inputs), inputs, outputs, bias)?;
+        if !weight.device().is_cpu() {
+            return Ok(PackedLinear {
+                weight: Weight::Tensor(weight.clone()),
+                bias: bias.cloned(),
+            });
+        }
+        let bias = bias.map(|bias| bias.to_dtype(DType::F32)?.contiguous());
+        let wide = weight.to_dtype(DType::F32)?;
+        let weight = with_values(&wide, |data| {
+            let source = Columns {
+                data,
+                depth: inputs,
+                columns: outputs,
+                stride: inputs,
+            };
+            Ok(match weight.dtype() {
+                DType::F32 => Weight::F32(Arc::new(Packed::new(&source))),
+                DType::BF16 => Weight::Bf16(Arc::new(Packed::new(&source))),
+                DType::F16 => Weight::F16(Arc::new(Packed::new(&source))),
+                other => bail!("weights of a linear map are f32, bf16 or f16, not {other:?}"),
+            })
+        })?;
+        Ok(PackedLinear {
+            weight,
+            bias: bias.transpose()?,
+        })
+    }
+
+    /// `[.., inputs]` to `[.., outputs]`; on a processor `x` is f32.
+    ///
+    /// # Errors
+    /// When `x` does not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.weight {
+            Weight::F32(weight) => self.run(weight, x),
+            Weight::Bf16(weight) => self.run(weight, x),
+            Weight::F16(weight) => self.run(weight, x),
+            Weight::Tensor(weight) => {
+                check(x.shape(), weight.dim(1)?, weight.dim(0)?, None)?;
+                composed(x, weight, self.bias.as_ref())
+            }
+        }
+    }
+
+    fn run<T: Stored + 'static>(&self, weight: &Arc<Packed<T>>, x: &Tensor) -> Result<Tensor> {
+        check(x.shape(), weight.depth(), weight.columns(), None)?;
+        let bias = match &self.bias {
+            Some(bias) => bias.to_vec1()?,
+            None => Vec::new(),
+        };
+        let weight = weight.clone();
+        x.contiguous()?.apply_op1(Frozen { weight, bias })
+    }
+}
+
+struct Frozen<T> {
+    weight: Arc<Packed<T>>,
+    bias: Vec<f32>,
+}
+
+impl<T: Stored> CustomOp1 for Frozen<T> {
+    fn name(&self) -> &'static str {
+        "packed linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let y = product(values(x, layout)?, &*self.weight, &self.bias);
+        Ok((
+            CpuStorage::F32(y),
+            with_last(layout.shape(), self.weight.columns()),
+        ))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let turned = Turned(&*self.weight);
+        let dx = with_values(dy, |dy| Ok(product(dy, turned, &[])))?;
+        Ok(Some(like(dx, x)?))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::testing::{check_gradients, close, random};
+
+    #[test]
+    fn fused_and_composed_agree() {
+        for [rows, inputs, outputs] in [[1, 3, 5], [77, 130, 65], [3, 1, 1]] {
+            let x = random("x", &[2, rows, inputs]);
+            let (w, b) = (random("w", &[outputs, inputs]), random("b", &[outputs]));
+            let ours = linear(&x, &w, Some(&b)).unwrap();
+            close(&ours, &composed(&x, &w, Some(&b)).unwrap(), 1e-5);
+            let packed = PackedLinear::new(&w, Some(&b)).unwrap();
+            close(&packed.forward(&x).unwrap(), &ours, 0.0);
+        }
+    }
+
+    #[test]
+    fn packed_weights_of_every_type_hand_gradients_to_their_input() {
+        let (x, w) = (random("x", &[5, 9]), random("w", &[70, 9]));
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let w = w.to_dtype(dtype).unwrap();
+            let packed = PackedLinear::new(&w, None).unwrap();
+            let rounded = w.to_dtype(DType::F32).unwrap();
+            let expected = composed(&x, &rounded, None).unwrap();
+            close(&packed.forward(&x).unwrap(), &expected, 1e-5);
+            check_gradients(std::slice::from_ref(&x), |v| packed.forward(&v[0]));
+        }
+        // More outputs and inputs than a panel and a block are deep.
+        let (x, w) = (random("x", &[3, 450]), random("w", &[500, 450]));
+        let packed = PackedLinear::new(&w, None).unwrap();
+        let x = candle_core::Var::from_tensor(&x).unwrap();
+        let dy = random("dy", &[3, 500]);
+        let y = (packed.forward(&x).unwrap() * &dy).unwrap();
+        let grads = y.sum_all().unwrap().backward().unwrap();
+        close(grads.get(&x).unwrap(), &dy.matmul(&w).unwrap(), 1e-5);
+    }
+
+    #[test]
+    fn a_misfit_is_named() {
+        let (x, w) = (random("x", &[2, 3]), random("w", &[5, 4]));
+        let error = linear(&x, &w, None).unwrap_err().to_string();
+        assert!(error.contains("[.., 4], not [2, 3]"), "{error}");
+        let error = PackedLinear::new(&w, Some(&random("b", &[4]))).unwrap_err();
+        assert!(
+            error.to_string().contains("bias of shape [5], not [4]"),
+            "{error}"
+        );
+    }
+}

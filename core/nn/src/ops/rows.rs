@@ -1,0 +1,329 @@
+//! Group, instance and layer normalisation.
+
+use super::{Activation, fused, like};
+use crate::kernels::{
+    activation::{Gelu, GeluTanh, Identity, Silu},
+    rows::{self, Moments},
+    values, with_values,
+};
+use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
+use std::sync::OnceLock;
+
+/// Normalises each image's channels in `groups` groups, scales each channel by `weight`, shifts it
+/// by `bias` (`[channels]` each), and applies `activation` (Wu & He, Group normalization, 2018).
+///
+/// `x` is `[batch, channels, ..]`; `epsilon` is added to the variance.
+///
+/// # Errors
+/// When the shapes do not fit each other, or the groups are not equal.
+pub fn group_norm(
+    x: &Tensor,
+    groups: usize,
+    weight: &Tensor,
+    bias: &Tensor,
+    epsilon: f32,
+    activation: Option<Activation>,
+) -> Result<Tensor> {
+    let channels = x.dim(1)?;
+    if groups == 0 || channels % groups != 0 {
+        bail!("a group normalisation cannot cut {channels} channels into {groups} equal groups");
+    }
+    if weight.dims() != [channels] || bias.dims() != [channels] {
+        bail!(
+            "a group normalisation of {channels} channels needs as many scales and shifts, not {:?} and {:?}",
+            weight.dims(),
+            bias.dims()
+        );
+    }
+    if !fused(x) {
+        return composed(x, groups, weight, bias, epsilon, activation);
+    }
+    let op = GroupNorm {
+        group: channels / groups,
+        epsilon,
+        activation,
+        moments: OnceLock::new(),
+    };
+    x.contiguous()?
+        .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
+}
+
+/// [`group_norm`] with one group for each channel and without activation (Ulyanov et al., 2016).
+///
+/// # Errors
+/// Those of [`group_norm`].
+pub fn instance_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f32) -> Result<Tensor> {
+    group_norm(x, x.dim(1)?, weight, bias, epsilon, None)
+}
+
+fn composed(
+    x: &Tensor,
+    groups: usize,
+    weight: &Tensor,
+    bias: &Tensor,
+    epsilon: f32,
+    activation: Option<Activation>,
+) -> Result<Tensor> {
+    let (batch, channels) = (x.dim(0)?, x.dim(1)?);
+    let rows = x.to_dtype(DType::F32)?.reshape((batch, groups, ()))?;
+    let y = normalised(&rows, epsilon)?.to_dtype(x.dtype())?;
+    let wide = |t: &Tensor| t.reshape((1, channels, 1));
+    let y = y
+        .reshape((batch, channels, ()))?
+        .broadcast_mul(&wide(weight)?)?
+        .broadcast_add(&wide(bias)?)?
+        .reshape(x.shape())?;
+    match activation {
+        Some(activation) => activation.forward(&y),
+        None => Ok(y),
+    }
+}
+
+/// Mean 0 and variance 1 along the last dimension.
+fn normalised(x: &Tensor, epsilon: f32) -> Result<Tensor> {
+    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+    centred.broadcast_div(&(variance + f64::from(epsilon))?.sqrt()?)
+}
+
+struct GroupNorm {
+    group: usize,
+    epsilon: f32,
+    activation: Option<Activation>,
+    moments: OnceLock<Vec<Moments>>,
+}
+
+/// Calls `$body` with the kernel of `$op` on the given values and its activation's kernel.
+macro_rules! with_norm {
+    ($op:expr, $x:expr, $shape:expr, $scale:expr, $shift:expr, $norm:ident => $body:expr) => {{
+        let size = $shape.dims()[2..].iter().product();
+        macro_rules! with {
+            ($activation:expr) => {{
+                let $norm = rows::GroupNorm {
+                    x: $x,
+                    size,
+                    group: $op.group,
+                    scale: $scale,
+                    shift: $shift,
+                    epsilon: $op.epsilon,
+                    activation: $activation,
+                };
+                $body
+            }};
+        }
+        match $op.activation {
+            None => with!(Identity),
+            Some(Activation::Silu) => with!(Silu),
+            Some(Activation::Gelu) => with!(Gelu),
+            Some(Activation::GeluTanh) => with!(GeluTanh),
+        }
+    }};
+}
+
+impl CustomOp3 for GroupNorm {
+    fn name(&self) -> &'static str {
+        "group_norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, shape) = (values(x, layout)?, layout.shape());
+        let (scale, shift) = (values(weight, weight_layout)?, values(bias, bias_layout)?);
+        let (y, moments) = with_norm!(self, x, shape, scale, shift, norm => norm.forward());
+        self.moments.get_or_init(|| moments);
+        Ok((CpuStorage::F32(y), shape.clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let Some(moments) = self.moments.get() else {
+            bail!("group_norm went backward before it went forward");
+        };
+        let shape = x.shape();
+        let [dx, dweight, dbias] = with_values(x, |x| {
+            with_values(weight, |scale| {
+                with_values(bias, |shift| {
+                    with_values(dy, |dy| {
+                        Ok(
+                            with_norm!(self, x, shape, scale, shift, norm => norm.backward(moments, dy)),
+                        )
+                    })
+                })
+            })
+        })?;
+        Ok((
+            Some(like(dx, x)?),
+            Some(like(dweight, weight)?),
+            Some(like(dbias, bias)?),
+        ))
+    }
+}
+
+/// Normalises the last dimension, scales by `weight` and shifts by `bias` (both of its length) (Ba
+/// et al., Layer normalization, 2016); `epsilon` is added to the variance.
+///
+/// # Errors
+/// When the shapes do not fit each other.
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f32) -> Result<Tensor> {
+    let width = x.dim(D::Minus1)?;
+    if weight.dims() != [width] || bias.dims() != [width] {
+        bail!(
+            "a layer normalisation of {width} values needs as many scales and shifts, not {:?} and {:?}",
+            weight.dims(),
+            bias.dims()
+        );
+    }
+    if fused(x) {
+        let op = LayerNorm {
+            epsilon,
+            moments: OnceLock::new(),
+        };
+        return x
+            .contiguous()?
+            .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op);
+    }
+    let y = normalised(&x.to_dtype(DType::F32)?, epsilon)?.to_dtype(x.dtype())?;
+    y.broadcast_mul(weight)?.broadcast_add(bias)
+}
+
+struct LayerNorm {
+    epsilon: f32,
+    moments: OnceLock<Vec<Moments>>,
+}
+
+impl LayerNorm {
+    fn kernel<'a>(&self, x: &'a [f32], scale: &'a [f32], shift: &'a [f32]) -> rows::LayerNorm<'a> {
+        rows::LayerNorm {
+            x,
+            scale,
+            shift,
+            epsilon: self.epsilon,
+        }
+    }
+}
+
+impl CustomOp3 for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer_norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (scale, shift) = (values(weight, weight_layout)?, values(bias, bias_layout)?);
+        let (y, moments) = self.kernel(values(x, layout)?, scale, shift).forward();
+        self.moments.get_or_init(|| moments);
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let Some(moments) = self.moments.get() else {
+            bail!("layer_norm went backward before it went forward");
+        };
+        let [dx, dweight, dbias] = with_values(x, |x| {
+            with_values(weight, |scale| {
+                with_values(bias, |shift| {
+                    with_values(dy, |dy| {
+                        Ok(self.kernel(x, scale, shift).backward(moments, dy))
+                    })
+                })
+            })
+        })?;
+        Ok((
+            Some(like(dx, x)?),
+            Some(like(dweight, weight)?),
+            Some(like(dbias, bias)?),
+        ))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::testing::{close, random};
+    use candle_core::Var;
+
+    fn vars(shape: &[usize], width: usize) -> [Var; 3] {
+        // Far from 0, where a careless variance would be lost.
+        let x = ((random("x", shape) * 3.0).unwrap() + 20.0).unwrap();
+        [x, random("w", &[width]), random("b", &[width])].map(|t| Var::from_tensor(&t).unwrap())
+    }
+
+    fn agree(vars: &[Var; 3], [ours, theirs]: [Tensor; 2]) {
+        close(&ours, &theirs, 1e-5);
+        let dy = random("dy", ours.dims());
+        let grads = |y: Tensor| (y * &dy).unwrap().sum_all().unwrap().backward().unwrap();
+        let (ours, theirs) = (grads(ours), grads(theirs));
+        for var in vars {
+            close(ours.get(var).unwrap(), theirs.get(var).unwrap(), 2e-4);
+        }
+    }
+
+    #[test]
+    fn fused_and_composed_group_norm_agree() {
+        let activations = [
+            None,
+            Some(Activation::Silu),
+            Some(Activation::Gelu),
+            Some(Activation::GeluTanh),
+        ];
+        for (shape, groups) in [([2, 6, 5, 7], 3), ([1, 4, 3, 3], 4), ([3, 8, 17, 1], 1)] {
+            let vars = vars(&shape, shape[1]);
+            let [x, w, b] = &vars;
+            for activation in activations {
+                let ours = group_norm(x, groups, w, b, 1e-5, activation).unwrap();
+                let theirs = composed(x, groups, w, b, 1e-5, activation).unwrap();
+                agree(&vars, [ours, theirs]);
+            }
+        }
+    }
+
+    #[test]
+    fn fused_and_composed_layer_norm_agree() {
+        for shape in [[3, 5, 37], [1, 1, 64], [2, 700, 33]] {
+            let vars = vars(&shape, shape[2]);
+            let [x, w, b] = &vars;
+            let ours = layer_norm(x, w, b, 1e-5).unwrap();
+            let theirs = normalised(x, 1e-5).unwrap();
+            let theirs = theirs.broadcast_mul(w).unwrap().broadcast_add(b).unwrap();
+            agree(&vars, [ours, theirs]);
+        }
+    }
+
+    #[test]
+    fn a_misfit_is_named() {
+        let [x, w, b] = vars(&[1, 6, 2, 2], 6);
+        let message = |t: Result<Tensor>| t.unwrap_err().to_string();
+        let error = message(group_norm(&x, 4, &w, &b, 1e-5, None));
+        assert!(error.contains("6 channels into 4 equal groups"), "{error}");
+        let error = message(layer_norm(&x, &w, &b, 1e-5));
+        assert!(error.contains("of 2 values needs"), "{error}");
+    }
+}
