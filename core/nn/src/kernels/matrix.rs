@@ -310,7 +310,6 @@ impl<R: Right> Right for &R {
 
 /// What a product is added to.
 #[derive(Clone, Copy)]
-#[allow(dead_code)]
 pub(crate) enum Start<'a> {
     /// Nothing.
     Zero,

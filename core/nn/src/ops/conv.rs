@@ -53,7 +53,7 @@ pub fn conv_transpose2x2(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<T
     x.apply_op3(&weight, &bias.contiguous()?, ConvTranspose)
 }
 
-fn add_bias(y: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+pub(super) fn add_bias(y: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     match bias {
         Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1, 1))?),
         None => Ok(y.clone()),
@@ -201,7 +201,7 @@ impl CustomOp3 for Conv {
     }
 }
 
-fn bias_gradient(bias: &Tensor, dy: &Tensor) -> Result<Tensor> {
+pub(super) fn bias_gradient(bias: &Tensor, dy: &Tensor) -> Result<Tensor> {
     let (_, channels, height, width) = dy.dims4()?;
     let sums = with_values(dy, |dy| Ok(channel_sums(dy, channels, height * width)))?;
     like(sums, bias)

@@ -1,0 +1,593 @@
+//! Convolutions of every shape, forward and transposed.
+
+use super::{
+    conv::{add_bias, bias_gradient, conv_transpose2x2, conv2d},
+    fused, like,
+};
+use crate::kernels::{values, windows::Windows, with_values};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+
+/// How a window moves; pairs are vertical, horizontal, and values mean what they do in PyTorch's
+/// `Conv2d`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Convolution {
+    /// Pixels from one place to the next.
+    pub stride: [usize; 2],
+    /// Zeros on either side.
+    pub padding: [usize; 2],
+    /// Pixels from one tap to the next.
+    pub dilation: [usize; 2],
+    /// Parts that the channels are cut into, each convolved on its own.
+    pub groups: usize,
+}
+
+impl Default for Convolution {
+    /// Stride 1, no padding, no dilation, one group.
+    fn default() -> Self {
+        Convolution {
+            stride: [1; 2],
+            padding: [0; 2],
+            dilation: [1; 2],
+            groups: 1,
+        }
+    }
+}
+
+impl Convolution {
+    /// Stride 1 and as many zeros as keep height and width, for a window of odd `side`.
+    pub fn same(side: usize) -> Self {
+        Convolution {
+            padding: [side / 2; 2],
+            ..Convolution::default()
+        }
+    }
+
+    /// A window of `side` with the given stride and padding, the same both ways.
+    pub fn square(stride: usize, padding: usize) -> Self {
+        Convolution {
+            stride: [stride; 2],
+            padding: [padding; 2],
+            ..Convolution::default()
+        }
+    }
+
+    /// Convolves `x` `[batch, inputs, height, width]` with `weight` `[outputs, inputs / groups,
+    /// k, l]` and adds `bias` `[outputs]`.
+    ///
+    /// # Errors
+    /// When the shapes do not fit each other, or a window is larger than the padded image.
+    pub fn forward(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let windows = self.windows(x.shape(), weight.shape())?;
+        check_bias(windows.outputs, bias)?;
+        let [k, l] = windows.kernel;
+        if *self == Convolution::same(k) && k == l && k % 2 == 1 {
+            return conv2d(x, weight, bias);
+        }
+        if !fused(x) {
+            return add_bias(&self.composed(x, weight)?, bias);
+        }
+        apply(x, weight, bias, Forward(*self))
+    }
+
+    fn windows(&self, x: &Shape, weight: &Shape) -> Result<Windows> {
+        let (batch, inputs, height, width) = x.dims4()?;
+        let (outputs, per_group, k, l) = weight.dims4()?;
+        let groups = self.groups;
+        if groups == 0 || per_group * groups != inputs || outputs % groups != 0 {
+            bail!(
+                "a convolution of {inputs} channels in {groups} groups needs weights of shape [n x {groups}, {inputs} / {groups}, _, _], not {weight:?}"
+            );
+        }
+        let windows = Windows {
+            batch,
+            inputs,
+            outputs,
+            groups,
+            size: [height, width],
+            places: [0; 2],
+            kernel: [k, l],
+            stride: self.stride,
+            padding: self.padding,
+            dilation: self.dilation,
+        };
+        let places = [0, 1].map(|axis| places(&windows, axis));
+        match places {
+            [Some(down), Some(across)] => Ok(Windows {
+                places: [down, across],
+                ..windows
+            }),
+            _ => bail!(
+                "a window of {k}x{l} with {self:?} does not fit on a feature map of {height}x{width}"
+            ),
+        }
+    }
+
+    /// Made of candle's operations. Its gradients are wrong where height and width leave
+    /// different remainders after the last window, so the map is padded and cut to fit exactly.
+    fn composed(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        let windows = self.windows(x.shape(), weight.shape())?;
+        let mut x = x.clone();
+        for axis in 0..2 {
+            let reach = self.dilation[axis] * (windows.kernel[axis] - 1) + 1;
+            let needed = (windows.places[axis] - 1) * self.stride[axis] + reach;
+            x = x.pad_with_zeros(2 + axis, self.padding[axis], self.padding[axis])?;
+            x = x.narrow(2 + axis, 0, needed)?;
+        }
+        let ([stride, across], [dilation, other]) = (self.stride, self.dilation);
+        if stride == across && dilation == other {
+            return x.conv2d(weight, 0, stride, dilation, self.groups);
+        }
+        // candle's strides and dilations are the same both ways: spread the weights, then take
+        // every so manieth result.
+        let weight = spread(&spread(weight, 2, dilation)?, 3, other)?;
+        let mut y = x.contiguous()?.conv2d(&weight, 0, 1, 1, self.groups)?;
+        for axis in 0..2 {
+            let count = windows.places[axis] as u32;
+            let stride = self.stride[axis] as u32;
+            let taken = Tensor::arange_step(0, count * stride, stride, x.device())?;
+            y = y.contiguous()?.index_select(&taken, 2 + axis)?;
+        }
+        Ok(y)
+    }
+}
+
+/// The number of places along `axis`, if there is one.
+fn places(windows: &Windows, axis: usize) -> Option<usize> {
+    let (stride, dilation) = (windows.stride[axis], windows.dilation[axis]);
+    let (kernel, room) = (
+        windows.kernel[axis],
+        windows.size[axis] + 2 * windows.padding[axis],
+    );
+    if stride == 0 || dilation == 0 || kernel == 0 {
+        return None;
+    }
+    let reach = dilation * (kernel - 1) + 1;
+    room.checked_sub(reach).map(|rest| rest / stride + 1)
+}
+
+/// `t` with `step` - 1 zeros between neighbours along `dim`.
+fn spread(t: &Tensor, dim: usize, step: usize) -> Result<Tensor> {
+    if step == 1 {
+        return Ok(t.clone());
+    }
+    let length = t.dim(dim)?;
+    let parts = (0..length).map(|at| {
+        let part = t.narrow(dim, at, 1)?;
+        match at + 1 == length {
+            true => Ok(part),
+            false => part.pad_with_zeros(dim, 0, step - 1),
+        }
+    });
+    Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, dim)
+}
+
+/// The transpose of a [`Convolution`], as PyTorch's `ConvTranspose2d`: what is a place there is a
+/// pixel here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TransposedConvolution {
+    /// Pixels of the result from one pixel of the input to the next.
+    pub stride: [usize; 2],
+    /// Rows and columns that are cut off on either side.
+    pub padding: [usize; 2],
+    /// Rows and columns that are added below and at the right.
+    pub output_padding: [usize; 2],
+    /// Pixels from one tap to the next.
+    pub dilation: [usize; 2],
+    /// Parts that the channels are cut into.
+    pub groups: usize,
+}
+
+impl Default for TransposedConvolution {
+    /// Stride 1, no padding, no dilation, one group.
+    fn default() -> Self {
+        TransposedConvolution {
+            stride: [1; 2],
+            padding: [0; 2],
+            output_padding: [0; 2],
+            dilation: [1; 2],
+            groups: 1,
+        }
+    }
+}
+
+impl TransposedConvolution {
+    /// Spreads `x` `[batch, inputs, height, width]` with `weight` `[inputs, outputs / groups, k,
+    /// l]` and adds `bias` `[outputs]`. The height of the result is (height - 1) * stride - 2 *
+    /// padding + dilation * (k - 1) + 1 + output padding.
+    ///
+    /// # Errors
+    /// When the shapes do not fit each other, nothing would be left, or the output padding is not
+    /// smaller than stride or dilation.
+    pub fn forward(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let windows = self.windows(x.shape(), weight.shape())?;
+        check_bias(windows.inputs, bias)?;
+        let twice = TransposedConvolution {
+            stride: [2; 2],
+            ..Default::default()
+        };
+        if let (true, [2, 2], Some(bias)) = (*self == twice, windows.kernel, bias) {
+            return conv_transpose2x2(x, weight, bias);
+        }
+        if !fused(x) {
+            return add_bias(&self.composed(x, weight, &windows)?, bias);
+        }
+        apply(x, weight, bias, Transposed(*self))
+    }
+
+    /// The convolution whose transpose this is: inputs and outputs, size and places change roles.
+    fn windows(&self, x: &Shape, weight: &Shape) -> Result<Windows> {
+        let (batch, inputs, height, width) = x.dims4()?;
+        let (expected, per_group, k, l) = weight.dims4()?;
+        let groups = self.groups;
+        if groups == 0 || expected != inputs || inputs % groups != 0 {
+            bail!(
+                "a transposed convolution of {inputs} channels in {groups} groups needs weights of shape [{inputs}, _, _, _], not {weight:?}"
+            );
+        }
+        let (places, kernel) = ([height, width], [k, l]);
+        let mut size = [0; 2];
+        for axis in 0..2 {
+            let (stride, dilation) = (self.stride[axis], self.dilation[axis]);
+            let more = self.output_padding[axis];
+            let reach = places[axis].saturating_sub(1) * stride + 1 + more;
+            let reach = reach + dilation * kernel[axis].saturating_sub(1);
+            let left = reach.checked_sub(2 * self.padding[axis] + 1);
+            match left {
+                Some(left) if more < stride.max(dilation) && stride > 0 && dilation > 0 => {
+                    size[axis] = left + 1;
+                }
+                _ => bail!(
+                    "a transposed window of {k}x{l} with {self:?} does not fit a feature map of {height}x{width}"
+                ),
+            }
+        }
+        Ok(Windows {
+            batch,
+            inputs: per_group * groups,
+            outputs: inputs,
+            groups,
+            size,
+            places,
+            kernel,
+            stride: self.stride,
+            padding: self.padding,
+            dilation: self.dilation,
+        })
+    }
+
+    /// Made of candle's operations: zeros between the pixels and a convolution with the turned
+    /// window, whose gradients are sound.
+    fn composed(&self, x: &Tensor, weight: &Tensor, windows: &Windows) -> Result<Tensor> {
+        let mut x = x.clone();
+        for axis in 0..2 {
+            x = spread(&x, 2 + axis, self.stride[axis])?;
+            // Room for the window to reach over the edge, less what is cut off.
+            let reach = self.dilation[axis] * (windows.kernel[axis] - 1);
+            let more = self.output_padding[axis];
+            x = x.pad_with_zeros(2 + axis, reach, reach + more)?;
+            let wanted = windows.size[axis] + reach;
+            x = x.narrow(2 + axis, self.padding[axis], wanted)?;
+        }
+        let (inputs, per_group, k, l) = weight.dims4()?;
+        let groups = self.groups;
+        let turned = weight.flip(&[2, 3])?;
+        let turned = turned.reshape((groups, inputs / groups, per_group, k, l))?;
+        let turned = turned.transpose(1, 2)?.contiguous()?;
+        let turned = turned.reshape((groups * per_group, inputs / groups, k, l))?;
+        let spec = Convolution {
+            dilation: self.dilation,
+            groups,
+            ..Default::default()
+        };
+        spec.composed(&x, &turned)
+    }
+}
+
+fn check_bias(outputs: usize, bias: Option<&Tensor>) -> Result<()> {
+    match bias.map(Tensor::dims) {
+        Some(dims) if dims != [outputs] => {
+            bail!(
+                "a convolution to {outputs} channels needs a bias of shape [{outputs}], not {dims:?}"
+            )
+        }
+        _ => Ok(()),
+    }
+}
+
+fn apply<T>(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, op: T) -> Result<Tensor>
+where
+    T: CustomOp2 + CustomOp3 + Send + Sync + 'static,
+{
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    match bias {
+        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, op),
+        None => x.apply_op2(&weight, op),
+    }
+}
+
+/// What a convolution and its transpose differ in; the rest is [`custom_op`].
+trait Spec {
+    fn compute(&self, x: Operand<'_>, weight: Operand<'_>, bias: &[f32]) -> Result<Output>;
+    fn gradients(&self, x: &Tensor, weight: &Tensor, dy: &[f32]) -> Result<[Option<Tensor>; 2]>;
+}
+
+type Operand<'a> = (&'a [f32], &'a Shape);
+type Output = (CpuStorage, Shape);
+
+struct Forward(Convolution);
+
+impl Spec for Forward {
+    fn compute(&self, x: Operand<'_>, weight: Operand<'_>, bias: &[f32]) -> Result<Output> {
+        let windows = self.0.windows(x.1, weight.1)?;
+        let [height, width] = windows.places;
+        let y = windows.correlate(x.0, weight.0, bias);
+        let shape = Shape::from((windows.batch, windows.outputs, height, width));
+        Ok((CpuStorage::F32(y), shape))
+    }
+
+    fn gradients(&self, x: &Tensor, weight: &Tensor, dy: &[f32]) -> Result<[Option<Tensor>; 2]> {
+        let windows = self.0.windows(x.shape(), weight.shape())?;
+        let dx = x.track_op().then(|| {
+            let dx = with_values(weight, |w| Ok(windows.scatter(dy, w, &[])))?;
+            like(dx, x)
+        });
+        let dw = weight.track_op().then(|| {
+            let dw = with_values(x, |x| Ok(windows.weight_gradient(x, dy)))?;
+            like(dw, weight)
+        });
+        Ok([dx.transpose()?, dw.transpose()?])
+    }
+}
+
+struct Transposed(TransposedConvolution);
+
+impl Spec for Transposed {
+    fn compute(&self, x: Operand<'_>, weight: Operand<'_>, bias: &[f32]) -> Result<Output> {
+        let windows = self.0.windows(x.1, weight.1)?;
+        let [height, width] = windows.size;
+        let y = windows.scatter(x.0, weight.0, bias);
+        let shape = Shape::from((windows.batch, windows.inputs, height, width));
+        Ok((CpuStorage::F32(y), shape))
+    }
+
+    fn gradients(&self, x: &Tensor, weight: &Tensor, dy: &[f32]) -> Result<[Option<Tensor>; 2]> {
+        let windows = self.0.windows(x.shape(), weight.shape())?;
+        let dx = x.track_op().then(|| {
+            let dx = with_values(weight, |w| Ok(windows.correlate(dy, w, &[])))?;
+            like(dx, x)
+        });
+        let dw = weight.track_op().then(|| {
+            let dw = with_values(x, |x| Ok(windows.weight_gradient(dy, x)))?;
+            like(dw, weight)
+        });
+        Ok([dx.transpose()?, dw.transpose()?])
+    }
+}
+
+macro_rules! custom_op {
+    ($op:ty, $name:literal) => {
+        impl CustomOp2 for $op {
+            fn name(&self) -> &'static str {
+                $name
+            }
+
+            fn cpu_fwd(
+                &self,
+                x: &CpuStorage,
+                x_layout: &Layout,
+                weight: &CpuStorage,
+                weight_layout: &Layout,
+            ) -> Result<Output> {
+                let x = (values(x, x_layout)?, x_layout.shape());
+                let weight = (values(weight, weight_layout)?, weight_layout.shape());
+                self.compute(x, weight, &[])
+            }
+
+            fn bwd(
+                &self,
+                x: &Tensor,
+                weight: &Tensor,
+                _: &Tensor,
+                dy: &Tensor,
+            ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+                let [dx, dw] = with_values(dy, |dy| self.gradients(x, weight, dy))?;
+                Ok((dx, dw))
+            }
+        }
+
+        impl CustomOp3 for $op {
+            fn name(&self) -> &'static str {
+                concat!($name, " with bias")
+            }
+
+            fn cpu_fwd(
+                &self,
+                x: &CpuStorage,
+                x_layout: &Layout,
+                weight: &CpuStorage,
+                weight_layout: &Layout,
+                bias: &CpuStorage,
+                bias_layout: &Layout,
+            ) -> Result<Output> {
+                let x = (values(x, x_layout)?, x_layout.shape());
+                let weight = (values(weight, weight_layout)?, weight_layout.shape());
+                self.compute(x, weight, values(bias, bias_layout)?)
+            }
+
+            fn bwd(
+                &self,
+                x: &Tensor,
+                weight: &Tensor,
+                bias: &Tensor,
+                _: &Tensor,
+                dy: &Tensor,
+            ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+                let [dx, dw] = with_values(dy, |dy| self.gradients(x, weight, dy))?;
+                Ok((dx, dw, Some(bias_gradient(bias, dy)?)))
+            }
+        }
+    };
+}
+
+custom_op!(Forward, "convolution");
+custom_op!(Transposed, "transposed convolution");
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::testing::{check_gradients, close, random};
+    use candle_core::Var;
+
+    /// Result and gradients of `f`.
+    fn all(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) -> Vec<Tensor> {
+        let vars: Vec<Var> = inputs
+            .iter()
+            .map(|t| Var::from_tensor(t).unwrap())
+            .collect();
+        let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+        let y = f(&tensors).unwrap();
+        let dy = random("dy", y.dims());
+        let grads = (&y * dy).unwrap().sum_all().unwrap().backward().unwrap();
+        let mut all = vec![y];
+        all.extend(vars.iter().map(|var| grads.get(var).unwrap().clone()));
+        all
+    }
+
+    fn agree(ours: Vec<Tensor>, theirs: Vec<Tensor>) {
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            close(ours, theirs, 1e-5);
+        }
+    }
+
+    /// Uneven everything; groups; remainders that differ between the axes.
+    fn specs() -> Vec<([usize; 4], [usize; 4], Convolution)> {
+        let spec = |stride, padding, dilation, groups| Convolution {
+            stride,
+            padding,
+            dilation,
+            groups,
+        };
+        vec![
+            ([2, 3, 7, 10], [5, 3, 3, 3], spec([2, 2], [1, 1], [1, 1], 1)),
+            ([1, 4, 9, 8], [6, 2, 3, 2], spec([2, 1], [1, 0], [1, 3], 2)),
+            ([2, 6, 5, 11], [6, 1, 3, 3], spec([1, 1], [1, 1], [1, 1], 6)),
+            (
+                [1, 2, 20, 21],
+                [3, 2, 7, 7],
+                spec([4, 4], [3, 3], [1, 1], 1),
+            ),
+            ([1, 1, 1, 1], [1, 1, 1, 1], spec([1, 1], [1, 2], [1, 1], 1)),
+            ([2, 3, 6, 6], [4, 3, 2, 2], spec([2, 2], [0, 0], [2, 2], 1)),
+        ]
+    }
+
+    #[test]
+    fn the_fused_form_agrees_with_the_composed_one() {
+        for (x, w, spec) in specs() {
+            let inputs = [random("x", &x), random("w", &w), random("b", &w[..1])];
+            agree(
+                all(&inputs, |v| spec.forward(&v[0], &v[1], Some(&v[2]))),
+                all(&inputs, |v| {
+                    add_bias(&spec.composed(&v[0], &v[1])?, Some(&v[2]))
+                }),
+            );
+        }
+    }
+
+    #[test]
+    fn gradients() {
+        for (x, w, spec) in specs() {
+            let inputs = [random("x", &x), random("w", &w), random("b", &w[..1])];
+            check_gradients(&inputs, |v| spec.forward(&v[0], &v[1], Some(&v[2])));
+        }
+    }
+
+    fn transposed() -> Vec<([usize; 4], [usize; 4], TransposedConvolution)> {
+        let spec = |stride, padding, output_padding, dilation, groups| TransposedConvolution {
+            stride,
+            padding,
+            output_padding,
+            dilation,
+            groups,
+        };
+        vec![
+            (
+                [2, 3, 4, 5],
+                [3, 5, 4, 4],
+                spec([2, 2], [1, 1], [0, 0], [1, 1], 1),
+            ),
+            (
+                [1, 4, 3, 4],
+                [4, 3, 3, 2],
+                spec([3, 1], [1, 0], [2, 0], [1, 2], 2),
+            ),
+            (
+                [2, 2, 5, 1],
+                [2, 2, 3, 3],
+                spec([1, 2], [0, 1], [0, 1], [2, 1], 1),
+            ),
+            (
+                [1, 3, 2, 3],
+                [3, 2, 2, 2],
+                spec([2, 2], [0, 0], [0, 0], [1, 1], 1),
+            ),
+        ]
+    }
+
+    #[test]
+    fn the_fused_transpose_agrees_with_the_composed_one() {
+        for (x, w, spec) in transposed() {
+            let bias = random("b", &[w[1] * spec.groups]);
+            let inputs = [random("x", &x), random("w", &w), bias];
+            let windows = spec.windows(inputs[0].shape(), inputs[1].shape()).unwrap();
+            agree(
+                all(&inputs, |v| spec.forward(&v[0], &v[1], Some(&v[2]))),
+                all(&inputs, |v| {
+                    add_bias(&spec.composed(&v[0], &v[1], &windows)?, Some(&v[2]))
+                }),
+            );
+            check_gradients(&inputs, |v| spec.forward(&v[0], &v[1], Some(&v[2])));
+            agree(
+                all(&inputs[..2], |v| spec.forward(&v[0], &v[1], None)),
+                all(&inputs[..2], |v| spec.composed(&v[0], &v[1], &windows)),
+            );
+        }
+    }
+
+    #[test]
+    fn results_do_not_depend_on_the_number_of_threads() {
+        let inputs = [random("x", &[3, 8, 40, 37]), random("w", &[40, 4, 3, 3])];
+        let spec = Convolution {
+            groups: 2,
+            ..Convolution::square(2, 1)
+        };
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let tensors = pool
+                .unwrap()
+                .install(|| all(&inputs, |v| spec.forward(&v[0], &v[1], None)));
+            let flat = tensors
+                .iter()
+                .map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+            flat.collect::<Vec<_>>()
+        };
+        assert_eq!(run(1), run(5));
+    }
+
+    #[test]
+    fn a_misfit_is_named() {
+        let x = random("x", &[1, 4, 2, 2]);
+        let fails = |spec: Convolution, w: &[usize]| {
+            let error = spec.forward(&x, &random("w", w), None).unwrap_err();
+            error.to_string()
+        };
+        let spec = Convolution::default();
+        assert!(fails(spec, &[2, 3, 1, 1]).contains("4 channels in 1 groups"));
+        assert!(fails(spec, &[2, 4, 3, 3]).contains("does not fit"));
+        assert!(fails(Convolution::square(0, 0), &[2, 4, 1, 1]).contains("does not fit"));
+        let bias = random("b", &[3]);
+        let error = spec.forward(&x, &random("w", &[2, 4, 1, 1]), Some(&bias));
+        assert!(error.unwrap_err().to_string().contains("shape [2]"));
+    }
+}
