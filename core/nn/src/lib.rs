@@ -7,6 +7,7 @@
 pub mod batch;
 mod checkpoint;
 pub mod device;
+pub mod diffusion;
 pub mod fit;
 mod kernels;
 pub mod layers;

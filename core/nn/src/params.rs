@@ -1,10 +1,13 @@
 //! The parameters of a model: named, ordered, and with initial values that depend on the seed and
 //! each tensor's own name alone, so that neither order of construction nor device changes them.
+//!
+//! A model that only answers is built from [`Params::frozen`]: each layer takes its tensors out of
+//! what was loaded and keeps them in the form that it computes with fastest.
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use diffaug::rng;
 use rand::RngExt;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Every tensor of a model.
 #[derive(Debug)]
@@ -13,9 +16,31 @@ pub struct Params {
     seed: u64,
     trainable: BTreeMap<String, Var>,
     buffers: BTreeMap<String, Var>,
+    frozen: Option<HashMap<String, Tensor>>,
 }
 
 impl Params {
+    /// Parameters that are given and stay as they are, in their own types. On a processor layers
+    /// pack f32, bf16 and f16 weights and compute in f32; elsewhere they compute in that type.
+    pub fn frozen(device: &Device, tensors: HashMap<String, Tensor>) -> Self {
+        Params {
+            frozen: Some(tensors),
+            ..Params::new(device, 0)
+        }
+    }
+
+    /// The names of given tensors that no layer has taken.
+    pub fn left_over(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self
+            .frozen
+            .iter()
+            .flatten()
+            .map(|(n, _)| n.as_str())
+            .collect();
+        names.sort_unstable();
+        names
+    }
+
     /// No parameters yet.
     pub fn new(device: &Device, seed: u64) -> Self {
         Params {
@@ -23,6 +48,7 @@ impl Params {
             seed,
             trainable: BTreeMap::new(),
             buffers: BTreeMap::new(),
+            frozen: None,
         }
     }
 
@@ -76,6 +102,28 @@ impl Scope<'_> {
         }
     }
 
+    /// Whether parameters are given and stay as they are.
+    pub fn is_frozen(&self) -> bool {
+        self.params.frozen.is_some()
+    }
+
+    /// Takes a given tensor; `None` where parameters are made.
+    fn take(&mut self, path: &str, shape: &[usize]) -> Result<Option<Tensor>> {
+        let Some(tensors) = &mut self.params.frozen else {
+            return Ok(None);
+        };
+        match tensors.remove(path) {
+            Some(tensor) if tensor.dims() == shape => {
+                Ok(Some(tensor.to_device(&self.params.device)?))
+            }
+            Some(tensor) => bail!(
+                "tensor `{path}` has shape {:?}, expected {shape:?}",
+                tensor.dims()
+            ),
+            None => bail!("tensor `{path}` is missing (its shape is {shape:?})"),
+        }
+    }
+
     fn path(&self, name: &str) -> String {
         match self.prefix.as_str() {
             "" => name.to_owned(),
@@ -83,12 +131,15 @@ impl Scope<'_> {
         }
     }
 
-    /// A trainable tensor with values drawn evenly from `-bound..bound`.
+    /// A trainable tensor with values drawn evenly from `-bound..bound`, or a given one.
     ///
     /// # Errors
-    /// When the device has no room for it.
+    /// When the device has no room for it, or the given one is missing or misshapen.
     pub fn uniform(&mut self, name: &str, shape: &[usize], bound: f32) -> Result<Tensor> {
         let path = self.path(name);
+        if let Some(given) = self.take(&path, shape)? {
+            return Ok(given);
+        }
         let mut rng = rng::stream(
             rng::derive(self.params.seed, "weights", &path),
             "uniform",
@@ -101,23 +152,29 @@ impl Scope<'_> {
         Ok(self.insert_trainable(path, var))
     }
 
-    /// A trainable tensor whose values all are `value`.
+    /// A trainable tensor whose values all are `value`, or a given one.
     ///
     /// # Errors
-    /// When the device has no room for it.
+    /// When the device has no room for it, or the given one is missing or misshapen.
     pub fn constant(&mut self, name: &str, shape: &[usize], value: f32) -> Result<Tensor> {
-        let var = self.full(shape, value)?;
         let path = self.path(name);
+        if let Some(given) = self.take(&path, shape)? {
+            return Ok(given);
+        }
+        let var = self.full(shape, value)?;
         Ok(self.insert_trainable(path, var))
     }
 
     /// A tensor that is stored with the weights but not trained.
     ///
     /// # Errors
-    /// When the device has no room for it.
+    /// When the device has no room for it, or the given one is missing or misshapen.
     pub fn buffer(&mut self, name: &str, shape: &[usize], value: f32) -> Result<Var> {
-        let var = self.full(shape, value)?;
         let path = self.path(name);
+        if let Some(given) = self.take(&path, shape)? {
+            return Var::from_tensor(&given.to_dtype(DType::F32)?);
+        }
+        let var = self.full(shape, value)?;
         let old = self.params.buffers.insert(path, var.clone());
         debug_assert!(old.is_none(), "two buffers called {name}");
         Ok(var)
@@ -141,6 +198,24 @@ impl Scope<'_> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn given_tensors_are_taken_once_and_misfits_are_named() {
+        let tensor = |n: usize| Tensor::zeros(n, DType::BF16, &Device::Cpu).unwrap();
+        let given = [("a.x", 3), ("a.y", 2), ("z", 1)].map(|(n, s)| (n.to_owned(), tensor(s)));
+        let mut params = Params::frozen(&Device::Cpu, given.into());
+        let mut root = params.root();
+        let mut a = root.child("a");
+        assert_eq!(a.uniform("x", &[3], 1.0).unwrap().dtype(), DType::BF16);
+        let error = |result: Result<Tensor>| result.unwrap_err().to_string();
+        assert!(error(a.uniform("x", &[3], 1.0)).contains("`a.x` is missing"));
+        let misfit = error(a.constant("y", &[5], 1.0));
+        assert!(
+            misfit.contains("`a.y` has shape [2], expected [5]"),
+            "{misfit}"
+        );
+        assert_eq!(params.left_over(), ["z"]);
+    }
 
     #[test]
     fn initial_values_depend_on_seed_and_name_not_on_order() {

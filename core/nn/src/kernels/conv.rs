@@ -5,7 +5,10 @@
 //! over input channels and taps. Every sum is formed in an order that the shapes alone decide, so
 //! results do not depend on the number of threads.
 
-use super::planes::{Geometry, Planes};
+use super::{
+    matrix::Stored,
+    planes::{Geometry, Planes},
+};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -32,15 +35,15 @@ pub(crate) fn block() -> usize {
 }
 
 /// Weights in the order in which tiles read them: `[block of outputs][input][tap][output]`.
-pub(crate) struct Packed {
-    data: Vec<f32>,
+pub(crate) struct Packed<T> {
+    data: Vec<T>,
     inputs: usize,
     outputs: usize,
     taps: usize,
     block: usize,
 }
 
-impl Packed {
+impl<T: Stored> Packed<T> {
     /// Packs the weights `at(output, input, tap)`; a last block that is not full gets zeros.
     pub fn new(
         outputs: usize,
@@ -49,14 +52,14 @@ impl Packed {
         at: impl Fn(usize, usize, usize) -> f32 + Sync,
     ) -> Self {
         let block = block();
-        let mut data = vec![0.0; outputs.div_ceil(block) * inputs * taps * block];
+        let mut data = vec![T::of(0.0); outputs.div_ceil(block) * inputs * taps * block];
         data.par_chunks_mut(inputs * taps * block)
             .enumerate()
             .for_each(|(index, chunk)| {
                 let first = index * block;
                 for (place, lane) in chunk.chunks_exact_mut(block).enumerate() {
                     for (output, value) in (first..outputs).zip(lane) {
-                        *value = at(output, place / taps, place % taps);
+                        *value = T::of(at(output, place / taps, place % taps));
                     }
                 }
             });
@@ -67,6 +70,28 @@ impl Packed {
             taps,
             block,
         }
+    }
+
+    /// The same with inputs and outputs exchanged and the window turned by 180 degrees: the weights
+    /// with which the gradient of the input is a convolution of the result's gradient.
+    pub fn turned(&self) -> Packed<f32> {
+        let at = |input: usize, output: usize, tap: usize| {
+            let place = (output / self.block * self.inputs + input) * self.taps;
+            let value = (place + self.taps - 1 - tap) * self.block + output % self.block;
+            let mut wide = [0.0];
+            T::widen(&self.data[value..=value], &mut wide)[0]
+        };
+        Packed::new(self.inputs, self.outputs, self.taps, at)
+    }
+
+    /// Number of input channels.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Number of output channels.
+    pub fn outputs(&self) -> usize {
+        self.outputs
     }
 }
 
@@ -90,9 +115,9 @@ pub(crate) struct Band<'a> {
 /// the part of `out` that belongs to its image and block of channels.
 ///
 /// `out` is cut evenly: `per_output` values for each output channel of each image.
-pub(crate) fn correlate(
+pub(crate) fn correlate<T: Stored>(
     x: &Planes,
-    weights: &Packed,
+    weights: &Packed<T>,
     out: &mut [f32],
     per_output: usize,
     write: impl Fn(&mut [f32], &Band<'_>) + Sync,
@@ -113,6 +138,11 @@ pub(crate) fn correlate(
     tasks.into_par_iter().for_each(|(block, image, part)| {
         let size = weights.inputs * weights.taps * weights.block;
         let weights_of_block = &weights.data[block * size..(block + 1) * size];
+        let mut wide = Vec::new();
+        if size_of::<T>() < size_of::<f32>() {
+            wide.resize(size, 0.0);
+        }
+        let weights_of_block = T::widen(weights_of_block, &mut wide);
         let row = geometry.row();
         let rows = (BAND / row).clamp(1, geometry.height);
         let stride = rows * row + 64;

@@ -14,6 +14,8 @@ pub(crate) mod norm;
 pub(crate) mod planes;
 pub(crate) mod pool;
 pub(crate) mod rows;
+pub(crate) mod separable;
+pub(crate) mod transpose;
 pub(crate) mod windows;
 
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};

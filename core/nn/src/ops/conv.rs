@@ -2,12 +2,17 @@
 
 use super::{fused, like};
 use crate::kernels::{
-    channel_sums,
+    buffer, channel_sums,
     conv::{Packed, correlate, weight_gradient, write_phases, write_rows},
+    matrix::Stored,
     planes::{Geometry, Planes},
     values, with_values,
 };
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail,
+};
+use half::{bf16, f16};
+use std::sync::Arc;
 
 /// Convolves with stride 1 and as many zeros around as keep height and width.
 ///
@@ -71,6 +76,17 @@ pub(super) fn kernel_side(x: &Shape, weight: &Shape) -> Result<usize> {
     Ok(side)
 }
 
+pub(super) fn check_bias(outputs: usize, bias: Option<&Tensor>) -> Result<()> {
+    match bias.map(Tensor::dims) {
+        Some(dims) if dims != [outputs] => {
+            bail!(
+                "a convolution to {outputs} channels needs a bias of shape [{outputs}], not {dims:?}"
+            )
+        }
+        _ => Ok(()),
+    }
+}
+
 fn geometry(x: &Shape, pad: usize) -> Result<Geometry> {
     let (batch, _, height, width) = x.dims4()?;
     Ok(Geometry {
@@ -96,18 +112,16 @@ impl Conv {
         bias: &[f32],
     ) -> Result<Vec<f32>> {
         let side = kernel_side(x.1, weight.1)?;
-        let (outputs, inputs, _, _) = weight.1.dims4()?;
-        let (geometry, taps) = (geometry(x.1, side / 2)?, side * side);
-        let planes = Planes::new(x.0, inputs, geometry);
-        let packed = Packed::new(outputs, inputs, taps, |output, input, tap| {
-            weight.0[(output * inputs + input) * taps + tap]
-        });
-        let size = geometry.height * geometry.width;
-        let mut out = vec![0.0; geometry.batch * outputs * size];
-        correlate(&planes, &packed, &mut out, size, |out, band| {
-            write_rows(out, band, geometry, bias);
-        });
-        Ok(out)
+        let packed = Conv::pack::<f32>(weight.0, weight.1)?;
+        Ok(convolve(x.0, geometry(x.1, side / 2)?, &packed, bias))
+    }
+
+    fn pack<T: Stored>(weight: &[f32], shape: &Shape) -> Result<Packed<T>> {
+        let (outputs, inputs, side, _) = shape.dims4()?;
+        let taps = side * side;
+        Ok(Packed::new(outputs, inputs, taps, |output, input, tap| {
+            weight[(output * inputs + input) * taps + tap]
+        }))
     }
 
     /// Gradients of input and weights.
@@ -118,16 +132,16 @@ impl Conv {
         let dx = x.track_op().then(|| {
             // The same sum with inputs and outputs exchanged and the window turned by 180 degrees.
             let packed = with_values(weight, |weight| {
-                Ok(Packed::new(inputs, outputs, taps, |input, output, tap| {
-                    weight[(output * inputs + input) * taps + (taps - 1 - tap)]
-                }))
+                Ok(Packed::<f32>::new(
+                    inputs,
+                    outputs,
+                    taps,
+                    |input, output, tap| {
+                        weight[(output * inputs + input) * taps + (taps - 1 - tap)]
+                    },
+                ))
             })?;
-            let mut dx = vec![0.0; x.elem_count()];
-            let size = geometry.height * geometry.width;
-            correlate(&dy, &packed, &mut dx, size, |out, band| {
-                write_rows(out, band, geometry, &[]);
-            });
-            like(dx, x)
+            like(convolve_planes(&dy, &packed, &[]), x)
         });
         let dw = weight.track_op().then(|| {
             let x = with_values(x, |x| Ok(Planes::new(x, inputs, geometry)))?;
@@ -135,6 +149,25 @@ impl Conv {
         });
         Ok([dx.transpose()?, dw.transpose()?])
     }
+}
+
+fn convolve<T: Stored>(
+    x: &[f32],
+    geometry: Geometry,
+    weights: &Packed<T>,
+    bias: &[f32],
+) -> Vec<f32> {
+    convolve_planes(&Planes::new(x, weights.inputs(), geometry), weights, bias)
+}
+
+fn convolve_planes<T: Stored>(x: &Planes, weights: &Packed<T>, bias: &[f32]) -> Vec<f32> {
+    let geometry = x.geometry();
+    let size = geometry.height * geometry.width;
+    let mut out = buffer(geometry.batch * weights.outputs() * size);
+    correlate(x, weights, &mut out, size, |out, band| {
+        write_rows(out, band, geometry, bias);
+    });
+    out
 }
 
 impl CustomOp2 for Conv {
@@ -207,6 +240,123 @@ pub(super) fn bias_gradient(bias: &Tensor, dy: &Tensor) -> Result<Tensor> {
     like(sums, bias)
 }
 
+/// [`conv2d`] with weights that do not change: on a processor they are kept in the order in which
+/// they are read, in the type that they came in, so that bf16 and f16 take half the memory. Sums
+/// are formed in f32. Gradients flow to the input, as adapters on frozen weights need.
+#[derive(Clone)]
+pub struct PackedConv2d {
+    weight: Weight,
+    bias: Option<Tensor>,
+    side: usize,
+}
+
+#[derive(Clone)]
+enum Weight {
+    F32(Arc<Packed<f32>>),
+    Bf16(Arc<Packed<bf16>>),
+    F16(Arc<Packed<f16>>),
+    /// On another device, as it is.
+    Tensor(Tensor),
+}
+
+impl std::fmt::Debug for PackedConv2d {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PackedConv2d").finish_non_exhaustive()
+    }
+}
+
+impl PackedConv2d {
+    /// Packs `weight` (`[outputs, inputs, k, k]` with odd k; f32, bf16 or f16); `bias` is
+    /// `[outputs]`.
+    ///
+    /// # Errors
+    /// When the shapes do not fit each other or the type is another.
+    pub fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+        let (outputs, inputs, side, _) = weight.dims4()?;
+        kernel_side(&Shape::from((1, inputs, 1, 1)), weight.shape())?;
+        check_bias(outputs, bias)?;
+        if !weight.device().is_cpu() {
+            return Ok(PackedConv2d {
+                weight: Weight::Tensor(weight.clone()),
+                bias: bias.cloned(),
+                side,
+            });
+        }
+        let bias = bias.map(|bias| bias.to_dtype(DType::F32)?.contiguous());
+        let (dtype, shape) = (weight.dtype(), weight.shape());
+        let weight = with_values(&weight.to_dtype(DType::F32)?, |weight| {
+            Ok(match dtype {
+                DType::F32 => Weight::F32(Arc::new(Conv::pack(weight, shape)?)),
+                DType::BF16 => Weight::Bf16(Arc::new(Conv::pack(weight, shape)?)),
+                DType::F16 => Weight::F16(Arc::new(Conv::pack(weight, shape)?)),
+                other => bail!("weights of a convolution are f32, bf16 or f16, not {other:?}"),
+            })
+        })?;
+        Ok(PackedConv2d {
+            weight,
+            bias: bias.transpose()?,
+            side,
+        })
+    }
+
+    /// `[batch, inputs, height, width]` to `[batch, outputs, height, width]`; on a processor `x`
+    /// is f32.
+    ///
+    /// # Errors
+    /// When `x` does not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.weight {
+            Weight::F32(weight) => self.run(weight, x),
+            Weight::Bf16(weight) => self.run(weight, x),
+            Weight::F16(weight) => self.run(weight, x),
+            Weight::Tensor(weight) => conv2d(x, weight, self.bias.as_ref()),
+        }
+    }
+
+    fn run<T: Stored + 'static>(&self, weight: &Arc<Packed<T>>, x: &Tensor) -> Result<Tensor> {
+        let (expected, channels) = (weight.inputs(), x.dim(1)?);
+        if channels != expected {
+            bail!("a convolution of {expected} channels cannot take {channels}");
+        }
+        let bias = match &self.bias {
+            Some(bias) => bias.to_vec1()?,
+            None => Vec::new(),
+        };
+        x.contiguous()?.apply_op1(Frozen {
+            weight: weight.clone(),
+            bias,
+            pad: self.side / 2,
+        })
+    }
+}
+
+struct Frozen<T> {
+    weight: Arc<Packed<T>>,
+    bias: Vec<f32>,
+    pad: usize,
+}
+
+impl<T: Stored> CustomOp1 for Frozen<T> {
+    fn name(&self) -> &'static str {
+        "packed conv2d"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (batch, _, height, width) = layout.shape().dims4()?;
+        let geometry = geometry(layout.shape(), self.pad)?;
+        let y = convolve(values(x, layout)?, geometry, &self.weight, &self.bias);
+        let shape = Shape::from((batch, self.weight.outputs(), height, width));
+        Ok((CpuStorage::F32(y), shape))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let geometry = geometry(x.shape(), self.pad)?;
+        let turned = self.weight.turned();
+        let dx = with_values(dy, |dy| Ok(convolve(dy, geometry, &turned, &[])))?;
+        Ok(Some(like(dx, x)?))
+    }
+}
+
 /// A 1×1 convolution to four times the outputs, whose results are dealt out to 2×2 pixels.
 struct ConvTranspose;
 
@@ -229,7 +379,7 @@ impl CustomOp3 for ConvTranspose {
         let geometry = geometry(x_layout.shape(), 0)?;
         let (inputs, outputs, _, _) = weight_layout.shape().dims4()?;
         let planes = Planes::new(x, inputs, geometry);
-        let packed = Packed::new(4 * outputs, inputs, 1, |output, input, _| {
+        let packed = Packed::<f32>::new(4 * outputs, inputs, 1, |output, input, _| {
             weight[input * 4 * outputs + output]
         });
         let Geometry {
@@ -256,19 +406,17 @@ impl CustomOp3 for ConvTranspose {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (inputs, outputs, _, _) = weight.dims4()?;
         let geometry = geometry(x.shape(), 0)?;
-        let size = geometry.height * geometry.width;
         let phases = with_values(dy, |dy| Ok(Planes::phases(dy, outputs, geometry)))?;
         let dx = x.track_op().then(|| {
             let packed = with_values(weight, |weight| {
-                Ok(Packed::new(inputs, 4 * outputs, 1, |input, output, _| {
-                    weight[input * 4 * outputs + output]
-                }))
+                Ok(Packed::<f32>::new(
+                    inputs,
+                    4 * outputs,
+                    1,
+                    |input, output, _| weight[input * 4 * outputs + output],
+                ))
             })?;
-            let mut dx = vec![0.0; x.elem_count()];
-            correlate(&phases, &packed, &mut dx, size, |out, band| {
-                write_rows(out, band, geometry, &[]);
-            });
-            like(dx, x)
+            like(convolve_planes(&phases, &packed, &[]), x)
         });
         let planes = with_values(x, |x| Ok(Planes::new(x, inputs, geometry)))?;
         // With the roles exchanged the result is [input][output][phase], as the weights are.
@@ -349,6 +497,22 @@ mod tests {
             random("bias", &[3]),
         ];
         check_gradients(&inputs, |v| conv_transpose2x2(&v[0], &v[1], &v[2]));
+    }
+
+    #[test]
+    fn packed_weights_of_every_type_hand_gradients_to_their_input() {
+        for (x, w) in [([2, 3, 5, 4], [10, 3, 3, 3]), ([1, 9, 3, 7], [3, 9, 1, 1])] {
+            let (x, w) = (random("x", &x), random("w", &w));
+            let bias = random("bias", &w.dims()[..1]);
+            for dtype in [DType::F32, DType::BF16, DType::F16] {
+                let w = w.to_dtype(dtype).unwrap();
+                let packed = PackedConv2d::new(&w, Some(&bias)).unwrap();
+                let rounded = w.to_dtype(DType::F32).unwrap();
+                let expected = conv2d(&x, &rounded, Some(&bias)).unwrap();
+                close(&packed.forward(&x).unwrap(), &expected, 1e-6);
+                check_gradients(std::slice::from_ref(&x), |v| packed.forward(&v[0]));
+            }
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Convolutions of every shape, forward and transposed.
 
 use super::{
-    conv::{add_bias, bias_gradient, conv_transpose2x2, conv2d},
+    conv::{add_bias, bias_gradient, check_bias, conv_transpose2x2, conv2d},
     fused, like,
 };
 use crate::kernels::{values, windows::Windows, with_values};
@@ -280,17 +280,6 @@ impl TransposedConvolution {
             ..Default::default()
         };
         spec.composed(&x, &turned)
-    }
-}
-
-fn check_bias(outputs: usize, bias: Option<&Tensor>) -> Result<()> {
-    match bias.map(Tensor::dims) {
-        Some(dims) if dims != [outputs] => {
-            bail!(
-                "a convolution to {outputs} channels needs a bias of shape [{outputs}], not {dims:?}"
-            )
-        }
-        _ => Ok(()),
     }
 }
 

@@ -12,18 +12,23 @@ mod linear;
 mod loss;
 mod norm;
 mod pool;
+mod resample;
 mod rows;
+mod separable;
+mod tokens;
 
 pub use activation::{Activation, geglu, gelu, gelu_tanh, silu};
 pub use attention::{Attention, softmax};
 pub use block::conv_batch_norm_relu;
-pub use conv::{conv_transpose2x2, conv2d};
+pub use conv::{PackedConv2d, conv_transpose2x2, conv2d};
 pub use convolution::{Convolution, TransposedConvolution};
 pub use linear::{PackedLinear, linear};
 pub use loss::{bce_with_logits, cross_entropy, dice_bce_with_logits, dice_with_logits, soft_dice};
 pub use norm::{Statistics, batch_norm};
 pub use pool::max_pool2x2;
+pub use resample::upsample_nearest2d;
 pub use rows::{group_norm, instance_norm, layer_norm};
+pub use tokens::{pixels_to_tokens, tokens_to_pixels};
 
 use candle_core::{DType, Result, Tensor};
 

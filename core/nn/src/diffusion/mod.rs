@@ -1,0 +1,12 @@
+//! The networks of latent diffusion models, with the tensor names of diffusers, so that its
+//! checkpoints load as they are and what is trained here loads there.
+
+mod embedding;
+mod resnet;
+mod transformer;
+mod unet;
+
+pub use embedding::{TimestepEmbedding, sinusoids};
+pub use resnet::{Downsample, ResnetBlock, Upsample};
+pub use transformer::{Transformer, TransformerConfig};
+pub use unet::{Added, PerBlock, UNet, UNetConfig};
