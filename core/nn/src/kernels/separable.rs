@@ -137,4 +137,3 @@ pub(crate) fn apply(maps: &[f32], rows: &Axis, columns: &Axis) -> Vec<f32> {
         );
     out
 }
-

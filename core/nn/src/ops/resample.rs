@@ -73,4 +73,3 @@ fn linear(from: usize, to: usize, align_corners: bool) -> Axis {
     };
     Axis::new(from, (0..to).map(taps))
 }
-
