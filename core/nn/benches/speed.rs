@@ -238,16 +238,12 @@ fn train(numbers: &[usize]) -> Result<Case> {
     let targets = targets.to_dtype(DType::F32)?;
     let mut params = Params::new(&Device::Cpu, 0);
     let net = Small::new(params.root(), width)?;
-    let mut optimiser = AdamW::new(params.trainable(), 1e-2, 0.0).map_err(wrap)?;
+    let mut optimiser = AdamW::new(params.trainable(), 1e-2, 0.0)?;
     Ok(Box::new(move || {
         let loss = ops::bce_with_logits(&net.forward(&x)?, &targets)?;
-        optimiser.step(&loss.backward()?, 1e-3).map_err(wrap)?;
+        optimiser.step(&loss.backward()?, 1e-3)?;
         Ok(())
     }))
-}
-
-fn wrap(error: diffaug::Error) -> candle_core::Error {
-    candle_core::Error::msg(error.to_string())
 }
 
 /// Twice convolution, batch normalisation and ReLU.

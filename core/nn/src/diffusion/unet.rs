@@ -146,7 +146,7 @@ impl UNetConfig {
             );
         }
         let groups = self.norm_num_groups;
-        let uneven = |channels: &&usize| groups == 0 || **channels % groups != 0;
+        let uneven = |channels: &&usize| groups == 0 || !channels.is_multiple_of(groups);
         if let Some(channels) = self.block_out_channels.iter().find(uneven) {
             bail!("`norm_num_groups` {groups} does not divide {channels} channels");
         }

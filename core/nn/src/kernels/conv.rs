@@ -1,25 +1,35 @@
-//! Convolution on [`Planes`]: the forward sum, which with turned weights is also the gradient of
-//! the input, and the gradient of the weights.
+//! Convolution: the forward sum, which with turned weights is also the gradient of the input, and
+//! the gradient of the weights.
 //!
-//! A tile keeps a block of output channels times a few vectors of pixels in registers and walks
-//! over input channels and taps. Every sum is formed in an order that the shapes alone decide, so
+//! A task copies a band of rows of all input channels next to each other, with zeros around, and
+//! passes all output channels over them. A tile keeps a block of output channels times a few
+//! vectors of pixels in registers and walks over input channels and taps. Every sum is formed in an order that the shapes alone decide, so
 //! results do not depend on the number of threads.
 
 use super::{
+    buffer,
     matrix::Stored,
     planes::{Geometry, Planes},
 };
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-/// Pixels of a channel that a task computes before it hands them on: they stay in the L1 cache.
+/// Values of the feature map that a task reads again for every block of outputs: they stay in the
+/// L2 cache.
+const CACHE: usize = 96 << 10;
+/// Pixels of a channel that a task computes at most before it hands them on: they stay in the L1
+/// cache.
 const BAND: usize = 768;
-/// Pixels over which weight gradients are summed in registers.
-const CHUNK: usize = 2048;
-/// Input channels that one task of the weight gradient takes.
-const INPUTS: usize = 16;
-/// Tasks that the weight gradient is cut into at least, if there are pixels enough.
+/// Pixels of a channel that are worth a task's while.
+const LEAST: usize = 96;
+/// Tasks that work is cut into, if there is enough of it.
 const TASKS: usize = 16;
+/// Pixels times outputs of a block over which weight gradients are summed in registers: they stay
+/// in the L1 cache.
+const CHUNK: usize = 4096;
+/// Channels of either side that one task of the weight gradient takes: a chunk of each stays in
+/// the L2 cache.
+const SIDE: usize = 32;
 
 /// How many output channels a tile holds: what fits the registers of this processor.
 pub(crate) fn block() -> usize {
@@ -57,9 +67,12 @@ impl<T: Stored> Packed<T> {
             .enumerate()
             .for_each(|(index, chunk)| {
                 let first = index * block;
-                for (place, lane) in chunk.chunks_exact_mut(block).enumerate() {
-                    for (output, value) in (first..outputs).zip(lane) {
-                        *value = T::of(at(output, place / taps, place % taps));
+                let count = block.min(outputs - first);
+                for (input, chunk) in chunk.chunks_exact_mut(taps * block).enumerate() {
+                    for (tap, lane) in chunk.chunks_exact_mut(block).enumerate() {
+                        for (output, value) in lane[..count].iter_mut().enumerate() {
+                            *value = T::of(at(first + output, input, tap));
+                        }
                     }
                 }
             });
@@ -99,10 +112,6 @@ impl<T: Stored> Packed<T> {
 pub(crate) struct Band<'a> {
     /// First output channel of the block.
     pub first: usize,
-    /// First row.
-    pub y: usize,
-    /// Number of rows.
-    pub rows: usize,
     /// Distance between the channels of the block in `data`.
     pub stride: usize,
     /// Distance between rows in `data`.
@@ -111,72 +120,154 @@ pub(crate) struct Band<'a> {
     pub data: &'a [f32],
 }
 
-/// Sums every window of `x` with `weights` and hands each band of rows to `write`, together with
-/// the part of `out` that belongs to its image and block of channels.
+/// The rows that a task computes: `rows` of them from row `first` of `image` on.
+#[derive(Clone, Copy)]
+struct Strip {
+    image: usize,
+    first: usize,
+    rows: usize,
+}
+
+/// Rows of an image that one task computes, so that what it reads for that of `inputs` channels
+/// stays in the cache.
+fn band(geometry: Geometry, inputs: usize) -> usize {
+    let row = geometry.row();
+    let cached = (CACHE / (inputs * row).max(1)).saturating_sub(2 * geometry.pad);
+    // Wide enough to fill tiles, narrow enough for one block's results to stay in the L1 cache.
+    let (least, most) = (LEAST.div_ceil(row), (BAND / row).max(1));
+    cached
+        .clamp(least.min(most), most)
+        .min(geometry.height)
+        .max(1)
+}
+
+/// Sums every window of a feature map with `weights` and hands each band of rows to `write`.
 ///
-/// `out` is cut evenly: `per_output` values for each output channel of each image.
+/// `read(image, channel, y, row)` fills a row of the feature map. `out` holds, for each image, parts
+/// of `unit` successive channels; `write` gets the pieces of a band's parts: `unit` times the
+/// band's rows times the width each.
 pub(crate) fn correlate<T: Stored>(
-    x: &Planes,
+    geometry: Geometry,
     weights: &Packed<T>,
-    out: &mut [f32],
-    per_output: usize,
-    write: impl Fn(&mut [f32], &Band<'_>) + Sync,
+    read: impl Fn(usize, usize, usize, &mut [f32]) + Sync,
+    (out, unit): (&mut [f32], usize),
+    write: impl Fn(&mut [&mut [f32]], &Band<'_>) + Sync,
 ) {
-    let geometry = x.geometry();
-    let taps = geometry.taps();
-    debug_assert_eq!((x.channels(), taps.len()), (weights.inputs, weights.taps));
-    let mut tasks: Vec<(usize, usize, &mut [f32])> = out
-        .chunks_mut(weights.outputs * per_output)
+    let Geometry { height, width, .. } = geometry;
+    if out.is_empty() {
+        return;
+    }
+    let rows = band(geometry, weights.inputs);
+    let bands = height.div_ceil(rows);
+    let blocks = weights.outputs.div_ceil(weights.block);
+    // With few bands the output channels are cut, too, so that every thread has work.
+    let wanted = TASKS.div_ceil(geometry.batch * bands).min(blocks);
+    let blocks_of_task = blocks.div_ceil(wanted);
+    let parts_of_task = blocks_of_task * weights.block / unit;
+    let parts = weights.outputs / unit;
+    let groups = parts.div_ceil(parts_of_task);
+
+    let mut tasks: Vec<Vec<&mut [f32]>> = Vec::new();
+    tasks.resize_with(geometry.batch * bands * groups, Vec::new);
+    for (index, part) in out.chunks_mut(unit * height * width).enumerate() {
+        let (image, group) = (index / parts, index % parts / parts_of_task);
+        for (band, piece) in part.chunks_mut(unit * rows * width).enumerate() {
+            tasks[(image * bands + band) * groups + group].push(piece);
+        }
+    }
+    tasks
+        .into_par_iter()
         .enumerate()
-        .flat_map(|(image, part)| {
-            let blocks = part.chunks_mut(weights.block * per_output).enumerate();
-            blocks.map(move |(block, part)| (block, image, part))
-        })
-        .collect();
-    // Images in a row share the block's weights in the cache.
-    tasks.sort_unstable_by_key(|&(block, image, _)| (block, image));
-    tasks.into_par_iter().for_each(|(block, image, part)| {
-        let size = weights.inputs * weights.taps * weights.block;
-        let weights_of_block = &weights.data[block * size..(block + 1) * size];
-        let mut wide = Vec::new();
-        if size_of::<T>() < size_of::<f32>() {
-            wide.resize(size, 0.0);
-        }
-        let weights_of_block = T::widen(weights_of_block, &mut wide);
-        let row = geometry.row();
-        let rows = (BAND / row).clamp(1, geometry.height);
-        let stride = rows * row + 64;
-        let mut scratch = vec![0.0; weights.block * stride];
-        for y in (0..geometry.height).step_by(rows) {
-            let rows = rows.min(geometry.height - y);
-            Arch::new().dispatch(Forward {
-                x: x.data(),
-                x_stride: geometry.stride(),
-                start: image * geometry.image() + y * row,
-                len: rows * row - geometry.pad,
-                weights: weights_of_block,
-                taps: &taps,
-                out: &mut scratch,
-                out_stride: stride,
-            });
-            let band = Band {
-                first: block * weights.block,
-                y,
-                rows,
-                stride,
-                row,
-                data: &scratch,
+        .for_each(|(task, mut out)| {
+            let first = task / groups % bands * rows;
+            let strip = Strip {
+                image: task / groups / bands,
+                first,
+                rows: rows.min(height - first),
             };
-            write(part, &band);
+            let input = Input::read(geometry, strip, weights.inputs, &read);
+            let stride = strip.rows * geometry.row() + 64;
+            let mut scratch = buffer(weights.block * stride);
+            let size = weights.inputs * weights.taps * weights.block;
+            let mut wide = Vec::new();
+            if size_of::<T>() < size_of::<f32>() {
+                wide.resize(size, 0.0);
+            }
+            let first_block = task % groups * blocks_of_task;
+            for (at, out) in out.chunks_mut(weights.block / unit).enumerate() {
+                let block = first_block + at;
+                let of_block = &weights.data[block * size..(block + 1) * size];
+                Arch::new().dispatch(Forward {
+                    x: &input.data,
+                    x_stride: input.stride,
+                    len: strip.rows * geometry.row() - geometry.pad,
+                    weights: T::widen(of_block, &mut wide),
+                    taps: &input.taps,
+                    out: &mut scratch,
+                    out_stride: stride,
+                });
+                let band = Band {
+                    first: block * weights.block,
+                    stride,
+                    row: geometry.row(),
+                    data: &scratch,
+                };
+                write(out, &band);
+            }
+        });
+}
+
+/// What a strip of rows is computed from: a run of pixels for each channel, with zeros around.
+struct Input {
+    data: Vec<f32>,
+    stride: usize,
+    taps: Vec<usize>,
+}
+
+impl Input {
+    fn read(
+        geometry: Geometry,
+        strip: Strip,
+        channels: usize,
+        read: impl Fn(usize, usize, usize, &mut [f32]),
+    ) -> Self {
+        let (pad, row) = (geometry.pad, geometry.row());
+        // Whole vectors are read behind the last pixel. Runs a multiple of a page apart would
+        // fight for the same places of the cache.
+        let stride = ((strip.rows + 2 * pad) * row + 2 * pad + 64).next_multiple_of(16);
+        let stride = if stride.is_multiple_of(256) {
+            stride + 16
+        } else {
+            stride
+        };
+        let mut data = vec![0.0; channels * stride];
+        for (channel, run) in data.chunks_exact_mut(stride).enumerate() {
+            for (at, run) in run[pad..]
+                .chunks_mut(row)
+                .take(strip.rows + 2 * pad)
+                .enumerate()
+            {
+                // Row `at` of the strip is row `first + at - pad` of the image.
+                match (strip.first + at).checked_sub(pad) {
+                    Some(y) if y < geometry.height => {
+                        read(strip.image, channel, y, &mut run[..geometry.width]);
+                    }
+                    _ => {}
+                }
+            }
         }
-    });
+        Input {
+            data,
+            stride,
+            taps: geometry.taps(),
+        }
+    }
 }
 
 /// The forward sum of one block of channels over one run of pixels.
 struct Forward<'a> {
     x: &'a [f32],
     x_stride: usize,
-    start: usize,
     len: usize,
     weights: &'a [f32],
     taps: &'a [usize],
@@ -227,7 +318,7 @@ impl Forward<'_> {
         let per_input = self.taps.len();
         let weights = self.weights.as_chunks::<M>().0;
         for (input, weights) in weights.chunks_exact(per_input).enumerate() {
-            let run = &self.x[input * self.x_stride + self.start + at..];
+            let run = &self.x[input * self.x_stride + at..];
             for (&tap, weights) in self.taps.iter().zip(weights) {
                 let pixels = S::as_simd_f32s(&run[tap..tap + V * lanes]).0;
                 for m in 0..M {
@@ -253,30 +344,38 @@ pub(crate) fn weight_gradient(x: &Planes, dy: &Planes) -> Vec<f32> {
     debug_assert_eq!(geometry, dy.geometry());
     let (inputs, outputs, taps) = (x.channels(), dy.channels(), geometry.taps());
     let (block, span) = (block(), geometry.span());
-    let input_groups = inputs.div_ceil(INPUTS);
-    let groups = outputs.div_ceil(block) * input_groups;
+    let chunk = CHUNK / block;
+    let input_groups = inputs.div_ceil(SIDE);
+    let groups = outputs.div_ceil(SIDE) * input_groups;
     // Few channels: cut the pixels too, so that every thread has work. Depends on shapes alone.
-    let parts = TASKS.div_ceil(groups).min(span.div_ceil(CHUNK));
-    let part = span.div_ceil(parts).next_multiple_of(CHUNK);
+    let parts = TASKS.div_ceil(groups).min(span.div_ceil(chunk));
+    let part = span.div_ceil(parts).next_multiple_of(chunk);
+    let blocks_of = |group: usize| {
+        let first = group / input_groups * SIDE;
+        (first..outputs.min(first + SIDE)).step_by(block)
+    };
 
     let partial: Vec<Vec<f32>> = (0..groups * parts)
         .into_par_iter()
         .map(|task| {
             let (group, index) = (task / parts, task % parts);
-            let first_input = group % input_groups * INPUTS;
-            let count = INPUTS.min(inputs - first_input);
-            let mut sums = vec![0.0; count * taps.len() * block];
-            for start in (index * part..((index + 1) * part).min(span)).step_by(CHUNK) {
-                Arch::new().dispatch(Backward {
-                    x,
-                    dy,
-                    first_input,
-                    first_output: group / input_groups * block,
-                    start,
-                    len: CHUNK.min(span - start),
-                    taps: &taps,
-                    sums: &mut sums,
-                });
+            let first_input = group % input_groups * SIDE;
+            let of_block = SIDE.min(inputs - first_input) * taps.len() * block;
+            let mut sums = vec![0.0; blocks_of(group).len() * of_block];
+            for start in (index * part..((index + 1) * part).min(span)).step_by(chunk) {
+                let blocks = blocks_of(group).zip(sums.chunks_exact_mut(of_block));
+                for (first_output, sums) in blocks {
+                    Arch::new().dispatch(Backward {
+                        x,
+                        dy,
+                        first_input,
+                        first_output,
+                        start,
+                        len: chunk.min(span - start),
+                        taps: &taps,
+                        sums,
+                    });
+                }
             }
             sums
         })
@@ -285,12 +384,14 @@ pub(crate) fn weight_gradient(x: &Planes, dy: &Planes) -> Vec<f32> {
     let mut gradient = vec![0.0; outputs * inputs * taps.len()];
     for (task, sums) in partial.iter().enumerate() {
         let group = task / parts;
-        let first_input = group % input_groups * INPUTS;
-        let first_output = group / input_groups * block;
-        for (place, lane) in sums.chunks_exact(block).enumerate() {
-            let (input, tap) = (first_input + place / taps.len(), place % taps.len());
-            for (output, value) in (first_output..outputs).zip(lane) {
-                gradient[(output * inputs + input) * taps.len() + tap] += value;
+        let first_input = group % input_groups * SIDE;
+        let of_block = SIDE.min(inputs - first_input) * taps.len() * block;
+        for (first_output, sums) in blocks_of(group).zip(sums.chunks_exact(of_block)) {
+            for (place, lane) in sums.chunks_exact(block).enumerate() {
+                let (input, tap) = (first_input + place / taps.len(), place % taps.len());
+                for (output, value) in (first_output..outputs).zip(lane) {
+                    gradient[(output * inputs + input) * taps.len() + tap] += value;
+                }
             }
         }
     }
@@ -389,31 +490,29 @@ fn tap_sums<S: Simd, const M: usize, const T: usize>(
     }
 }
 
-/// Adds `bias` to the rows of a band and copies them to `out`, which holds the band's channels
-/// without padding.
-pub(crate) fn write_rows(out: &mut [f32], band: &Band<'_>, geometry: Geometry, bias: &[f32]) {
-    let Geometry { height, width, .. } = geometry;
-    for (channel, out) in out.chunks_mut(height * width).enumerate() {
+/// Adds `bias` to the rows of a band and copies them to `out`, a piece for each channel, without
+/// padding.
+pub(crate) fn write_rows(out: &mut [&mut [f32]], band: &Band<'_>, width: usize, bias: &[f32]) {
+    for (channel, out) in out.iter_mut().enumerate() {
         let shift = bias.get(band.first + channel).copied();
-        for y in 0..band.rows {
-            let from = &band.data[channel * band.stride + y * band.row..][..width];
-            let to = &mut out[(band.y + y) * width..][..width];
+        let rows = band.data[channel * band.stride..].chunks(band.row);
+        for (to, from) in out.chunks_exact_mut(width).zip(rows) {
             match shift {
                 Some(shift) => to.iter_mut().zip(from).for_each(|(to, v)| *to = v + shift),
-                None => to.copy_from_slice(from),
+                None => to.copy_from_slice(&from[..width]),
             }
         }
     }
 }
 
-/// The reverse of [`Planes::phases`] for a band, with `bias` for each channel of the result.
-pub(crate) fn write_phases(out: &mut [f32], band: &Band<'_>, geometry: Geometry, bias: &[f32]) {
-    let Geometry { height, width, .. } = geometry;
-    for (channel, out) in out.chunks_mut(4 * height * width).enumerate() {
+/// The reverse of [`Planes::phases`] for a band, with `bias` for each channel of the result: a
+/// piece of `out` is made of four channels.
+pub(crate) fn write_phases(out: &mut [&mut [f32]], band: &Band<'_>, width: usize, bias: &[f32]) {
+    for (channel, out) in out.iter_mut().enumerate() {
         let shift = bias.get(band.first / 4 + channel).copied().unwrap_or(0.0);
-        for (y, i) in (0..band.rows).flat_map(|y| [(y, 0), (y, 1)]) {
+        for (line, to) in out.chunks_exact_mut(2 * width).enumerate() {
+            let (y, i) = (line / 2, line % 2);
             let phase = |j| &band.data[(4 * channel + 2 * i + j) * band.stride + y * band.row..];
-            let to = &mut out[(2 * (band.y + y) + i) * 2 * width..][..2 * width];
             let pairs = phase(0).iter().zip(phase(1));
             for (to, (left, right)) in to.chunks_exact_mut(2).zip(pairs) {
                 to[0] = left + shift;

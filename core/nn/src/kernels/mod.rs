@@ -1,6 +1,6 @@
 //! The processor's inner loops, behind the functions of [`crate::ops`].
 //!
-//! Safe Rust throughout: `pulp` compiles each loop for AVX-512, AVX2, NEON and plain code and
+//! Safe Rust but for three places: `pulp` compiles each loop for AVX-512, AVX2, NEON and plain code and
 //! chooses at run time. Work is cut by shape, never by the number of threads, and every sum is
 //! formed in a fixed order; on one machine results are equal to the last bit.
 
@@ -21,6 +21,7 @@ pub(crate) mod windows;
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// The values of a contiguous f32 operand.
 pub(crate) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -40,9 +41,59 @@ pub(crate) fn with_values<R>(tensor: &Tensor, work: impl FnOnce(&[f32]) -> Resul
     }
 }
 
-/// Room for `length` values that are about to be written.
+/// Room for `length` values that are about to be written: zeros, which for large sizes all threads
+/// write, for on one it would take a good part of what an operation takes.
 pub(crate) fn buffer(length: usize) -> Vec<f32> {
-    vec![0.0; length]
+    const PART: usize = 1 << 16;
+    if length < 4 * PART {
+        return vec![0.0; length];
+    }
+    let mut values = Vec::with_capacity(length);
+    let room = &mut values.spare_capacity_mut()[..length];
+    room.par_chunks_mut(PART).for_each(|part| {
+        part.fill(MaybeUninit::new(0.0));
+    });
+    // SAFETY: the first `length` values have just been written.
+    #[allow(unsafe_code)]
+    unsafe {
+        values.set_len(length);
+    }
+    values
+}
+
+/// `length` values, made in parts of `part` (the last may be shorter): `compute(index, values)` fills
+/// one, which stays in the cache until it is copied to its place, so that nothing need be zeroed
+/// before. Returns what it returned, too.
+pub(crate) fn assemble<R: Send>(
+    length: usize,
+    part: usize,
+    compute: impl Fn(usize, &mut [f32]) -> R + Sync,
+) -> (Vec<f32>, Vec<R>) {
+    /// Values below which a task is not worth its start.
+    const TASK: usize = 1 << 14;
+    let part = part.max(1);
+    let mut values = Vec::with_capacity(length);
+    let room = &mut values.spare_capacity_mut()[..length];
+    let results = room
+        .par_chunks_mut(part)
+        .with_min_len(TASK.div_ceil(part))
+        .enumerate()
+        .map_init(
+            || vec![0.0; part.min(length)],
+            |scratch, (index, to)| {
+                let from = &mut scratch[..to.len()];
+                let result = compute(index, from);
+                to.write_copy_of_slice(from);
+                result
+            },
+        )
+        .collect();
+    // SAFETY: every part of the first `length` values has been written.
+    #[allow(unsafe_code)]
+    unsafe {
+        values.set_len(length);
+    }
+    (values, results)
 }
 
 /// Cuts `[batch, channels, size]` values by channel: for each, its part of every image.

@@ -6,6 +6,7 @@
 //! column of zeros serves as the right border of a row and the left border of the next, and the
 //! rows of zeros below an image as the upper border of its successor.
 
+use super::buffer;
 use rayon::prelude::*;
 
 /// Zeros behind the last pixel, so that whole vectors may be read there.
@@ -66,6 +67,23 @@ impl Geometry {
     }
 }
 
+/// Row y of a phase of `source`, of shape `[batch, channels, 2 height, 2 width]`: phase 4c + 2i + j
+/// holds the pixels (2y + i, 2x + j) of channel c.
+pub(crate) fn read_phase(
+    source: &[f32],
+    channels: usize,
+    Geometry { height, width, .. }: Geometry,
+    [image, phase, y]: [usize; 3],
+    row: &mut [f32],
+) {
+    let (channel, i, j) = (phase / 4, phase / 2 % 2, phase % 2);
+    let start = ((image * channels + channel) * 2 * height + 2 * y + i) * 2 * width;
+    let pairs = source[start..start + 2 * width].chunks_exact(2);
+    for (to, pair) in row.iter_mut().zip(pairs) {
+        *to = pair[j];
+    }
+}
+
 impl Planes {
     /// Lays out `source`, of shape `[batch, channels, height, width]`.
     pub fn new(source: &[f32], channels: usize, geometry: Geometry) -> Self {
@@ -82,17 +100,11 @@ impl Planes {
         })
     }
 
-    /// Lays out the four phases of `source`, of shape `[batch, channels, 2 height, 2 width]`:
-    /// channel 4c + 2i + j holds the pixels (2y + i, 2x + j) of channel c.
+    /// Lays out the four phases of `source`, of shape `[batch, channels, 2 height, 2 width]`, as
+    /// [`read_phase`] numbers them.
     pub fn phases(source: &[f32], channels: usize, geometry: Geometry) -> Self {
-        let (height, width) = (geometry.height, geometry.width);
         Self::fill(4 * channels, geometry, |phase, image, y, row| {
-            let (channel, i, j) = (phase / 4, phase / 2 % 2, phase % 2);
-            let start = ((image * channels + channel) * 2 * height + 2 * y + i) * 2 * width;
-            let pairs = source[start..start + 2 * width].chunks_exact(2);
-            for (to, pair) in row.iter_mut().zip(pairs) {
-                *to = pair[j];
-            }
+            read_phase(source, channels, geometry, [image, phase, y], row);
         })
     }
 
@@ -101,7 +113,7 @@ impl Planes {
         geometry: Geometry,
         write: impl Fn(usize, usize, usize, &mut [f32]) + Sync,
     ) -> Self {
-        let mut data = vec![0.0; channels * geometry.stride()];
+        let mut data = buffer(channels * geometry.stride());
         let (lead, image, row) = (geometry.lead(), geometry.image(), geometry.row());
         data.par_chunks_mut(geometry.stride())
             .enumerate()
@@ -134,11 +146,6 @@ impl Planes {
     pub fn run(&self, channel: usize) -> &[f32] {
         let stride = self.geometry.stride();
         &self.data[channel * stride..(channel + 1) * stride]
-    }
-
-    /// All runs behind each other, [`Geometry::stride`] apart.
-    pub fn data(&self) -> &[f32] {
-        &self.data
     }
 }
 

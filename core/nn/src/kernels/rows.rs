@@ -1,8 +1,8 @@
 //! What is normalised row by row: groups of channels, the last dimension, probabilities.
 
 use super::{
-    activation::{Activation, Map, exp, map_row},
-    buffer, sum,
+    activation::{Activation, Map, Run, exp, map_row},
+    assemble, buffer, sum,
 };
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -19,19 +19,50 @@ pub(crate) struct Moments {
 }
 
 impl Moments {
-    fn of(row: &[f32], epsilon: f32) -> Self {
+    #[inline(always)]
+    fn of<S: Simd>(simd: S, row: &[f32], epsilon: f32) -> Self {
         let count = row.len() as f64;
-        let mean = (sum([row], |[v]| v) / count) as f32;
-        let squares = sum([row], |[v]| {
-            let distance = v - mean;
-            distance * distance
-        });
+        let mean = (sums(simd, row, 0.0)[0] / count) as f32;
+        let [_, squares] = sums(simd, row, mean);
         let inverse = 1.0 / (squares / count + f64::from(epsilon)).sqrt();
         Moments {
             mean,
             inverse: inverse as f32,
         }
     }
+}
+
+/// The sums of the distances of a row from `centre` and of their squares: in f32 within a piece, in
+/// f64 across.
+#[inline(always)]
+fn sums<S: Simd>(simd: S, row: &[f32], centre: f32) -> [f64; 2] {
+    let (vectors, rest) = S::as_simd_f32s(row);
+    let zero = simd.splat_f32s(0.0);
+    let centres = simd.splat_f32s(centre);
+    let mut totals = [0.0; 2];
+    for piece in vectors.chunks(256) {
+        // Four sums side by side, for an addition takes four times as long as it keeps the unit.
+        let mut sums = [[zero; 4]; 2];
+        let (fours, ones) = piece.as_chunks::<4>();
+        let ones = ones.iter().map(std::slice::from_ref);
+        for group in fours.iter().map(|four| &four[..]).chain(ones) {
+            for (lane, v) in group.iter().enumerate() {
+                let distance = simd.sub_f32s(*v, centres);
+                sums[0][lane] = simd.add_f32s(sums[0][lane], distance);
+                sums[1][lane] = simd.mul_add_e_f32s(distance, distance, sums[1][lane]);
+            }
+        }
+        for (total, [a, b, c, d]) in totals.iter_mut().zip(sums) {
+            let sum = simd.add_f32s(simd.add_f32s(a, b), simd.add_f32s(c, d));
+            *total += f64::from(simd.reduce_sum_f32s(sum));
+        }
+    }
+    for v in rest {
+        let distance = f64::from(v - centre);
+        totals[0] += distance;
+        totals[1] += distance * distance;
+    }
+    totals
 }
 
 /// Normalisation of groups of channels: `[batch, channels, size]` values, of which `group`
@@ -71,23 +102,13 @@ impl<F: Activation + Send> GroupNorm<'_, F> {
 
     /// The result, and the moments of every group.
     pub fn forward(&self) -> (Vec<f32>, Vec<Moments>) {
-        let mut out = buffer(self.x.len());
-        let moments = out
-            .par_chunks_mut(self.row())
-            .zip(self.x.par_chunks(self.row()))
-            .with_min_len(TASK.div_ceil(self.row()))
-            .enumerate()
-            .map(|(row, (out, x))| {
-                let moments = Moments::of(x, self.epsilon);
-                let channels = out.chunks_mut(self.size).zip(x.chunks(self.size));
-                for (channel, (out, x)) in channels.enumerate() {
-                    let affine = self.affine(self.first(row) + channel, moments);
-                    map_row(&affine, [x], [out]);
-                }
-                moments
+        assemble(self.x.len(), self.row(), |row, out| {
+            Arch::new().dispatch(Group {
+                norm: *self,
+                row,
+                out,
             })
-            .collect();
-        (out, moments)
+        })
     }
 
     /// Gradients of x, scale and shift.
@@ -183,6 +204,35 @@ impl<F: Activation> Map<2, 1> for Affine<F> {
     }
 }
 
+/// A group on its way to its result.
+struct Group<'a, 'b, F> {
+    norm: GroupNorm<'a, F>,
+    row: usize,
+    out: &'b mut [f32],
+}
+
+impl<F: Activation + Send> WithSimd for Group<'_, '_, F> {
+    type Output = Moments;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Moments {
+        let Group { norm, row, out } = self;
+        let x = &norm.x[row * norm.row()..][..norm.row()];
+        let moments = Moments::of(simd, x, norm.epsilon);
+        let channels = out.chunks_mut(norm.size).zip(x.chunks(norm.size));
+        for (channel, (out, x)) in channels.enumerate() {
+            let affine = norm.affine(norm.first(row) + channel, moments);
+            let run = Run {
+                f: &affine,
+                sources: [x],
+                outs: [out],
+            };
+            run.with_simd(simd);
+        }
+        moments
+    }
+}
+
 /// Normalisation of rows of as many values as there are scales and shifts.
 #[derive(Clone, Copy)]
 pub(crate) struct LayerNorm<'a> {
@@ -201,23 +251,13 @@ impl LayerNorm<'_> {
 
     /// The result, and the moments of every row.
     pub fn forward(&self) -> (Vec<f32>, Vec<Moments>) {
-        let width = self.scale.len();
-        let mut out = buffer(self.x.len());
-        let moments: Vec<Vec<Moments>> = out
-            .par_chunks_mut(self.task())
-            .zip(self.x.par_chunks(self.task()))
-            .map(|(out, x)| {
-                let rows = out.chunks_mut(width).zip(x.chunks(width));
-                rows.map(|(out, x)| {
-                    let moments = Moments::of(x, self.epsilon);
-                    let map = Normalise(moments);
-                    map_row(&map, [x, self.scale, self.shift], [out]);
-                    moments
-                })
-                .collect()
+        assemble(self.x.len(), self.scale.len(), |row, out| {
+            Arch::new().dispatch(Row {
+                norm: *self,
+                row,
+                out,
             })
-            .collect();
-        (out, moments.concat())
+        })
     }
 
     /// Gradients of x, scale and shift.
@@ -269,6 +309,36 @@ impl LayerNorm<'_> {
                 *by_shift += dy;
             }
         });
+    }
+}
+
+/// A row on its way to its result.
+struct Row<'a, 'b> {
+    norm: LayerNorm<'a>,
+    row: usize,
+    out: &'b mut [f32],
+}
+
+impl WithSimd for Row<'_, '_> {
+    type Output = Moments;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Moments {
+        let LayerNorm {
+            x,
+            scale,
+            shift,
+            epsilon,
+        } = self.norm;
+        let x = &x[self.row * scale.len()..][..scale.len()];
+        let moments = Moments::of(simd, x, epsilon);
+        let run = Run {
+            f: &Normalise(moments),
+            sources: [x, scale, shift],
+            outs: [self.out],
+        };
+        run.with_simd(simd);
+        moments
     }
 }
 

@@ -37,6 +37,29 @@ pub(crate) struct Windows {
 }
 
 impl Windows {
+    /// The windows of a convolution with 1×1 taps, which moves over all pixels as if they were one
+    /// row.
+    pub fn pointwise(batch: usize, [inputs, outputs]: [usize; 2], area: usize) -> Self {
+        Windows {
+            batch,
+            inputs,
+            outputs,
+            groups: 1,
+            size: [1, area],
+            places: [1, area],
+            kernel: [1; 2],
+            stride: [1; 2],
+            padding: [0; 2],
+            dilation: [1; 2],
+        }
+    }
+
+    /// Whether the matrix of windows is the feature map itself.
+    fn is_plain(&self) -> bool {
+        let free = self.stride == [1; 2] && self.padding == [0; 2];
+        free && self.kernel == [1; 2] && self.size == self.places
+    }
+
     fn area(&self) -> usize {
         self.size[0] * self.size[1]
     }
@@ -108,6 +131,10 @@ impl Windows {
             return out;
         }
         let (inputs, outputs) = (self.group_inputs(), self.group_outputs());
+        if self.is_plain() {
+            self.scatter_plain(dy, weight, bias, &mut out);
+            return out;
+        }
         let channels = (ROWS / self.taps()).clamp(1, inputs);
         let groups = out.chunks_exact_mut(inputs * self.area()).enumerate();
         let tasks: Vec<(usize, usize, &mut [f32])> = groups
@@ -127,6 +154,37 @@ impl Windows {
             self.scatter_channels(dy, weight, out);
         });
         out
+    }
+
+    /// [`Windows::scatter`] where no two windows overlap and none leaves the feature map.
+    fn scatter_plain(&self, dy: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32]) {
+        let (inputs, outputs, area) = (self.group_inputs(), self.group_outputs(), self.area());
+        let products = dy.chunks_exact(outputs * area);
+        let products = products
+            .zip(out.chunks_exact_mut(inputs * area))
+            .enumerate();
+        let products = products.map(|(at, (dy, out))| {
+            let group = at % self.groups;
+            Product {
+                left: Left {
+                    data: &weight[group * outputs * inputs..][..outputs * inputs],
+                    row: 1,
+                    depth: inputs,
+                },
+                right: Rows {
+                    data: dy,
+                    depth: outputs,
+                    columns: area,
+                    stride: area,
+                },
+                start: match bias {
+                    [] => Start::Zero,
+                    bias => Start::Rows(&bias[group * inputs..]),
+                },
+                out,
+            }
+        });
+        multiply(products.collect());
     }
 
     /// [`Windows::scatter`] of one image and group to the channels of `out`; `weight` begins with

@@ -5,8 +5,10 @@ use crate::kernels::{
     buffer, channel_sums,
     conv::{Packed, correlate, weight_gradient, write_phases, write_rows},
     matrix::Stored,
-    planes::{Geometry, Planes},
-    values, with_values,
+    planes::{Geometry, Planes, read_phase},
+    values,
+    windows::Windows,
+    with_values,
 };
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail,
@@ -112,6 +114,9 @@ impl Conv {
         bias: &[f32],
     ) -> Result<Vec<f32>> {
         let side = kernel_side(x.1, weight.1)?;
+        if side == 1 {
+            return Ok(pointwise(x.1, weight.1)?.correlate(x.0, weight.0, bias));
+        }
         let packed = Conv::pack::<f32>(weight.0, weight.1)?;
         Ok(convolve(x.0, geometry(x.1, side / 2)?, &packed, bias))
     }
@@ -127,8 +132,10 @@ impl Conv {
     /// Gradients of input and weights.
     pub(super) fn backward(x: &Tensor, weight: &Tensor, dy: &[f32]) -> Result<[Option<Tensor>; 2]> {
         let (outputs, inputs, side, _) = weight.dims4()?;
+        if side == 1 {
+            return pointwise(x.shape(), weight.shape())?.gradients(x, weight, dy);
+        }
         let (geometry, taps) = (geometry(x.shape(), side / 2)?, side * side);
-        let dy = Planes::new(dy, outputs, geometry);
         let dx = x.track_op().then(|| {
             // The same sum with inputs and outputs exchanged and the window turned by 180 degrees.
             let packed = with_values(weight, |weight| {
@@ -141,31 +148,73 @@ impl Conv {
                     },
                 ))
             })?;
-            like(convolve_planes(&dy, &packed, &[]), x)
+            like(convolve(dy, geometry, &packed, &[]), x)
         });
         let dw = weight.track_op().then(|| {
             let x = with_values(x, |x| Ok(Planes::new(x, inputs, geometry)))?;
+            let dy = Planes::new(dy, outputs, geometry);
             like(weight_gradient(&x, &dy), weight)
         });
         Ok([dx.transpose()?, dw.transpose()?])
     }
 }
 
+fn pointwise(x: &Shape, weight: &Shape) -> Result<Windows> {
+    let (batch, inputs, height, width) = x.dims4()?;
+    let channels = [inputs, weight.dims()[0]];
+    Ok(Windows::pointwise(batch, channels, height * width))
+}
+
+impl Windows {
+    /// Gradients of input and weights, where they are wanted.
+    pub(super) fn gradients(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        dy: &[f32],
+    ) -> Result<[Option<Tensor>; 2]> {
+        let dx = x.track_op().then(|| {
+            let dx = with_values(weight, |w| Ok(self.scatter(dy, w, &[])))?;
+            like(dx, x)
+        });
+        let dw = weight.track_op().then(|| {
+            let dw = with_values(x, |x| Ok(self.weight_gradient(x, dy)))?;
+            like(dw, weight)
+        });
+        Ok([dx.transpose()?, dw.transpose()?])
+    }
+}
+
+/// `x` holds as many channels as `weights` takes.
 fn convolve<T: Stored>(
     x: &[f32],
     geometry: Geometry,
     weights: &Packed<T>,
     bias: &[f32],
 ) -> Vec<f32> {
-    convolve_planes(&Planes::new(x, weights.inputs(), geometry), weights, bias)
+    let Geometry { height, width, .. } = geometry;
+    let read = |image: usize, channel: usize, y: usize, row: &mut [f32]| {
+        let start = ((image * weights.inputs() + channel) * height + y) * width;
+        row.copy_from_slice(&x[start..start + width]);
+    };
+    convolve_rows(geometry, weights, read, bias)
 }
 
-fn convolve_planes<T: Stored>(x: &Planes, weights: &Packed<T>, bias: &[f32]) -> Vec<f32> {
-    let geometry = x.geometry();
-    let size = geometry.height * geometry.width;
-    let mut out = buffer(geometry.batch * weights.outputs() * size);
-    correlate(x, weights, &mut out, size, |out, band| {
-        write_rows(out, band, geometry, bias);
+fn convolve_rows<T: Stored>(
+    geometry: Geometry,
+    weights: &Packed<T>,
+    read: impl Fn(usize, usize, usize, &mut [f32]) + Sync,
+    bias: &[f32],
+) -> Vec<f32> {
+    let Geometry {
+        batch,
+        height,
+        width,
+        ..
+    } = geometry;
+    let mut out = buffer(batch * weights.outputs() * height * width);
+    correlate(geometry, weights, read, (&mut out, 1), |out, band| {
+        write_rows(out, band, width, bias);
     });
     out
 }
@@ -378,7 +427,6 @@ impl CustomOp3 for ConvTranspose {
         let bias = values(bias, bias_layout)?;
         let geometry = geometry(x_layout.shape(), 0)?;
         let (inputs, outputs, _, _) = weight_layout.shape().dims4()?;
-        let planes = Planes::new(x, inputs, geometry);
         let packed = Packed::<f32>::new(4 * outputs, inputs, 1, |output, input, _| {
             weight[input * 4 * outputs + output]
         });
@@ -388,9 +436,13 @@ impl CustomOp3 for ConvTranspose {
             width,
             ..
         } = geometry;
-        let mut out = vec![0.0; batch * outputs * 4 * height * width];
-        correlate(&planes, &packed, &mut out, height * width, |out, band| {
-            write_phases(out, band, geometry, bias);
+        let read = |image: usize, channel: usize, y: usize, row: &mut [f32]| {
+            let start = ((image * inputs + channel) * height + y) * width;
+            row.copy_from_slice(&x[start..start + width]);
+        };
+        let mut out = buffer(batch * outputs * 4 * height * width);
+        correlate(geometry, &packed, read, (&mut out, 4), |out, band| {
+            write_phases(out, band, width, bias);
         });
         let shape = Shape::from((batch, outputs, 2 * height, 2 * width));
         Ok((CpuStorage::F32(out), shape))
@@ -406,7 +458,6 @@ impl CustomOp3 for ConvTranspose {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (inputs, outputs, _, _) = weight.dims4()?;
         let geometry = geometry(x.shape(), 0)?;
-        let phases = with_values(dy, |dy| Ok(Planes::phases(dy, outputs, geometry)))?;
         let dx = x.track_op().then(|| {
             let packed = with_values(weight, |weight| {
                 Ok(Packed::<f32>::new(
@@ -416,8 +467,15 @@ impl CustomOp3 for ConvTranspose {
                     |input, output, _| weight[input * 4 * outputs + output],
                 ))
             })?;
-            like(convolve_planes(&phases, &packed, &[]), x)
+            let dx = with_values(dy, |dy| {
+                let read = |image: usize, phase: usize, y: usize, row: &mut [f32]| {
+                    read_phase(dy, outputs, geometry, [image, phase, y], row);
+                };
+                Ok(convolve_rows(geometry, &packed, read, &[]))
+            })?;
+            like(dx, x)
         });
+        let phases = with_values(dy, |dy| Ok(Planes::phases(dy, outputs, geometry)))?;
         let planes = with_values(x, |x| Ok(Planes::new(x, inputs, geometry)))?;
         // With the roles exchanged the result is [input][output][phase], as the weights are.
         let dw = like(weight_gradient(&phases, &planes), weight)?;

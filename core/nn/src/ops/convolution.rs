@@ -316,15 +316,7 @@ impl Spec for Forward {
 
     fn gradients(&self, x: &Tensor, weight: &Tensor, dy: &[f32]) -> Result<[Option<Tensor>; 2]> {
         let windows = self.0.windows(x.shape(), weight.shape())?;
-        let dx = x.track_op().then(|| {
-            let dx = with_values(weight, |w| Ok(windows.scatter(dy, w, &[])))?;
-            like(dx, x)
-        });
-        let dw = weight.track_op().then(|| {
-            let dw = with_values(x, |x| Ok(windows.weight_gradient(x, dy)))?;
-            like(dw, weight)
-        });
-        Ok([dx.transpose()?, dw.transpose()?])
+        windows.gradients(x, weight, dy)
     }
 }
 
