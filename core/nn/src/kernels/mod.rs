@@ -8,12 +8,18 @@ pub(crate) mod activation;
 pub(crate) mod adam;
 pub(crate) mod attention;
 pub(crate) mod conv;
+pub(crate) mod cross_entropy;
+pub(crate) mod dice;
+pub(crate) mod dropout;
+pub(crate) mod fourier;
 pub(crate) mod loss;
 pub(crate) mod matrix;
 pub(crate) mod norm;
 pub(crate) mod planes;
+pub(crate) mod pointwise;
 pub(crate) mod pool;
 pub(crate) mod rows;
+pub(crate) mod separable;
 
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
 use pulp::{Arch, Simd, WithSimd};
