@@ -59,7 +59,9 @@ fn bent(x: &Tensor, targets: &Tensor, knee: f32, scale: f32) -> Result<Tensor> {
         let (knee, scale) = (f64::from(knee), f64::from(scale));
         let d = (x - t)?;
         // Clamped to the bend, and what lies beyond: c²/2 + knee |d - c|.
-        let near = d.clamp(-knee, knee)?;
+        // Not by `clamp`, whose slope at the bend itself is one half.
+        let bend = (d.sign()?.detach() * knee)?;
+        let near = d.abs()?.le(knee)?.where_cond(&d, &bend)?;
         let beyond = (&d - &near)?;
         let beyond = (&beyond * beyond.sign()?.detach())?;
         ((near.sqr()? * 0.5)? + (beyond * knee)?)? * scale
@@ -341,6 +343,18 @@ mod tests {
             let grads = l1(&x, &t).unwrap().backward().unwrap();
             let grad = grads.get(&x).unwrap().to_dtype(DType::F32).unwrap();
             assert_eq!(grad.to_vec1::<f32>().unwrap(), [0.0; 3]);
+        }
+    }
+
+    #[test]
+    fn the_slope_at_the_bend_is_that_of_the_line() {
+        for to in [DType::F32, DType::F64] {
+            let x = Tensor::new(&[0.5f32, -0.5], &Device::Cpu).unwrap();
+            let x = candle_core::Var::from_tensor(&x.to_dtype(to).unwrap()).unwrap();
+            let loss = huber(&x, &x.zeros_like().unwrap(), 0.5).unwrap();
+            let grads = loss.backward().unwrap();
+            let grad = grads.get(&x).unwrap().to_dtype(DType::F32).unwrap();
+            assert_eq!(grad.to_vec1::<f32>().unwrap(), [0.25, -0.25]);
         }
     }
 
