@@ -192,3 +192,34 @@ pub fn assert_all_trained<'a>(
         );
     }
 }
+
+/// Asserts that two ways to compute one function agree, in values to 1e-5 of the largest and in
+/// gradients to 1e-4.
+///
+/// # Panics
+/// When they do not, or one fails.
+pub fn same(
+    inputs: &[Tensor],
+    ours: impl Fn(&[Tensor]) -> Result<Tensor>,
+    theirs: impl Fn(&[Tensor]) -> Result<Tensor>,
+) {
+    let run = |f: &dyn Fn(&[Tensor]) -> Result<Tensor>| -> Result<(Tensor, Vec<Option<Tensor>>)> {
+        let vars = inputs.iter().map(Var::from_tensor);
+        let vars = vars.collect::<Result<Vec<Var>>>()?;
+        let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+        let y = f(&tensors)?;
+        let dy = random("direction", y.dims());
+        let grads = (&y * dy)?.sum_all()?.backward()?;
+        Ok((y, vars.iter().map(|v| grads.get(v).cloned()).collect()))
+    };
+    let (y, grads) = run(&ours).unwrap_or_else(|e| panic!("{e}"));
+    let (their_y, their_grads) = run(&theirs).unwrap_or_else(|e| panic!("{e}"));
+    close(&y, &their_y, 1e-5);
+    for (which, pair) in grads.iter().zip(&their_grads).enumerate() {
+        match pair {
+            (Some(ours), Some(theirs)) => close(ours, theirs, 1e-4),
+            (None, None) => {}
+            _ => panic!("only one of the two has a gradient of input {which}"),
+        }
+    }
+}

@@ -5,7 +5,9 @@
 
 use diffaug_nn::{
     DType, Tensor,
-    ops::{self, Activation, Attention, Convolution, Statistics, TransposedConvolution},
+    ops::{
+        self, Activation, Attention, Convolution, FourierNorm, Statistics, TransposedConvolution,
+    },
     testing::Fixtures,
 };
 use std::path::Path;
@@ -97,7 +99,24 @@ fn attention() {
 
 #[test]
 fn pooling() {
-    open("pooling").check("max_pool", &["x"], |v| ops::max_pool2x2(&v[0]));
+    let fixtures = open("pooling");
+    fixtures.check("max_pool", &["x"], |v| ops::max_pool2x2(&v[0]));
+    fixtures.check("max_pool_overlapping", &["x"], |v| {
+        ops::max_pool2d(&v[0], (3, 3), (2, 2), (1, 1))
+    });
+    fixtures.check("max_pool_oblong", &["x"], |v| {
+        ops::max_pool2d(&v[0], (2, 5), (3, 1), (1, 2))
+    });
+    fixtures.check("avg_pool", &["x"], |v| {
+        ops::avg_pool2d(&v[0], (3, 3), (2, 2), (1, 1), true)
+    });
+    fixtures.check("avg_pool_inside", &["x"], |v| {
+        ops::avg_pool2d(&v[0], (2, 5), (3, 1), (1, 2), false)
+    });
+    fixtures.check("adaptive", &["x"], |v| {
+        ops::adaptive_avg_pool2d(&v[0], 3, 4)
+    });
+    fixtures.check("global", &["x"], |v| ops::global_avg_pool2d(&v[0]));
 }
 
 #[test]
@@ -135,4 +154,122 @@ fn losses() {
     fixtures.check("cross_entropy", &["x"], |v| {
         ops::cross_entropy(&v[0], &targets)
     });
+}
+
+#[test]
+fn resampling() {
+    let fixtures = open("resampling");
+    for (name, height, width) in [
+        ("up", 6, 10),
+        ("odd", 13, 9),
+        ("down", 4, 3),
+        ("pixel", 3, 1),
+    ] {
+        fixtures.check(&format!("nearest_{name}"), &["x"], |v| {
+            ops::upsample_nearest2d(&v[0], height, width)
+        });
+        fixtures.check(&format!("bilinear_{name}"), &["x"], |v| {
+            ops::upsample_bilinear2d(&v[0], height, width, false)
+        });
+        fixtures.check(&format!("corners_{name}"), &["x"], |v| {
+            ops::upsample_bilinear2d(&v[0], height, width, true)
+        });
+    }
+}
+
+#[test]
+fn regression_losses() {
+    let fixtures = open("losses");
+    let inputs = ["x", "target"];
+    // The kink of the first may lie between the points of a finite difference.
+    fixtures.agree("l1", &inputs, |v| ops::l1(&v[0], &v[1]));
+    fixtures.check("mse", &inputs, |v| ops::mse(&v[0], &v[1]));
+    fixtures.check("huber", &inputs, |v| ops::huber(&v[0], &v[1], 0.7));
+    fixtures.check("smooth_l1", &inputs, |v| ops::smooth_l1(&v[0], &v[1], 0.4));
+}
+
+#[test]
+fn losses_with_options() {
+    let fixtures = open("losses");
+    let targets = |case| fixtures.get(case, "targets");
+    let weights = fixtures.get("bce_weighted", "weight");
+    fixtures.check("bce_weighted", &["x"], |v| {
+        ops::weighted_bce_with_logits(&v[0], targets("bce_weighted"), 3.0, Some(weights))
+    });
+    fixtures.check("bce_soft", &["x"], |v| {
+        ops::weighted_bce_with_logits(&v[0], targets("bce_soft"), 0.5, None)
+    });
+    fixtures.check("focal", &["x"], |v| {
+        ops::focal_with_logits(&v[0], targets("focal"), Some(0.25), 2.0)
+    });
+    let dice = ops::SoftDice::default();
+    fixtures.check("dice_channels", &["x"], |v| {
+        dice.binary(&v[0], targets("dice_channels"))
+    });
+    let squared = ops::SoftDice {
+        squared: true,
+        smooth: 1.0,
+        per_image: true,
+        ..dice
+    };
+    fixtures.check("dice_squared", &["x"], |v| {
+        squared.binary(&v[0], targets("dice_squared"))
+    });
+}
+
+#[test]
+fn losses_of_classes() {
+    let fixtures = open("losses");
+    let labels = fixtures.get("classes", "labels");
+    let weights = fixtures.get("classes", "weights").to_vec1().unwrap();
+    let plain = ops::CrossEntropy {
+        ignore: Some(255),
+        ..ops::CrossEntropy::default()
+    };
+    let weighted = ops::CrossEntropy {
+        weights: Some(weights),
+        ..plain.clone()
+    };
+    let smooth = ops::CrossEntropy {
+        smoothing: 0.2,
+        ..weighted.clone()
+    };
+    let focal = ops::CrossEntropy {
+        gamma: 2.0,
+        ..plain.clone()
+    };
+    for (case, loss) in [
+        ("entropy_ignore", plain),
+        ("entropy_weighted", weighted),
+        ("entropy_smooth", smooth),
+        ("entropy_focal", focal),
+    ] {
+        fixtures.check(case, &["x"], |v| loss.forward(&v[0], labels));
+    }
+    let dice = ops::SoftDice {
+        background: false,
+        per_image: true,
+        ignore: Some(255),
+        ..ops::SoftDice::default()
+    };
+    fixtures.check("dice_classes", &["x"], |v| dice.multiclass(&v[0], labels));
+}
+
+#[test]
+fn fourier() {
+    let fixtures = open("fourier");
+    for (name, width) in [("even", 8), ("odd", 7), ("mixed", 9), ("pixel", 2)] {
+        for (norm, by) in [
+            ("ortho", FourierNorm::Ortho),
+            ("backward", FourierNorm::Backward),
+        ] {
+            fixtures.check(&format!("rfft2_{name}_{norm}"), &["x"], |v| {
+                let (re, im) = ops::rfft2(&v[0], by)?;
+                Tensor::stack(&[re, im], 0)
+            });
+            fixtures.check(&format!("irfft2_{name}_{norm}"), &["re", "im"], |v| {
+                ops::irfft2(&v[0], &v[1], width, by)
+            });
+        }
+    }
 }

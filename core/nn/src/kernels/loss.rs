@@ -21,7 +21,7 @@ pub(crate) struct Sums {
 /// e^x for x <= 0, to about 2 units in the last place: range reduction to |r| <= ln 2 / 2 and the
 /// Taylor polynomial of degree 7, which the compiler can turn into vector code.
 #[inline(always)]
-fn exp_of_negative(x: f32) -> f32 {
+pub(crate) fn exp_of_negative(x: f32) -> f32 {
     let x = if x < -87.0 { -87.0 } else { x };
     // Adding and taking away 1.5 * 2^23 rounds to whole numbers; no library call.
     let shifted = x * std::f32::consts::LOG2_E + 12_582_912.0;
@@ -38,7 +38,7 @@ fn exp_of_negative(x: f32) -> f32 {
 
 /// ln(1 + u) for 0 <= u <= 1, to about 2e-7: the series of 2 artanh(u / (2 + u)).
 #[inline(always)]
-fn ln_1p(u: f32) -> f32 {
+pub(crate) fn ln_1p(u: f32) -> f32 {
     let s = u / (2.0 + u);
     let square = s * s;
     let mut sum = 1.0 / 15.0;

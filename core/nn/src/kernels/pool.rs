@@ -1,4 +1,4 @@
-//! Maximum over 2×2 windows, forward and backward.
+//! Maximum over windows, forward and backward; 2×2 windows have a loop of their own in vectors.
 
 use pulp::Arch;
 use rayon::prelude::*;
@@ -75,6 +75,91 @@ pub(crate) fn backward(
                     }
                 }
             });
+        });
+    out
+}
+
+/// Values that one task takes at least.
+const TASK: usize = 1 << 14;
+
+/// Windows along one side of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Windows {
+    /// Length of the side.
+    pub side: usize,
+    /// Places that a window covers.
+    pub kernel: usize,
+    /// Distance between windows.
+    pub stride: usize,
+    /// How far the first window begins before the map, at most half the kernel.
+    pub padding: usize,
+}
+
+impl Windows {
+    /// Number of windows.
+    pub fn count(&self) -> usize {
+        (self.side + 2 * self.padding - self.kernel) / self.stride + 1
+    }
+
+    /// The part of a window that lies on the map; never empty.
+    pub fn range(&self, window: usize) -> std::ops::Range<usize> {
+        let start = window * self.stride;
+        let end = (start + self.kernel).saturating_sub(self.padding);
+        start.saturating_sub(self.padding)..end.min(self.side)
+    }
+}
+
+/// The largest value of each window of `maps` and its place in its map: the first of equal ones,
+/// and NaN before all others.
+pub(crate) fn peaks(maps: &[f32], rows: Windows, columns: Windows) -> (Vec<f32>, Vec<u32>) {
+    let (size, count) = (rows.side * columns.side, rows.count() * columns.count());
+    let mut out = vec![0.0; maps.len() / size * count];
+    let mut places = vec![0; out.len()];
+    out.par_chunks_mut(count)
+        .zip(places.par_chunks_mut(count))
+        .zip(maps.par_chunks(size))
+        .with_min_len(TASK.div_ceil(size))
+        .for_each(|((out, places), map)| {
+            let windows = (0..rows.count()).flat_map(|y| (0..columns.count()).map(move |x| (y, x)));
+            for ((out, place), (y, x)) in out.iter_mut().zip(places).zip(windows) {
+                (*out, *place) = peak(map, columns.side, rows.range(y), columns.range(x));
+            }
+        });
+    (out, places)
+}
+
+fn peak(
+    map: &[f32],
+    width: usize,
+    rows: std::ops::Range<usize>,
+    columns: std::ops::Range<usize>,
+) -> (f32, u32) {
+    let mut place = rows.start * width + columns.start;
+    let mut best = map[place];
+    for y in rows {
+        let row = y * width;
+        for (x, v) in columns
+            .clone()
+            .zip(&map[row + columns.start..row + columns.end])
+        {
+            if *v > best || v.is_nan() && !best.is_nan() {
+                (best, place) = (*v, row + x);
+            }
+        }
+    }
+    (best, place as u32)
+}
+
+/// The gradient of the maps of `size` values, given the places that [`peaks`] found in each.
+pub(crate) fn scatter(gradient: &[f32], places: &[u32], size: usize, count: usize) -> Vec<f32> {
+    let mut out = vec![0.0; gradient.len() / count * size];
+    out.par_chunks_mut(size)
+        .zip(gradient.par_chunks(count).zip(places.par_chunks(count)))
+        .with_min_len(TASK.div_ceil(size))
+        .for_each(|(out, (gradient, places))| {
+            for (place, flow) in places.iter().zip(gradient) {
+                out[*place as usize] += flow;
+            }
         });
     out
 }

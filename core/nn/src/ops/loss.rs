@@ -1,11 +1,21 @@
-//! Losses of segmentation.
+//! Losses, as means: those of segmentation in their plainest form here, and in modules of their own
+//! those with options and those of regression.
+
+mod cross_entropy;
+mod dice;
+mod pointwise;
+
+pub use cross_entropy::CrossEntropy;
+pub use dice::SoftDice;
+pub use pointwise::{focal_with_logits, huber, l1, mse, smooth_l1, weighted_bce_with_logits};
 
 use super::fused;
 use crate::kernels::{
+    cross_entropy::IGNORED,
     loss::{Sums, gradient, sums},
     values, with_values,
 };
-use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor, bail};
 use std::sync::OnceLock;
 
 /// Keeps Dice defined where neither prediction nor target has a pixel: it is 1 then.
@@ -101,6 +111,74 @@ pub fn soft_dice(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     share.mean_all()?.affine(-1.0, 1.0)
 }
 
+/// Half precision as f32, in which sums over many pixels keep their digits.
+fn wide(x: &Tensor) -> Result<Tensor> {
+    match x.dtype() {
+        DType::F16 | DType::BF16 => x.to_dtype(DType::F32),
+        _ => Ok(x.clone()),
+    }
+}
+
+/// Checks that a mean over both is defined.
+fn same_shape(x: &Tensor, targets: &Tensor) -> Result<()> {
+    if x.dims() != targets.dims() {
+        bail!(
+            "a loss needs values and targets of one shape, not {:?} and {:?}",
+            x.dims(),
+            targets.dims()
+        );
+    }
+    if x.elem_count() == 0 {
+        bail!("a loss needs at least one value, not {:?}", x.dims());
+    }
+    Ok(())
+}
+
+/// Checks the power of a focal loss.
+fn check_gamma(gamma: f32) -> Result<()> {
+    if !(gamma >= 0.0 && gamma.is_finite()) {
+        bail!("the gamma of a focal loss must be at least 0, not {gamma}");
+    }
+    Ok(())
+}
+
+/// `x`, from 0 to 1, to a power, with a slope that is finite at 0.
+fn power(x: &Tensor, exponent: f32) -> Result<Tensor> {
+    if exponent == 0.0 {
+        return x.ones_like();
+    }
+    x.maximum(1e-12)?.powf(f64::from(exponent))
+}
+
+/// Images, classes, and the labels of all pixels, with `ignore` as [`IGNORED`].
+fn labels_of(
+    logits: &Tensor,
+    labels: &Tensor,
+    ignore: Option<u32>,
+) -> Result<(usize, usize, Vec<u32>)> {
+    let (dims, pixels) = (logits.dims(), labels.dims());
+    if dims.len() < 2 || pixels.first() != dims.first() || pixels[1..] != dims[2..] {
+        bail!(
+            "a loss needs `[batch, classes, ..]` logits and `[batch, ..]` labels, not {dims:?} and {pixels:?}"
+        );
+    }
+    if logits.elem_count() == 0 {
+        bail!("a loss needs at least one value, not {dims:?}");
+    }
+    let mut labels = labels.flatten_all()?.to_dtype(DType::U32)?.to_vec1()?;
+    for (index, label) in labels.iter_mut().enumerate() {
+        if Some(*label) == ignore {
+            *label = IGNORED;
+        } else if *label as usize >= dims[1] {
+            bail!(
+                "label {label} at index {index} is none of {} classes",
+                dims[1]
+            );
+        }
+    }
+    Ok((dims[0], dims[1], labels))
+}
+
 struct DiceBce {
     /// Of cross-entropy and of Dice.
     weights: (f32, f32),
@@ -155,7 +233,7 @@ impl CustomOp2 for DiceBce {
 mod tests {
     use super::*;
     use crate::testing::{check_gradients, close, random};
-    use candle_core::{DType, Device};
+    use candle_core::Device;
 
     fn case() -> (Tensor, Tensor) {
         let logits = (random("logits", &[2, 1, 6, 7]) * 4.0).unwrap();

@@ -8,6 +8,8 @@ mod attention;
 mod block;
 mod conv;
 mod convolution;
+mod dropout;
+mod fourier;
 mod linear;
 mod loss;
 mod norm;
@@ -22,11 +24,16 @@ pub use attention::{Attention, softmax};
 pub use block::conv_batch_norm_relu;
 pub use conv::{PackedConv2d, conv_transpose2x2, conv2d};
 pub use convolution::{Convolution, TransposedConvolution};
+pub use dropout::dropout;
+pub use fourier::{FourierNorm, irfft2, rfft2};
 pub use linear::{PackedLinear, linear};
-pub use loss::{bce_with_logits, cross_entropy, dice_bce_with_logits, dice_with_logits, soft_dice};
+pub use loss::{
+    CrossEntropy, SoftDice, bce_with_logits, cross_entropy, dice_bce_with_logits, dice_with_logits,
+    focal_with_logits, huber, l1, mse, smooth_l1, soft_dice, weighted_bce_with_logits,
+};
 pub use norm::{Statistics, batch_norm};
-pub use pool::max_pool2x2;
-pub use resample::upsample_nearest2d;
+pub use pool::{adaptive_avg_pool2d, avg_pool2d, global_avg_pool2d, max_pool2d, max_pool2x2};
+pub use resample::{upsample_bilinear2d, upsample_nearest2d};
 pub use rows::{group_norm, instance_norm, layer_norm};
 pub use tokens::{pixels_to_tokens, tokens_to_pixels};
 
