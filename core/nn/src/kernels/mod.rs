@@ -8,6 +8,7 @@ pub(crate) mod activation;
 pub(crate) mod adam;
 pub(crate) mod attention;
 pub(crate) mod conv;
+pub(crate) mod descent;
 pub(crate) mod loss;
 pub(crate) mod matrix;
 pub(crate) mod norm;
