@@ -1,11 +1,13 @@
 //! Layers with parameters. Names and shapes of their tensors, and the distributions that they are
-//! drawn from, are PyTorch's.
+//! drawn from, are PyTorch's. Weights are f32 and are cast to the type of the input.
 
 use crate::{
     ops::{self, Statistics},
     params::Scope,
+    precision::like,
+    recompute,
 };
-use candle_core::{Result, Tensor, Var};
+use candle_core::{DType, Result, Tensor, Var};
 
 /// Whether a model is learning or answering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +52,8 @@ impl Conv2d {
     /// # Errors
     /// When `x` has another number of channels.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::conv2d(x, &self.weight, self.bias.as_ref())
+        let bias = self.bias.as_ref().map(|bias| like(bias, x)).transpose()?;
+        ops::conv2d(x, &like(&self.weight, x)?, bias.as_ref())
     }
 }
 
@@ -80,7 +83,7 @@ impl ConvTranspose2x2 {
     /// # Errors
     /// When `x` has another number of channels.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::conv_transpose2x2(x, &self.weight, &self.bias)
+        ops::conv_transpose2x2(x, &like(&self.weight, x)?, &like(&self.bias, x)?)
     }
 }
 
@@ -112,11 +115,16 @@ impl BatchNorm {
         })
     }
 
-    /// Normalises `x`; with `relu` negative results become 0.
+    /// Normalises `x`; with `relu` negative results become 0. Statistics are formed in f32,
+    /// whatever the type of `x`.
     ///
     /// # Errors
     /// When `x` has another number of channels.
     pub fn forward(&self, x: &Tensor, mode: Mode, relu: bool) -> Result<Tensor> {
+        if x.dtype() != DType::F32 {
+            let y = self.forward(&x.to_dtype(DType::F32)?, mode, relu)?;
+            return y.to_dtype(x.dtype());
+        }
         let statistics = match mode {
             Mode::Train => Statistics::Batch,
             Mode::Eval => Statistics::Given(&self.running_mean, &self.running_var),
@@ -134,7 +142,7 @@ impl BatchNorm {
     /// # Errors
     /// When the channels do not fit each other.
     pub fn forward_after(&self, conv: &Conv2d, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        if mode == Mode::Eval || conv.bias.is_some() {
+        if mode == Mode::Eval || conv.bias.is_some() || x.dtype() != DType::F32 {
             return self.forward(&conv.forward(x)?, mode, true);
         }
         let (scale, shift) = (&self.weight, &self.bias);
@@ -146,6 +154,10 @@ impl BatchNorm {
 
     /// Lets the running statistics follow those of a batch that became `y`.
     fn update(&self, y: &Tensor, mean: &Tensor, variance: &Tensor) -> Result<()> {
+        if recompute::replaying() {
+            // This batch has been counted.
+            return Ok(());
+        }
         let count = (y.elem_count() / y.dim(1)?) as f64;
         // The running variance is the unbiased one; of a single value there is none.
         let unbiased = (variance * (count / (count - 1.0).max(1.0)))?;
@@ -182,5 +194,43 @@ mod tests {
         let before = norm.running_mean.to_vec1::<f32>().unwrap();
         norm.forward(&x, Mode::Eval, false).unwrap();
         assert_eq!(before, norm.running_mean.to_vec1::<f32>().unwrap());
+    }
+
+    #[test]
+    fn a_block_that_is_computed_twice_counts_once() {
+        let mut params = Params::new(&Device::Cpu, 0);
+        let norm = BatchNorm::new(params.root(), 3).unwrap();
+        let x = Var::from_tensor(&testing::random("x", &[2, 3, 4, 4])).unwrap();
+        let block = norm.clone();
+        let y = recompute::checkpointed(&[&x], move |inputs| {
+            block.forward(&inputs[0], Mode::Train, false)
+        });
+        let loss = y.unwrap().sqr().unwrap().sum_all().unwrap();
+        let once = norm.running_mean.to_vec1::<f32>().unwrap();
+        recompute::backward(&loss).unwrap();
+        assert_eq!(norm.running_mean.to_vec1::<f32>().unwrap(), once);
+    }
+
+    #[test]
+    fn in_half_precision_gradients_are_f32() {
+        let mut params = Params::new(&Device::Cpu, 0);
+        let conv = Conv2d::new(params.root().child("conv"), 3, 4, 3, false).unwrap();
+        let norm = BatchNorm::new(params.root().child("norm"), 4).unwrap();
+        let grow = ConvTranspose2x2::new(params.root().child("grow"), 4, 2).unwrap();
+        let x = testing::random("x", &[2, 3, 6, 6]);
+        let grads = |dtype: DType| {
+            let x = x.to_dtype(dtype).unwrap();
+            let y = norm.forward_after(&conv, &x, Mode::Train).unwrap();
+            let y = grow.forward(&y).unwrap();
+            assert_eq!(y.dtype(), dtype);
+            let loss = y.to_dtype(DType::F32).unwrap().sqr().unwrap();
+            recompute::backward(&loss.mean_all().unwrap()).unwrap()
+        };
+        let (exact, half) = (grads(DType::F32), grads(DType::F16));
+        for (_, var) in params.trainable() {
+            let half = half.get(var).unwrap();
+            assert_eq!(half.dtype(), DType::F32);
+            testing::close(half, exact.get(var).unwrap(), 0.02);
+        }
     }
 }

@@ -157,10 +157,13 @@ mod tests {
         assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
     }
 
-    /// The bytes that `torch.utils.tensorboard` (2.20) serialises for the same event.
+    /// The bytes that `torch.utils.tensorboard` (2.21) serialises for the same event.
     #[test]
     fn an_event_is_encoded_as_tensorboard_does() {
-        let expected: [u8; 1] = [0];
+        let expected = [
+            9, 0, 0, 0, 0, 0, 0, 248, 63, 16, 172, 2, 42, 19, 10, 17, 10, 10, 116, 114, 97, 105,
+            110, 47, 108, 111, 115, 115, 21, 0, 0, 128, 62,
+        ];
         let ours = event(1.5, 300, Content::Scalars(&[("train/loss", 0.25)]));
         assert_eq!(ours, expected);
     }

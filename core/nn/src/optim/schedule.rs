@@ -42,7 +42,8 @@ pub struct Plateau {
     pub factor: f64,
     /// Evaluations without a better score that are waited for.
     pub patience: u64,
-    /// A score is better when it exceeds the best by this share of it.
+    /// A score is better when it exceeds the best by this share of it, 0 or more; scores below 0
+    /// need 0.
     pub threshold: f64,
     /// Evaluations after a fall that do not count.
     pub cooldown: u64,
