@@ -130,7 +130,7 @@ mod tests {
             params.root().uniform(name, &[*height, 2], 1.0).unwrap();
         }
         let optimizer = Optimizer::new(params.trainable(), &Config::default()).unwrap();
-        let ema = Ema::new(&params, Decay::Fixed { decay: 0.5 }).unwrap();
+        let ema = Ema::new(params.trainable(), Decay::Fixed { decay: 0.5 }).unwrap();
         (params, optimizer, ema)
     }
 

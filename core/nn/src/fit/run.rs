@@ -1,7 +1,7 @@
 //! A training run at work.
 
 use super::{
-    Learner, Settings, WEIGHTS,
+    Averaging, Learner, Settings, WEIGHTS,
     log::{Line, Log},
     plan::{Batches, Order, Plan},
     state::{Epoch, Evaluation, Report, State},
@@ -49,17 +49,17 @@ impl<'a, 'r, L: Learner> Run<'a, 'r, L> {
         reporter: &'a Reporter<'r>,
     ) -> Result<Self> {
         let params = learner.params();
-        let averaging = settings.ema;
+        let optimizer = Optimizer::new(params.trainable(), &settings.optimizer())?;
+        let average = |ema: Averaging| Ema::new(optimizer.vars(), ema.decay);
+        let ema = settings.ema.map(average).transpose()?;
         let mut run = Run {
             learner,
             settings,
             validation,
             out,
             reporter,
-            optimizer: Optimizer::new(params.trainable(), &settings.optimizer())?,
-            ema: averaging
-                .map(|ema| Ema::new(params, ema.decay))
-                .transpose()?,
+            optimizer,
+            ema,
             state: State::default(),
             plan: Plan::new(settings, samples),
             log: None,
@@ -140,13 +140,13 @@ impl<'a, 'r, L: Learner> Run<'a, 'r, L> {
             None => norm.is_finite(),
         };
         if !fine {
-            return Err(self.diverged("the gradient", norm));
+            return Err(self.diverged("the gradient", norm, self.state.step + 1));
         }
         self.state.updates = self.optimizer.steps();
         if let Some(ema) = &mut self.ema
             && norm.is_finite()
         {
-            ema.update(self.learner.params())?;
+            ema.update()?;
             self.state.averaged = ema.updates();
         }
         self.state.step += 1;
@@ -166,7 +166,7 @@ impl<'a, 'r, L: Learner> Run<'a, 'r, L> {
             let mut loss = self.learner.loss(batch, number)?.to_dtype(DType::F32)?;
             value += share * f64::from(loss.to_scalar::<f32>()?);
             if !value.is_finite() {
-                return Err(self.diverged("the loss", value));
+                return Err(self.diverged("the loss", value, self.state.step + 1));
             }
             if share * factor != 1.0 {
                 loss = (loss * (share * factor))?;
@@ -211,7 +211,7 @@ impl<'a, 'r, L: Learner> Run<'a, 'r, L> {
         }
     }
 
-    fn diverged(&self, what: &str, value: f64) -> Error {
+    fn diverged(&self, what: &str, value: f64, step: u64) -> Error {
         let best = self.state.best.map(|best| (WEIGHTS, best.step));
         let last = self.saved.map(|step| (LAST, step));
         let kept: String = [best, last]
@@ -220,9 +220,8 @@ impl<'a, 'r, L: Learner> Run<'a, 'r, L> {
             .map(|(file, step)| format!("; `{file}` holds those of step {step}"))
             .collect();
         Error::model(format!(
-            "{what} became {value} at step {} (epoch {}): try a lower learning rate{kept}",
-            self.state.step + 1,
-            self.state.step / self.plan.steps_per_epoch + 1,
+            "{what} became {value} at step {step} (epoch {}): try a lower learning rate{kept}",
+            (step - 1) / self.plan.steps_per_epoch + 1,
         ))
     }
 
@@ -281,6 +280,9 @@ impl<'a, 'r, L: Learner> Run<'a, 'r, L> {
         let (step, params) = (self.state.step, self.learner.params());
         let judge = || {
             let score = self.learner.score(self.validation, self.reporter)?;
+            if !score.is_finite() {
+                return Err(self.diverged("the validation score", score, step));
+            }
             let better = self.state.best.is_none_or(|best| score > best.score);
             if better {
                 weights::save(&self.out.join(WEIGHTS), params)?;
@@ -289,14 +291,14 @@ impl<'a, 'r, L: Learner> Run<'a, 'r, L> {
         };
         let evaluate_mean = self.settings.ema.is_some_and(|ema| ema.evaluate);
         let (score, better) = match &self.ema {
-            Some(ema) if evaluate_mean => ema.in_place(params, judge),
+            Some(ema) if evaluate_mean => ema.in_place(judge),
             _ => judge(),
         }?;
         if let Some(ema) = &self.ema
             && better
             && !evaluate_mean
         {
-            ema.in_place(params, || weights::save(&self.out.join(AVERAGED), params))?;
+            ema.in_place(|| weights::save(&self.out.join(AVERAGED), params))?;
         }
         let state = &mut self.state;
         state.stale += 1;

@@ -13,7 +13,10 @@ use diffaug::{
     prelude::RVec,
     stage::{Progress, Silent, with_reporter},
 };
-use std::sync::Mutex;
+use std::sync::{
+    Mutex,
+    atomic::{AtomicBool, Ordering},
+};
 
 /// Samples whose brightness tells their index; every epoch is a little brighter.
 struct Greys(u64);
@@ -46,6 +49,7 @@ struct Line {
     precision: Precision,
     /// What the loss is multiplied by.
     loud: f64,
+    score_is_nan: AtomicBool,
     batches: Mutex<Vec<usize>>,
 }
 
@@ -61,6 +65,7 @@ impl Line {
             nan_at: None,
             precision: Precision::F32,
             loud: 1.0,
+            score_is_nan: AtomicBool::new(false),
             batches: Mutex::default(),
         }
     }
@@ -98,6 +103,9 @@ impl Learner for Line {
             let w = self.weights.flatten_all()?.to_vec1::<f32>()?;
             Ok(f64::from(w[0] * x + w[1] - (2.0 * x - 0.5)).abs())
         });
+        if self.score_is_nan.load(Ordering::Relaxed) {
+            return Ok(f64::NAN);
+        }
         Ok(10.0 - errors.sum::<Result<f64>>()?)
     }
     fn metric(&self) -> &str {
@@ -603,6 +611,16 @@ fn a_loss_that_is_not_finite_names_its_step_and_keeps_the_best() {
     assert_eq!(error.message, second.message);
     assert_eq!(again.batches.lock().unwrap().len(), 2);
     assert_eq!(good, fs::read(folder.path().join(WEIGHTS)).unwrap());
+}
+
+#[test]
+fn a_score_that_is_not_finite_names_its_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = Line::new();
+    line.score_is_nan.store(true, Ordering::Relaxed);
+    let error = train(&line, &settings(), folder.path(), &Silent).unwrap_err();
+    let expected = "the validation score became NaN at step 6 (epoch 2)";
+    assert!(error.message.starts_with(expected), "{error}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The running mean of a model's weights: what diffusion models are judged and stored with.
 
-use crate::{kernels::descent, params::Params};
+use crate::kernels::descent;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, Var, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -77,29 +77,42 @@ impl Decay {
     }
 }
 
-/// The running mean of every trainable tensor. Running statistics are no part of it: they are
-/// means already.
+/// The running mean of the tensors of a model that change. Running statistics are no part of it:
+/// they are means already.
 #[derive(Debug)]
 pub struct Ema {
     decay: Decay,
     updates: u64,
-    means: Vec<(String, Var)>,
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    name: String,
+    var: Var,
+    mean: Var,
 }
 
 impl Ema {
-    /// Starts from the present weights.
+    /// Starts from the present values of `vars`.
     ///
     /// # Errors
     /// When the device has no room for the means.
-    pub fn new(params: &Params, decay: Decay) -> Result<Self> {
-        let copy = |(name, var): (&str, &Var)| {
-            let mean = Var::from_tensor(&var.as_detached_tensor().copy()?)?;
-            Ok((name.to_owned(), mean))
+    pub fn new<'a>(
+        vars: impl IntoIterator<Item = (&'a str, &'a Var)>,
+        decay: Decay,
+    ) -> Result<Self> {
+        let entry = |(name, var): (&str, &Var)| {
+            Ok(Entry {
+                name: name.to_owned(),
+                var: var.clone(),
+                mean: Var::from_tensor(&var.as_detached_tensor().copy()?)?,
+            })
         };
         Ok(Ema {
             decay,
             updates: 0,
-            means: params.trainable().map(copy).collect::<Result<_>>()?,
+            entries: vars.into_iter().map(entry).collect::<Result<_>>()?,
         })
     }
 
@@ -107,13 +120,11 @@ impl Ema {
     ///
     /// # Errors
     /// Those of candle.
-    pub fn update(&mut self, params: &Params) -> Result<()> {
+    pub fn update(&mut self) -> Result<()> {
         self.updates += 1;
         let share = 1.0 - self.decay.at(self.updates);
-        for ((_, mean), (_, var)) in self.means.iter().zip(params.trainable()) {
-            follow(mean, var, share)?;
-        }
-        Ok(())
+        let mut entries = self.entries.iter();
+        entries.try_for_each(|entry| follow(&entry.mean, &entry.var, share))
     }
 
     /// Updates made.
@@ -123,7 +134,8 @@ impl Ema {
 
     /// The means, by the names of their tensors.
     pub fn means(&self) -> impl Iterator<Item = (&str, &Var)> {
-        self.means.iter().map(|(name, var)| (name.as_str(), var))
+        let entries = self.entries.iter();
+        entries.map(|entry| (entry.name.as_str(), &entry.mean))
     }
 
     /// Runs `work` while the means stand in the model's place; the weights come back to the last
@@ -131,19 +143,15 @@ impl Ema {
     ///
     /// # Errors
     /// Those of `work` and of candle.
-    pub fn in_place<T>(
-        &self,
-        params: &Params,
-        work: impl FnOnce() -> diffaug::Result<T>,
-    ) -> diffaug::Result<T> {
-        let copy = |(_, var): (&str, &Var)| var.as_detached_tensor().copy();
-        let kept: Vec<Tensor> = params.trainable().map(copy).collect::<Result<_>>()?;
-        for ((_, mean), (_, var)) in self.means.iter().zip(params.trainable()) {
+    pub fn in_place<T>(&self, work: impl FnOnce() -> diffaug::Result<T>) -> diffaug::Result<T> {
+        let copy = |entry: &Entry| entry.var.as_detached_tensor().copy();
+        let kept: Vec<Tensor> = self.entries.iter().map(copy).collect::<Result<_>>()?;
+        for Entry { var, mean, .. } in &self.entries {
             var.set(&mean.as_detached_tensor())?;
         }
         let outcome = work();
-        for (tensor, (_, var)) in kept.iter().zip(params.trainable()) {
-            var.set(tensor)?;
+        for (entry, tensor) in self.entries.iter().zip(&kept) {
+            entry.var.set(tensor)?;
         }
         outcome
     }
@@ -154,7 +162,7 @@ impl Ema {
         updates: u64,
         find: impl Fn(&str) -> Result<&'t Tensor>,
     ) -> Result<()> {
-        for (name, mean) in &self.means {
+        for Entry { name, mean, .. } in &self.entries {
             mean.set(&find(name)?.to_device(mean.device())?)?;
         }
         self.updates = updates;
@@ -199,7 +207,7 @@ impl InplaceOp2 for Follow {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::testing::Fixtures;
+    use crate::{params::Params, testing::Fixtures};
     use candle_core::Device;
 
     const FIXTURES: &str = concat!(
@@ -228,10 +236,10 @@ mod tests {
             let var = params.trainable().next().unwrap().1.clone();
             let values = fixtures.get("ema", "values");
             var.set(&values.get(0).unwrap()).unwrap();
-            let mut ema = Ema::new(&params, decay).unwrap();
+            let mut ema = Ema::new(params.trainable(), decay).unwrap();
             for step in 1..values.dim(0).unwrap() {
                 var.set(&values.get(step).unwrap()).unwrap();
-                ema.update(&params).unwrap();
+                ema.update().unwrap();
             }
             let mean = ema.means().next().unwrap().1;
             crate::testing::close(mean, fixtures.get("ema", name), 1e-6);
@@ -243,12 +251,12 @@ mod tests {
         let mut params = Params::new(&Device::Cpu, 0);
         params.root().uniform("w", &[5], 1.0).unwrap();
         let var = params.trainable().next().unwrap().1.clone();
-        let ema = Ema::new(&params, Decay::Fixed { decay: 0.5 }).unwrap();
+        let ema = Ema::new(params.trainable(), Decay::Fixed { decay: 0.5 }).unwrap();
         let values = || var.to_vec1::<f32>().unwrap();
         let old = values();
         var.set(&var.affine(1.0, 0.3).unwrap()).unwrap();
         let present = values();
-        let outcome: diffaug::Result<()> = ema.in_place(&params, || {
+        let outcome: diffaug::Result<()> = ema.in_place(|| {
             assert_eq!(values(), old);
             Err(diffaug::Error::cancelled())
         });
