@@ -303,13 +303,7 @@ impl Optimizer {
     /// # Errors
     /// Those of candle.
     pub fn step_scaled(&mut self, grads: &GradStore, rate: f64, loss_scale: f64) -> Result<f64> {
-        let mut squares = 0.0;
-        for entry in &self.entries {
-            if let Some(grad) = grads.get(&entry.var) {
-                squares += sum_of_squares(grad)?;
-            }
-        }
-        let norm = squares.sqrt() / loss_scale;
+        let norm = self.norm(grads)? / loss_scale;
         if !norm.is_finite() {
             return Ok(norm);
         }
@@ -328,6 +322,28 @@ impl Optimizer {
             }
         }
         Ok(norm)
+    }
+
+    /// The norm over all tensors.
+    fn norm(&self, grads: &GradStore) -> Result<f64> {
+        let mut squares = 0.0;
+        // One transfer from a device for all tensors, not one for each.
+        let mut distant: Vec<Tensor> = Vec::new();
+        for entry in &self.entries {
+            let Some(grad) = grads.get(&entry.var) else {
+                continue;
+            };
+            if grad.device().is_cpu() && grad.dtype() == DType::F32 {
+                squares += sum_of_squares(grad)?;
+            } else {
+                distant.push(grad.to_dtype(DType::F32)?.sqr()?.sum_all()?);
+            }
+        }
+        if !distant.is_empty() {
+            let sums = Tensor::stack(&distant, 0)?.to_vec1::<f32>()?;
+            squares += sums.into_iter().map(f64::from).sum::<f64>();
+        }
+        Ok(squares.sqrt())
     }
 
     /// Number of steps made.
@@ -398,11 +414,8 @@ impl Optimizer {
     }
 }
 
+/// Of an f32 tensor on the processor.
 fn sum_of_squares(grad: &Tensor) -> Result<f64> {
-    if !grad.device().is_cpu() || grad.dtype() != DType::F32 {
-        let sum = grad.to_dtype(DType::F32)?.sqr()?.sum_all()?;
-        return Ok(f64::from(sum.to_scalar::<f32>()?));
-    }
     with_values(grad, |values| {
         let squares = |part: &[f32]| sum([part], |[v]| v * v);
         // Collected before they are added, so that the order is fixed.

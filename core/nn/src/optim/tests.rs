@@ -169,6 +169,26 @@ fn clipping_scales_all_gradients_alike() {
 }
 
 #[test]
+fn what_is_not_updated_in_place_is_clipped_too() {
+    let device = Device::Cpu;
+    let [a, b] = [(); 2].map(|()| Var::zeros(2, DType::F64, &device).unwrap());
+    let config = Config {
+        rule: Rule::sgd(0.0),
+        clip: 1.0,
+        ..Config::default()
+    };
+    let mut optimiser = Optimizer::new([("a", &a), ("b", &b)], &config).unwrap();
+    let [x, y] = [[3f64, 0.], [0., 4.]].map(|values| Tensor::new(&values, &device).unwrap());
+    let grads = gradients(&[(&a, x), (&b, y)]);
+    assert_eq!(optimiser.step(&grads, 1.0).unwrap(), 5.0);
+    let moved = [
+        a.to_vec1::<f64>().unwrap()[0],
+        b.to_vec1::<f64>().unwrap()[1],
+    ];
+    assert!((moved[0] + 0.6).abs() < 1e-6 && (moved[1] + 0.8).abs() < 1e-6);
+}
+
+#[test]
 fn a_scaled_loss_makes_the_same_step() {
     let start = random("v", &[3, 2]);
     let [plain, scaled] = [1.0, 1024.0].map(|scale| {
