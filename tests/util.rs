@@ -180,7 +180,8 @@ impl Sandbox {
     /// Every file below a folder with its content, the named ones left out.
     pub fn files(&self, folder: &str, without: &[&str]) -> BTreeMap<String, Vec<u8>> {
         let mut all = files(&self.path(folder));
-        all.retain(|name, _| !without.contains(&name.as_str()));
+        let left_out = |name: &str| without.iter().any(|file| Path::new(name).ends_with(file));
+        all.retain(|name, _| !left_out(name));
         all
     }
 }

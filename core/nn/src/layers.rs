@@ -1,9 +1,11 @@
 //! Layers with parameters. Names and shapes of their tensors, and the distributions that they are
-//! drawn from, are PyTorch's.
+//! drawn from, are PyTorch's. Weights are f32 and are cast to the type of the input.
 
 use crate::{
     ops::{self, Activation, Convolution, PackedConv2d, PackedLinear, Statistics},
     params::Scope,
+    precision::like,
+    recompute,
 };
 use candle_core::{DType, Result, Tensor, Var, bail};
 
@@ -51,7 +53,10 @@ impl Linear {
     /// When `x` does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.map {
-            Map::Plain(weight, bias) => ops::linear(x, weight, bias.as_ref()),
+            Map::Plain(weight, bias) => {
+                let bias = bias.as_ref().map(|bias| like(bias, x)).transpose()?;
+                ops::linear(x, &like(weight, x)?, bias.as_ref())
+            }
             Map::Packed(packed) => packed.forward(x),
         }
     }
@@ -128,7 +133,10 @@ impl Conv2d {
     /// When `x` does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.kernel {
-            Kernel::Plain(weight, bias) => self.spec.forward(x, weight, bias.as_ref()),
+            Kernel::Plain(weight, bias) => {
+                let bias = bias.as_ref().map(|bias| like(bias, x)).transpose()?;
+                self.spec.forward(x, &like(weight, x)?, bias.as_ref())
+            }
             Kernel::Packed(packed) => packed.forward(x),
         }
     }
@@ -162,8 +170,8 @@ impl GroupNorm {
     /// # Errors
     /// When `x` does not fit.
     pub fn forward(&self, x: &Tensor, activation: Option<Activation>) -> Result<Tensor> {
-        let (weight, bias) = (&self.weight, &self.bias);
-        ops::group_norm(x, self.groups, weight, bias, self.epsilon, activation)
+        let (weight, bias) = (like(&self.weight, x)?, like(&self.bias, x)?);
+        ops::group_norm(x, self.groups, &weight, &bias, self.epsilon, activation)
     }
 }
 
@@ -193,7 +201,8 @@ impl LayerNorm {
     /// # Errors
     /// When `x` does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::layer_norm(x, &self.weight, &self.bias, self.epsilon)
+        let (weight, bias) = (like(&self.weight, x)?, like(&self.bias, x)?);
+        ops::layer_norm(x, &weight, &bias, self.epsilon)
     }
 }
 
@@ -232,7 +241,7 @@ impl ConvTranspose2x2 {
     /// # Errors
     /// When `x` has another number of channels.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::conv_transpose2x2(x, &self.weight, &self.bias)
+        ops::conv_transpose2x2(x, &like(&self.weight, x)?, &like(&self.bias, x)?)
     }
 }
 
@@ -264,11 +273,16 @@ impl BatchNorm {
         })
     }
 
-    /// Normalises `x`; with `relu` negative results become 0.
+    /// Normalises `x`; with `relu` negative results become 0. Statistics are formed in f32,
+    /// whatever the type of `x`.
     ///
     /// # Errors
     /// When `x` has another number of channels.
     pub fn forward(&self, x: &Tensor, mode: Mode, relu: bool) -> Result<Tensor> {
+        if x.dtype() != DType::F32 {
+            let y = self.forward(&x.to_dtype(DType::F32)?, mode, relu)?;
+            return y.to_dtype(x.dtype());
+        }
         let statistics = match mode {
             Mode::Train => Statistics::Batch,
             Mode::Eval => Statistics::Given(&self.running_mean, &self.running_var),
@@ -290,6 +304,7 @@ impl BatchNorm {
         match &conv.kernel {
             Kernel::Plain(weight, None)
                 if mode == Mode::Train
+                    && x.dtype() == DType::F32
                     && conv.spec == Convolution::same(k)
                     && weight.dims()[2..] == [k, l] =>
             {
@@ -305,6 +320,10 @@ impl BatchNorm {
 
     /// Lets the running statistics follow those of a batch that became `y`.
     fn update(&self, y: &Tensor, mean: &Tensor, variance: &Tensor) -> Result<()> {
+        if recompute::replaying() {
+            // This batch has been counted.
+            return Ok(());
+        }
         let count = (y.elem_count() / y.dim(1)?) as f64;
         // The running variance is the unbiased one; of a single value there is none.
         let unbiased = (variance * (count / (count - 1.0).max(1.0)))?;
@@ -341,5 +360,43 @@ mod tests {
         let before = norm.running_mean.to_vec1::<f32>().unwrap();
         norm.forward(&x, Mode::Eval, false).unwrap();
         assert_eq!(before, norm.running_mean.to_vec1::<f32>().unwrap());
+    }
+
+    #[test]
+    fn a_block_that_is_computed_twice_counts_once() {
+        let mut params = Params::new(&Device::Cpu, 0);
+        let norm = BatchNorm::new(params.root(), 3).unwrap();
+        let x = Var::from_tensor(&testing::random("x", &[2, 3, 4, 4])).unwrap();
+        let block = norm.clone();
+        let y = recompute::checkpointed(&[&x], move |inputs| {
+            block.forward(&inputs[0], Mode::Train, false)
+        });
+        let loss = y.unwrap().sqr().unwrap().sum_all().unwrap();
+        let once = norm.running_mean.to_vec1::<f32>().unwrap();
+        recompute::backward(&loss).unwrap();
+        assert_eq!(norm.running_mean.to_vec1::<f32>().unwrap(), once);
+    }
+
+    #[test]
+    fn in_half_precision_gradients_are_f32() {
+        let mut params = Params::new(&Device::Cpu, 0);
+        let conv = Conv2d::new(params.root().child("conv"), 3, 4, 3, false).unwrap();
+        let norm = BatchNorm::new(params.root().child("norm"), 4).unwrap();
+        let grow = ConvTranspose2x2::new(params.root().child("grow"), 4, 2).unwrap();
+        let x = testing::random("x", &[2, 3, 6, 6]);
+        let grads = |dtype: DType| {
+            let x = x.to_dtype(dtype).unwrap();
+            let y = norm.forward_after(&conv, &x, Mode::Train).unwrap();
+            let y = grow.forward(&y).unwrap();
+            assert_eq!(y.dtype(), dtype);
+            let loss = y.to_dtype(DType::F32).unwrap().sqr().unwrap();
+            recompute::backward(&loss.mean_all().unwrap()).unwrap()
+        };
+        let (exact, half) = (grads(DType::F32), grads(DType::F16));
+        for (_, var) in params.trainable() {
+            let half = half.get(var).unwrap();
+            assert_eq!(half.dtype(), DType::F32);
+            testing::close(half, exact.get(var).unwrap(), 0.02);
+        }
     }
 }

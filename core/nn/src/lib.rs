@@ -14,7 +14,10 @@ pub mod layers;
 pub mod ops;
 pub mod optim;
 pub mod params;
+pub mod precision;
+pub mod recompute;
 pub mod testing;
+pub mod torch_rng;
 pub mod weights;
 
 pub use candle_core::{DType, Device, Tensor};

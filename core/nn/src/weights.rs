@@ -1,9 +1,13 @@
 //! Weights on disk: safetensors, read with errors that name the tensor.
 
 use crate::params::Params;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use diffaug::{Error, ErrorKind, Result, ResultExt};
-use std::{collections::HashMap, fs, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    path::Path,
+};
 
 /// Writes `bytes` to a name beside `path` and renames it, so that `path` is never half written.
 ///
@@ -52,33 +56,51 @@ pub fn load(path: &Path, params: &Params) -> Result<()> {
 }
 
 /// Fills `params` with `tensors`.
-pub(crate) fn fill(tensors: &HashMap<String, Tensor>, params: &Params) -> Result<()> {
-    let mut known = 0;
-    for (name, var) in params.all() {
-        let Some(tensor) = tensors.get(name) else {
-            return Err(Error::model(format!("tensor `{name}` is missing")));
-        };
-        if tensor.dims() != var.dims() {
-            return Err(Error::model(format!(
-                "tensor `{name}` has shape {:?}, expected {:?}",
-                tensor.dims(),
-                var.dims()
-            )));
-        }
-        known += 1;
-    }
-    if tensors.len() > known {
-        let names: std::collections::HashSet<&str> = params.all().map(|(name, _)| name).collect();
-        let extra = tensors.keys().filter(|name| !names.contains(name.as_str()));
-        let extra = extra.min().map_or("", String::as_str);
-        return Err(Error::model(format!("tensor `{extra}` is not part of it")));
-    }
+fn fill(tensors: &HashMap<String, Tensor>, params: &Params) -> Result<()> {
+    let shaped = |(name, var): (&str, &Var)| (name.to_owned(), var.dims().to_vec());
+    compare(tensors, &params.all().map(shaped).collect::<Vec<_>>())?;
     for (name, var) in params.all() {
         if let Some(tensor) = tensors.get(name) {
             var.set(&tensor.to_dtype(DType::F32)?.to_device(var.device())?)?;
         }
     }
     Ok(())
+}
+
+/// Checks that `tensors` are those that are `expected`, by name and shape.
+///
+/// # Errors
+/// When one is missing, left over or has another shape: the message names it and the shapes.
+pub(crate) fn compare(
+    tensors: &HashMap<String, Tensor>,
+    expected: &[(String, Vec<usize>)],
+) -> Result<()> {
+    for (name, shape) in expected {
+        match tensors.get(name).map(Tensor::dims) {
+            None => {
+                return Err(Error::model(format!(
+                    "tensor `{name}` is missing, expected with shape {shape:?}"
+                )));
+            }
+            Some(ours) if ours != shape => {
+                return Err(Error::model(format!(
+                    "tensor `{name}` has shape {ours:?}, expected {shape:?}"
+                )));
+            }
+            Some(_) => {}
+        }
+    }
+    let names: HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+    let extra = tensors
+        .iter()
+        .filter(|(name, _)| !names.contains(name.as_str()));
+    match extra.min_by_key(|(name, _)| name.as_str()) {
+        None => Ok(()),
+        Some((name, tensor)) => Err(Error::model(format!(
+            "tensor `{name}` with shape {:?} is not part of it",
+            tensor.dims()
+        ))),
+    }
 }
 
 /// Writes every tensor of `params` as safetensors. Equal values give equal bytes.
@@ -142,7 +164,7 @@ mod tests {
         };
         let text = message(&[("x", 3), ("y", 1), ("z", 1)]);
         assert!(text.contains("tensor `z` is missing"), "{text}");
-        assert!(message(&[("x", 3)]).contains("`y` is not part of it"));
+        assert!(message(&[("x", 3)]).contains("`y` with shape [1, 2] is not part of it"));
         let text = message(&[("x", 4), ("y", 1)]);
         assert!(
             text.contains("`x` has shape [3, 2], expected [4, 2]"),

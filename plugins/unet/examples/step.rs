@@ -6,7 +6,8 @@
 #![allow(clippy::print_stdout)]
 
 use candle_core::{Result, Tensor, Var};
-use diffaug_nn::{DType, Device, layers::Mode, ops, optim::AdamW, params::Params, testing};
+use diffaug_nn::optim::{Config, Optimizer};
+use diffaug_nn::{DType, Device, layers::Mode, ops, params::Params, testing};
 use diffaug_unet::UNet;
 use std::time::Instant;
 
@@ -24,7 +25,13 @@ fn main() -> Result<()> {
         let mut params = Params::new(&Device::Cpu, 0);
         let net = UNet::new(params.root(), 1, width, depth)?;
         let own = Stock::new(&params, width, depth);
-        let mut optimiser = AdamW::new(params.trainable(), 1e-4, 1.0)?;
+        let config = Config {
+            weight_decay: 1e-4,
+            clip: 1.0,
+            ..Config::default()
+        };
+        let optimiser = Optimizer::new(params.trainable(), &config);
+        let mut optimiser = optimiser.map_err(candle_core::Error::wrap)?;
         let mut forward = Vec::new();
         let mut whole = Vec::new();
         let steps = match (stock, small) {

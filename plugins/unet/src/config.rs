@@ -1,7 +1,12 @@
 //! The options of `unet`, and what a folder of weights says about the network in it.
 
 use diffaug::{Class, DatasetInfo, Error, ErrorKind, Result, ResultExt};
-use diffaug_nn::{batch::Frame, fit::CONFIG};
+use diffaug_nn::{
+    batch::Frame,
+    fit::{Averaging, CONFIG, Settings},
+    optim::{self, Decay, Plateau, Rule},
+    precision::Precision,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -24,11 +29,11 @@ pub struct Options {
     pub epochs: u64,
     /// Images of a training step, and at most as many at once afterwards.
     pub batch: usize,
-    /// Highest learning rate; it rises over `warmup` steps and falls along a cosine.
+    /// Highest learning rate; it rises over `warmup` steps and then follows `schedule`.
     pub lr: f64,
-    /// Weight decay of AdamW.
+    /// Weight decay: AdamW takes it off the weights, the other optimizers add it to the gradient.
     pub weight_decay: f64,
-    /// Epochs without a better validation Dice after which training stops; 0 is never.
+    /// Evaluations without a better validation Dice after which training stops; 0 is never.
     pub patience: u64,
     /// What is minimised.
     pub loss: Loss,
@@ -36,6 +41,37 @@ pub struct Options {
     pub clip: f64,
     /// Steps until the learning rate is reached.
     pub warmup: u64,
+    /// How gradients become changes of the weights.
+    pub optimizer: Optimizer,
+    /// Share of the last change that goes on, 0 to below 1, for `sgd` (without it 0.9) and
+    /// `rmsprop` (without it 0).
+    pub momentum: Option<f64>,
+    /// How the learning rate moves after `warmup`.
+    pub schedule: Schedule,
+    /// Where the learning rate ends (`cosine`, `polynomial`) or falls no lower (`plateau`).
+    pub final_lr: f64,
+    /// Exponent of `polynomial`; 1 is a straight line.
+    pub power: f64,
+    /// What `plateau` multiplies the learning rate by, above 0 and below 1.
+    pub plateau_factor: f64,
+    /// Evaluations without a better validation Dice that `plateau` waits for.
+    pub plateau_patience: u64,
+    /// Batches whose gradients make one step, for the step of a larger batch in less memory.
+    pub accumulate: usize,
+    /// Decay of a running mean of the weights, which is then what is validated and kept: 0.999, say.
+    /// Step n uses at most (1 + n) / (10 + n).
+    pub ema: Option<f64>,
+    /// Epochs from one validation to the next.
+    pub evaluate_every: u64,
+    /// Steps from one validation to the next, besides those after epochs; 0 is never.
+    pub evaluate_steps: u64,
+    /// Steps from one checkpoint to the next, besides those after epochs; 0 is never. A killed
+    /// training goes on from the last one.
+    pub checkpoint_every: u64,
+    /// Whether event files for TensorBoard are written beside `log.jsonl`.
+    pub tensorboard: bool,
+    /// What training computes in; `bf16` and `f16` are for graphics cards. Weights stay `f32`.
+    pub precision: Precision,
     /// Seed of initial weights and order of samples; without it, the run's.
     pub seed: Option<u64>,
     /// A folder that training left. Width, depth, size and classes are then those of the weights.
@@ -59,11 +95,51 @@ impl Default for Options {
             loss: Loss::DiceBce,
             clip: 1.0,
             warmup: 20,
+            optimizer: Optimizer::AdamW,
+            momentum: None,
+            schedule: Schedule::Cosine,
+            final_lr: 0.0,
+            power: 1.0,
+            plateau_factor: 0.1,
+            plateau_patience: 5,
+            accumulate: 1,
+            ema: None,
+            evaluate_every: 1,
+            evaluate_steps: 0,
+            checkpoint_every: 0,
+            tensorboard: false,
+            precision: Precision::F32,
             seed: None,
             weights: None,
             threshold: 0.5,
         }
     }
+}
+
+/// How gradients become changes of the weights, with PyTorch's definitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Optimizer {
+    /// AdamW with betas 0.9 and 0.999.
+    AdamW,
+    /// Stochastic gradient descent.
+    Sgd,
+    /// RMSprop with alpha 0.99.
+    RmsProp,
+}
+
+/// How the learning rate moves after warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// It stays.
+    Constant,
+    /// Along half a cosine.
+    Cosine,
+    /// Along a power of what is left of the steps.
+    Polynomial,
+    /// It falls when validation has stopped getting better.
+    Plateau,
 }
 
 /// What training minimises. With several target classes cross-entropy takes the place of its
@@ -112,16 +188,26 @@ impl Options {
         {
             return fail("size", &size, "8 to 4096");
         }
-        if self.epochs == 0 {
-            return fail("epochs", &self.epochs, "at least 1");
-        }
-        if self.batch == 0 {
-            return fail("batch", &self.batch, "at least 1");
+        let counts = [
+            ("epochs", self.epochs),
+            ("batch", self.batch as u64),
+            ("accumulate", self.accumulate as u64),
+            ("evaluate_every", self.evaluate_every),
+        ];
+        for (field, value) in counts {
+            if value == 0 {
+                return fail(field, &value, "at least 1");
+            }
         }
         if !(self.lr > 0.0 && self.lr.is_finite()) {
             return fail("lr", &self.lr, "a number above 0");
         }
-        for (field, value) in [("weight_decay", self.weight_decay), ("clip", self.clip)] {
+        let not_negative = [
+            ("weight_decay", self.weight_decay),
+            ("clip", self.clip),
+            ("final_lr", self.final_lr),
+        ];
+        for (field, value) in not_negative {
             if !(value >= 0.0 && value.is_finite()) {
                 return fail(field, &value, "0 or a number above it");
             }
@@ -129,7 +215,86 @@ impl Options {
         if !(0.0..1.0).contains(&self.threshold) {
             return fail("threshold", &self.threshold, "a number from 0 to below 1");
         }
+        let shares = [("momentum", self.momentum), ("ema", self.ema)];
+        for (field, value) in shares {
+            if let Some(value) = value
+                && !(0.0..1.0).contains(&value)
+            {
+                return fail(field, &value, "a number from 0 to below 1");
+            }
+        }
+        if self.momentum.is_some() && self.optimizer == Optimizer::AdamW {
+            return Err(Error::config(
+                "`momentum` is for the optimizers `sgd` and `rmsprop`, not `adamw`",
+            )
+            .at("momentum"));
+        }
+        if !(self.power > 0.0 && self.power.is_finite()) {
+            return fail("power", &self.power, "a number above 0");
+        }
+        if !(self.plateau_factor > 0.0 && self.plateau_factor < 1.0) {
+            let expected = "a number between 0 and 1";
+            return fail("plateau_factor", &self.plateau_factor, expected);
+        }
         Ok(())
+    }
+
+    /// What the training loop is told.
+    pub fn settings(&self, seed: u64) -> Settings {
+        let averaging = |decay| Averaging {
+            decay: Decay::Warmup { decay },
+            evaluate: true,
+        };
+        Settings {
+            epochs: self.epochs,
+            batch: self.batch,
+            learning_rate: self.lr,
+            weight_decay: self.weight_decay,
+            clip: self.clip,
+            warmup: self.warmup,
+            patience: self.patience,
+            evaluate_every: self.evaluate_every,
+            seed,
+            optimizer: self.rule(),
+            schedule: self.schedule(),
+            accumulate: self.accumulate,
+            ema: self.ema.map(averaging),
+            evaluate_steps: self.evaluate_steps,
+            checkpoint_every: self.checkpoint_every,
+            tensorboard: self.tensorboard,
+            ..Settings::default()
+        }
+    }
+
+    fn rule(&self) -> Rule {
+        match self.optimizer {
+            Optimizer::AdamW => Rule::default(),
+            Optimizer::Sgd => Rule::sgd(self.momentum.unwrap_or(0.9)),
+            Optimizer::RmsProp => Rule::RmsProp {
+                alpha: 0.99,
+                epsilon: 1e-8,
+                momentum: self.momentum.unwrap_or(0.0),
+                centered: false,
+            },
+        }
+    }
+
+    fn schedule(&self) -> optim::Schedule {
+        let last = self.final_lr;
+        match self.schedule {
+            Schedule::Constant => optim::Schedule::Constant,
+            Schedule::Cosine => optim::Schedule::Cosine { last },
+            Schedule::Polynomial => optim::Schedule::Polynomial {
+                power: self.power,
+                last,
+            },
+            Schedule::Plateau => optim::Schedule::Plateau(Plateau {
+                factor: self.plateau_factor,
+                patience: self.plateau_patience,
+                lowest: last,
+                ..Plateau::default()
+            }),
+        }
     }
 }
 
@@ -241,7 +406,41 @@ mod tests {
         assert_eq!(field(r#"{"lr": 0}"#), "lr");
         assert_eq!(field(r#"{"threshold": 1}"#), "threshold");
         assert_eq!(field(r#"{"clip": -1}"#), "clip");
+        assert_eq!(field(r#"{"accumulate": 0}"#), "accumulate");
+        assert_eq!(field(r#"{"evaluate_every": 0}"#), "evaluate_every");
+        assert_eq!(field(r#"{"ema": 1}"#), "ema");
+        assert_eq!(field(r#"{"momentum": 0.9}"#), "momentum");
+        let sgd = r#"{"optimizer": "sgd", "momentum": 1}"#;
+        assert_eq!(field(sgd), "momentum");
+        assert_eq!(field(r#"{"final_lr": -1}"#), "final_lr");
+        assert_eq!(field(r#"{"power": 0}"#), "power");
+        assert_eq!(field(r#"{"plateau_factor": 1}"#), "plateau_factor");
+        assert!(serde_json::from_str::<Options>(r#"{"schedule": "step"}"#).is_err());
         assert!(serde_json::from_str::<Options>(r#"{"loss": "l2"}"#).is_err());
+    }
+
+    #[test]
+    fn every_choice_fits_the_training_loop() {
+        for optimizer in ["adamw", "sgd", "rmsprop"] {
+            for schedule in ["constant", "cosine", "polynomial", "plateau"] {
+                let json = format!(
+                    r#"{{"optimizer": "{optimizer}", "schedule": "{schedule}", "ema": 0.99}}"#
+                );
+                let options: Options = serde_json::from_str(&json).unwrap();
+                options.check().unwrap();
+                options.settings(1).check().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn defaults_leave_the_description_of_a_run_as_it_was() {
+        let settings = serde_json::to_value(Options::default().settings(7)).unwrap();
+        let expected = serde_json::json!({
+            "epochs": 50, "batch": 8, "learning_rate": 1e-3, "weight_decay": 1e-4, "clip": 1.0,
+            "warmup": 20, "patience": 15, "evaluate_every": 1, "seed": 7
+        });
+        assert_eq!(settings, expected);
     }
 
     #[test]

@@ -5,7 +5,7 @@ mod config;
 mod model;
 mod segmenter;
 
-pub use config::{Architecture, Loss, Options};
+pub use config::{Architecture, Loss, Optimizer, Options, Schedule};
 pub use model::UNet;
 pub use segmenter::Segmenter;
 

@@ -6,11 +6,12 @@ use diffaug::prelude::*;
 use diffaug::stage::Segmenter as Stage;
 use diffaug::{Class, Context, metrics::Confusion};
 use diffaug_nn::{
-    Device, batch, device,
-    fit::{self, Learner, Settings, WEIGHTS},
+    DType, Device, batch, device,
+    fit::{self, Learner, WEIGHTS},
     layers::Mode,
     ops,
     params::Params,
+    precision::Precision,
     weights,
 };
 use rayon::prelude::*;
@@ -185,8 +186,9 @@ impl Learner for Network {
 
     fn loss(&self, batch: Batch, _step: u64) -> Result<Tensor> {
         let frame = self.architecture.frame();
-        let (mut logits, mut targets) =
-            (self.net.forward(&batch.images, Mode::Train)?, batch.targets);
+        let images = self.precision().enter(&batch.images)?;
+        let logits = self.net.forward(&images, Mode::Train)?;
+        let (mut logits, mut targets) = (logits.to_dtype(DType::F32)?, batch.targets);
         if frame.whole != frame.content {
             // Padding is not judged.
             let (width, height) = (frame.content.0 as usize, frame.content.1 as usize);
@@ -231,6 +233,10 @@ impl Learner for Network {
 
     fn metric(&self) -> &str {
         "validation dice"
+    }
+
+    fn precision(&self) -> Precision {
+        self.options.precision
     }
 }
 
@@ -310,17 +316,7 @@ impl Stage for Segmenter {
             let load = || weights::load(&folder.join(WEIGHTS), &network.params);
             load().map_err(|error| error.at("weights"))?;
         }
-        let settings = Settings {
-            epochs: options.epochs,
-            batch: options.batch,
-            learning_rate: options.lr,
-            weight_decay: options.weight_decay,
-            clip: options.clip,
-            warmup: options.warmup,
-            patience: options.patience,
-            evaluate_every: 1,
-            seed: self.seed,
-        };
+        let settings = options.settings(self.seed);
         let mut model = serde_json::to_value(&network.architecture)?;
         model["loss"] = serde_json::to_value(options.loss)?;
         model["threshold"] = serde_json::to_value(options.threshold)?;

@@ -108,8 +108,10 @@ fn segment(segmenter: &Segmenter, images: &[&Image]) -> Vec<Segmentation> {
     answers.unwrap().into()
 }
 
+/// All but the log, which holds times.
 fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let entries = entries.filter(|entry| entry.file_name() != "log.jsonl");
     let read = |entry: fs::DirEntry| {
         let name = entry.file_name().into_string().unwrap();
         (name, fs::read(entry.path()).unwrap())
@@ -236,6 +238,36 @@ fn runs_are_equal_to_the_last_bit_stopped_or_not() {
         expected
     );
     assert!(files(folders[0].path()) == files(folders[2].path()));
+}
+
+#[test]
+fn with_other_options_runs_are_equal_to_the_last_bit_too() {
+    let options = r#"{"width": 4, "depth": 1, "epochs": 3, "batch": 4, "accumulate": 2,
+        "warmup": 2, "size": 20, "optimizer": "sgd", "schedule": "plateau", "plateau_patience": 0,
+        "lr": 0.05, "ema": 0.9, "evaluate_steps": 2, "checkpoint_every": 4}"#;
+    let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let expected = fit(options, 1, folders[0].path(), &Silent).unwrap();
+    let stop = StopAfter(5, AtomicBool::new(false));
+    fit(options, 1, folders[1].path(), &stop).unwrap_err();
+    assert_eq!(
+        fit(options, 1, folders[1].path(), &Silent).unwrap(),
+        expected
+    );
+    assert!(files(folders[0].path()) == files(folders[1].path()));
+}
+
+#[test]
+fn in_half_precision_it_learns_as_well() {
+    let loss = |precision: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let options = format!(
+            r#"{{"width": 2, "depth": 1, "epochs": 2, "size": 16, "precision": "{precision}"}}"#
+        );
+        fit(&options, 1, folder.path(), &Silent).unwrap().loss
+    };
+    let exact = loss("f32");
+    let half = loss("f16");
+    assert!((half - exact).abs() < 0.02 * exact, "{half} {exact}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ pub(crate) mod adam;
 pub(crate) mod attention;
 pub(crate) mod conv;
 pub(crate) mod cross_entropy;
+pub(crate) mod descent;
 pub(crate) mod dice;
 pub(crate) mod dropout;
 pub(crate) mod fourier;
