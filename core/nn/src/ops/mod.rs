@@ -12,6 +12,8 @@ mod loss;
 mod norm;
 mod pool;
 mod rows;
+#[cfg(test)]
+mod tests;
 
 pub use activation::{Activation, geglu, gelu, gelu_tanh, silu};
 pub use attention::{Attention, softmax};
