@@ -92,6 +92,15 @@ impl Sandbox {
         Sandbox { dir, binary }
     }
 
+    /// An empty folder but for the binary itself, `bin/diffaug`, so that files can lie beside it.
+    pub fn with_program() -> Self {
+        let mut sandbox = Self::new();
+        sandbox.write("bin/README", "");
+        sandbox.binary = sandbox.path("bin/diffaug");
+        fs::hard_link(binary(), &sandbox.binary).unwrap();
+        sandbox
+    }
+
     /// A path in the folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
