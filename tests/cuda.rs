@@ -25,7 +25,12 @@ fn a_missing_driver_is_named() {
     let sandbox = Sandbox::new();
     // A version that no driver has: the test must find nothing where there is a driver, too.
     depending(&sandbox, "fast.so", "libcuda.so.0");
-    assert_snapshot!(sandbox.run("plugins --library ./fast.so"), @r#""#);
+    assert_snapshot!(sandbox.run("plugins --library ./fast.so"), @r#"
+    exit 1
+    error: `./fast.so` is built for CUDA and needs `libcuda.so.0` of NVIDIA's driver, which was not found
+
+    hint: install NVIDIA's driver (LD_LIBRARY_PATH names more folders to search), or compute on the processor: `device = "cpu"`, without this library
+    "#);
 }
 
 #[test]
@@ -43,7 +48,10 @@ fn what_is_missing_of_the_toolkit_is_named() {
 fn any_other_missing_dependency_is_named() {
     let sandbox = Sandbox::new();
     depending(&sandbox, "odd.so", "libnobody-has-this.so.3");
-    assert_snapshot!(sandbox.run("plugins --library ./odd.so"), @r#""#);
+    assert_snapshot!(sandbox.run("plugins --library ./odd.so"), @r"
+    exit 1
+    error: `./odd.so` needs the library `libnobody-has-this.so.3`, which was not found
+    ");
 }
 
 const BESIDE: &str = "bin/libdiffaug_cuda.so";
@@ -51,10 +59,24 @@ const BESIDE: &str = "bin/libdiffaug_cuda.so";
 #[test]
 fn without_plugins_for_cuda_the_place_for_them_is_named() {
     let sandbox = Sandbox::with_program();
-    assert_snapshot!(sandbox.run("plugins --device cuda:1"), @"");
+    assert_snapshot!(sandbox.run("plugins --device cuda:1"), @r#"
+    exit 1
+    error: device `cuda:1` needs plugins that are built for CUDA, but none is loaded and `[TMP]/bin/libdiffaug_cuda.so` does not exist
+
+    hint: the README, section CUDA, tells how to build that file; `device = "cpu"` does without it
+    "#);
     let manifest = misbehave().replace("libraries = [\"./misbehave.so\"]", "device = \"cuda\"");
     sandbox.write("m.toml", manifest);
-    assert_snapshot!(sandbox.run("check m.toml"), @"");
+    assert_snapshot!(sandbox.run("check m.toml"), @r#"
+    exit 1
+    error: device `cuda` needs plugins that are built for CUDA, but none is loaded and `[TMP]/bin/libdiffaug_cuda.so` does not exist
+     --> m.toml:2:10
+      |
+    2 | device = "cuda"
+      |          ^^^^^^
+
+    hint: the README, section CUDA, tells how to build that file; `device = "cpu"` does without it
+    "#);
 }
 
 #[test]
@@ -72,14 +94,21 @@ fn plugins_for_cuda_are_found_beside_the_program() {
             .collect::<Vec<_>>()
     };
     assert_eq!(origins(""), [""; 0]);
-    assert_snapshot!(origins("--device cuda").join("\n"), @"");
+    assert_snapshot!(origins("--device cuda").join("\n"), @r#"
+    "cpu" "[TMP]/bin/libdiffaug_cuda.so"
+    "cuda" "[TMP]/bin/libdiffaug_cuda.so"
+    "#);
     // One that was asked for takes its place.
     sandbox.library("diffaug-misbehave", "libdiffaug_cuda.so");
     let asked = origins("--device cuda --library ./libdiffaug_cuda.so");
-    assert_snapshot!(asked.join("\n"), @"");
+    assert_snapshot!(asked.join("\n"), @r#"
+    "cpu" "./libdiffaug_cuda.so"
+    "cuda" "./libdiffaug_cuda.so"
+    "#);
 }
 
 #[test]
+#[cfg(feature = "builtin")]
 fn a_library_beside_the_program_has_to_be_built_for_cuda() {
     let sandbox = Sandbox::with_program();
     sandbox.library("diffaug-phantom", BESIDE);
@@ -88,13 +117,21 @@ fn a_library_beside_the_program_has_to_be_built_for_cuda() {
 }
 
 #[test]
-fn a_stage_is_taken_as_it_was_built_for_the_device() {
+fn a_stage_that_is_built_for_two_devices_is_one_choice() {
     let sandbox = Sandbox::new();
     sandbox.library("diffaug-misbehave", "misbehave.so");
     sandbox.write("m.toml", misbehave());
     sandbox.run("run m.toml -q --device cuda").ok();
-    let names = sandbox.run("try generator filer --library ./misbehave.so --device cuda");
-    names.refused("filer");
+    let output = sandbox.run("plugins validator nothing --library ./misbehave.so");
+    output.refused("there are ");
+    assert_eq!(output.stderr.matches("`misbehave`").count(), 1, "{output}");
+    sandbox.library("diffaug-misbehave", "plugins/misbehave.so");
+    let schema = sandbox.run("manifest schema --plugin-dir plugins").ok();
+    let schema = schema.json();
+    let choices = &schema["properties"]["validator"]["oneOf"];
+    let choices = choices.as_array().unwrap().iter();
+    let ours = choices.filter(|choice| choice["title"] == "misbehave");
+    assert_eq!(ours.count(), 1);
 }
 
 #[test]

@@ -88,7 +88,9 @@ impl Sandbox {
 
     /// An empty folder for another build of the binary.
     pub fn with(binary: PathBuf) -> Self {
-        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        // The program speaks of itself by its real path.
+        let base = fs::canonicalize(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let dir = tempfile::tempdir_in(base).unwrap();
         Sandbox { dir, binary }
     }
 
