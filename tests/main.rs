@@ -8,6 +8,8 @@
 
 mod abi;
 mod cli;
+#[cfg(all(target_os = "linux", not(feature = "cuda")))]
+mod cuda;
 mod manifests;
 mod misbehave;
 #[cfg(feature = "builtin")]

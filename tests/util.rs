@@ -88,8 +88,19 @@ impl Sandbox {
 
     /// An empty folder for another build of the binary.
     pub fn with(binary: PathBuf) -> Self {
-        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        // The program speaks of itself by its real path.
+        let base = fs::canonicalize(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let dir = tempfile::tempdir_in(base).unwrap();
         Sandbox { dir, binary }
+    }
+
+    /// An empty folder but for the binary itself, `bin/diffaug`, so that files can lie beside it.
+    pub fn with_program() -> Self {
+        let mut sandbox = Self::new();
+        sandbox.write("bin/README", "");
+        sandbox.binary = sandbox.path("bin/diffaug");
+        fs::hard_link(binary(), &sandbox.binary).unwrap();
+        sandbox
     }
 
     /// A path in the folder.

@@ -6,29 +6,29 @@
 
 #![allow(unsafe_code)]
 
+use crate::failure::Failure;
 use diffaug::{
-    Error, Result, ResultExt,
+    Error,
     abi::Plugin_Ref,
     abi_stable::{
         library::{AbiHeaderRef, ROOT_MODULE_LOADER_NAME_WITH_NUL, RootModule},
         std_types::RStr,
     },
-    error::ErrorKind,
     log::LogSink,
 };
-use std::{mem::ManuallyDrop, path::Path};
+use std::{error::Error as _, mem::ManuallyDrop, path::Path};
 
 /// Opens the library at `path`, checks its ABI and attaches its log.
 ///
 /// # Errors
-/// One sentence when the file is not a library, not a plugin, or built against another
-/// ABI.
-pub fn open(path: &Path, log_level: u8) -> Result<Plugin_Ref> {
+/// One sentence when the file is not a library, not a plugin, built against another ABI, or needs
+/// a library that is not there.
+pub fn open(path: &Path, log_level: u8) -> Result<Plugin_Ref, Failure> {
     let shown = path.display();
     // SAFETY: the library's initialisers run here. That is what loading a plugin means: the user
     // named this file, and CONTRIBUTING says that a plugin is trusted like the program itself.
-    let library = unsafe { libloading::Library::new(path) }
-        .or_error(ErrorKind::Data, || format!("cannot load `{shown}`"))?;
+    let library =
+        unsafe { libloading::Library::new(path) }.map_err(|error| refused(path, &error))?;
     // Never unloaded: see the top of this file.
     let library = ManuallyDrop::new(library);
     // SAFETY: a symbol of this name is abi_stable's `AbiHeaderRef` by that crate's convention; the
@@ -64,6 +64,49 @@ pub fn open(path: &Path, log_level: u8) -> Result<Plugin_Ref> {
     });
     tracing::info!(library = %shown, "loaded plugin library");
     Ok(module)
+}
+
+/// Why the system did not load the library at `path`.
+fn refused(path: &Path, error: &libloading::Error) -> Failure {
+    let shown = path.display();
+    let text = error
+        .source()
+        .map_or_else(|| error.to_string(), ToString::to_string);
+    let Some(missing) = missing_dependency(&text) else {
+        return Error::data(text)
+            .context(format!("cannot load `{shown}`"))
+            .into();
+    };
+    let Some(source) = nvidia(missing) else {
+        let message = format!("`{shown}` needs the library `{missing}`, which was not found");
+        return Error::data(message).into();
+    };
+    let message = format!(
+        "`{shown}` is built for CUDA and needs `{missing}` of {source}, which was not found"
+    );
+    Failure::from(Error::data(message)).hint(format!(
+        "install {source} (LD_LIBRARY_PATH names more folders to search), or compute on the \
+         processor: `device = \"cpu\"`, without this library"
+    ))
+}
+
+/// The library that another one depends on and that is missing, in the words of glibc.
+fn missing_dependency(text: &str) -> Option<&str> {
+    let (name, _) = text.split_once(": cannot open shared object file")?;
+    Some(name)
+}
+
+/// What of NVIDIA's a library belongs to.
+fn nvidia(library: &str) -> Option<&'static str> {
+    let name = library.split('.').next()?;
+    match name {
+        "libcuda" => Some("NVIDIA's driver"),
+        "libcudnn" => Some("NVIDIA's cuDNN"),
+        "libcudart" | "libcublas" | "libcublasLt" | "libcurand" | "libnvrtc" => {
+            Some("NVIDIA's CUDA toolkit")
+        }
+        _ => None,
+    }
 }
 
 /// Hands a library's event to the host's own `tracing`.

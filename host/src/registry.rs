@@ -12,6 +12,7 @@ use diffaug::{
 };
 use sha2::{Digest, Sha256};
 use std::{
+    env::consts::{DLL_EXTENSION, DLL_PREFIX, DLL_SUFFIX},
     fmt,
     path::{Path, PathBuf},
 };
@@ -168,8 +169,14 @@ fn listing<S: Kind>(offer: &Offer<S>) -> Listing<'_> {
 }
 
 impl Registry {
-    /// What is linked in, then every library of `folders`, then what the manifest wants.
-    pub fn new(folders: &[PathBuf], wanted: &[Wanted], log_level: u8) -> Result<Self> {
+    /// What is linked in, then every library of `folders`, then what the manifest wants, then what
+    /// `device` needs besides.
+    pub fn new(
+        folders: &[PathBuf],
+        wanted: &[Wanted],
+        device: &str,
+        log_level: u8,
+    ) -> Result<Self, Failure> {
         let mut registry = Registry::default();
         registry.take(None, &Origin::BuiltIn)?;
         for folder in folders {
@@ -181,10 +188,33 @@ impl Registry {
             let path = search(&want.path, folders)?;
             registry.load(&path, want.sha256.as_deref(), log_level)?;
         }
+        if backend(device) == Backend::Cuda {
+            registry.add_cuda(device, log_level)?;
+        }
         Ok(registry)
     }
 
-    fn load(&mut self, path: &Path, pinned: Option<&str>, log_level: u8) -> Result<()> {
+    /// Loads the plugins for CUDA from beside the program: linked in, they would keep it from
+    /// starting where there is no driver.
+    fn add_cuda(&mut self, device: &str, log_level: u8) -> Result<(), Failure> {
+        let path = cuda_library()?;
+        // A library of that name that was asked for is meant to be used in place of this one.
+        let named = self
+            .loaded
+            .iter()
+            .any(|l| l.file_name() == path.file_name());
+        let linked_in =
+            |l: &Listing<'_>| l.backend == Backend::Cuda && *l.origin == Origin::BuiltIn;
+        if !named && !self.list().iter().any(linked_in) && path.exists() {
+            self.load(&path, None, log_level)?;
+        }
+        if self.list().iter().any(|l| l.backend == Backend::Cuda) {
+            return Ok(());
+        }
+        Err(nothing_for_cuda(device, &path))
+    }
+
+    fn load(&mut self, path: &Path, pinned: Option<&str>, log_level: u8) -> Result<(), Failure> {
         let real = std::fs::canonicalize(path).or_error(ErrorKind::Data, || {
             format!("cannot open plugin library `{}`", path.display())
         })?;
@@ -193,7 +223,8 @@ impl Registry {
             return Err(Error::data(format!(
                 "`{}` has the sha256 {sha256}, but the manifest pins {pinned}: it is not loaded",
                 path.display()
-            )));
+            ))
+            .into());
         }
         if self.loaded.contains(&real) {
             return Ok(());
@@ -213,11 +244,7 @@ impl Registry {
     /// # Errors
     /// When there is none; the message says what there is.
     pub fn find<S: Kind>(&self, name: &str, device: &str) -> Result<&Offer<S>, Failure> {
-        let wanted = match device.split(':').next() {
-            Some("cuda") => Backend::Cuda,
-            Some("metal") => Backend::Metal,
-            _ => Backend::Cpu,
-        };
+        let wanted = backend(device);
         let table = S::offers(self);
         let matching = table.iter().filter(|o| o.entry.name.as_str() == name);
         matching
@@ -231,6 +258,8 @@ impl Registry {
             .map(|o| o.entry.name.as_str())
             .collect();
         names.sort_unstable();
+        // One name may be built for several devices.
+        names.dedup();
         let offered = match names.as_slice() {
             [] => "none is there; libraries are searched in --plugin-dir and DIFFAUG_PLUGIN_PATH"
                 .to_owned(),
@@ -267,6 +296,41 @@ impl<S: Kind> Offer<S> {
     }
 }
 
+/// What plugins have to be built for to compute on `device`.
+fn backend(device: &str) -> Backend {
+    match device.split(':').next() {
+        Some("cuda") => Backend::Cuda,
+        Some("metal") => Backend::Metal,
+        _ => Backend::Cpu,
+    }
+}
+
+/// Where the plugins for CUDA are looked for: beside the program.
+fn cuda_library() -> Result<PathBuf> {
+    let program = std::env::current_exe().and_then(std::fs::canonicalize);
+    let program = program.or_error(
+        ErrorKind::Internal,
+        || "cannot tell where this program lies",
+    )?;
+    let name = format!("{DLL_PREFIX}diffaug_cuda{DLL_SUFFIX}");
+    Ok(program.with_file_name(name))
+}
+
+fn nothing_for_cuda(device: &str, path: &Path) -> Failure {
+    let lacks = if path.exists() {
+        "offers none"
+    } else {
+        "does not exist"
+    };
+    let message = format!(
+        "device `{device}` needs plugins that are built for CUDA, but none is loaded and `{}` {lacks}",
+        path.display()
+    );
+    Failure::from(Error::config(message).at("device")).hint(
+        "the README, section CUDA, tells how to build that file; `device = \"cpu\"` does without it",
+    )
+}
+
 /// A kind as a noun with an article.
 fn title(kind: &str) -> &str {
     match kind {
@@ -301,7 +365,7 @@ fn libraries_in(folder: &Path) -> Result<Vec<PathBuf>> {
     for entry in std::fs::read_dir(folder).or_error(ErrorKind::Data, failed)? {
         let path = entry.or_error(ErrorKind::Data, failed)?.path();
         let extension = path.extension().and_then(|e| e.to_str());
-        if extension == Some(std::env::consts::DLL_EXTENSION) {
+        if extension == Some(DLL_EXTENSION) {
             found.push(path);
         }
     }

@@ -11,7 +11,7 @@ use diffaug_nn::{
     diffusion::{PerBlock, UNet, UNetConfig},
     layers::{BatchNorm, Conv2d, ConvTranspose2x2, Mode},
     ops::{self, Activation, Attention, Convolution, PackedLinear},
-    optim::AdamW,
+    optim::{Config, Optimizer},
     params::{Params, Scope},
     testing::random,
 };
@@ -238,12 +238,20 @@ fn train(numbers: &[usize]) -> Result<Case> {
     let targets = targets.to_dtype(DType::F32)?;
     let mut params = Params::new(&Device::Cpu, 0);
     let net = Small::new(params.root(), width)?;
-    let mut optimiser = AdamW::new(params.trainable(), 1e-2, 0.0)?;
+    let config = Config {
+        weight_decay: 1e-2,
+        ..Config::default()
+    };
+    let mut optimiser = Optimizer::new(params.trainable(), &config).map_err(wrap)?;
     Ok(Box::new(move || {
         let loss = ops::bce_with_logits(&net.forward(&x)?, &targets)?;
         optimiser.step(&loss.backward()?, 1e-3)?;
         Ok(())
     }))
+}
+
+fn wrap(error: diffaug::Error) -> candle_core::Error {
+    candle_core::Error::msg(error.to_string())
 }
 
 /// Twice convolution, batch normalisation and ReLU.

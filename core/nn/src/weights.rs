@@ -56,7 +56,7 @@ pub fn load(path: &Path, params: &Params) -> Result<()> {
 }
 
 /// Fills `params` with `tensors`.
-fn fill(tensors: &HashMap<String, Tensor>, params: &Params) -> Result<()> {
+pub(crate) fn fill(tensors: &HashMap<String, Tensor>, params: &Params) -> Result<()> {
     let shaped = |(name, var): (&str, &Var)| (name.to_owned(), var.dims().to_vec());
     compare(tensors, &params.all().map(shaped).collect::<Vec<_>>())?;
     for (name, var) in params.all() {

@@ -10,8 +10,8 @@ mod try_stage;
 use crate::{
     cli::{Cli, Command, Global, ManifestArgs, ManifestCommand, Train},
     failure::Failure,
-    manifest::{Document, Manifest, parse_value},
-    pipeline::Goal,
+    manifest::{Document, Library, Manifest, parse_value},
+    pipeline::{Goal, wire},
     registry::Registry,
     ui::Ui,
 };
@@ -60,14 +60,24 @@ fn open(
         overrides.push(format!("device={device}"));
     }
     let (manifest, document) = Manifest::read(&args.manifest, &overrides)?;
-    let registry = crate::pipeline::wire::registry(&global.plugin_dir, &manifest.libraries, ui)?;
+    let (libraries, device) = (&manifest.libraries, &manifest.device);
+    let registry = wire::registry(&global.plugin_dir, libraries, device, ui);
+    let registry = registry.map_err(|failure| match failure.error.field.as_str() {
+        "" => failure,
+        _ => document.place("", failure),
+    })?;
     Ok((manifest, document, registry))
 }
 
-/// Libraries named on the command line, as a manifest would name them.
-fn libraries(paths: &[PathBuf]) -> Vec<crate::manifest::Library> {
-    let paths = paths.iter().cloned();
-    paths.map(crate::manifest::Library::Path).collect()
+/// What there is without a manifest: as one would have it that names `libraries`.
+fn registry(libraries: &[PathBuf], global: &Global, ui: Ui) -> Result<Registry, Failure> {
+    let libraries: Vec<Library> = libraries.iter().cloned().map(Library::Path).collect();
+    wire::registry(&global.plugin_dir, &libraries, device(global), ui)
+}
+
+/// The device that was asked for on the command line.
+fn device(global: &Global) -> &str {
+    global.device.as_deref().unwrap_or("cpu")
 }
 
 /// `--set key=value` options of a single stage; dots make tables.

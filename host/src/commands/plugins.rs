@@ -20,8 +20,7 @@ pub fn plugins(
     global: &Global,
     ui: Ui,
 ) -> Result<(), Failure> {
-    let libraries = super::libraries(library);
-    let registry = crate::pipeline::wire::registry(&global.plugin_dir, &libraries, ui)?;
+    let registry = super::registry(library, global, ui)?;
     if let Some(kind) = kind
         && !KINDS.contains(&kind)
     {
@@ -104,11 +103,12 @@ fn backend(backend: Backend) -> &'static str {
 fn one(registry: &Registry, kind: &str, name: &str, ui: Ui) -> Result<(), Failure> {
     let all = registry.list();
     let Some(listing) = all.iter().find(|l| l.kind == kind && l.name == name) else {
-        let names: Vec<&str> = all
+        let mut names: Vec<&str> = all
             .iter()
             .filter(|l| l.kind == kind)
             .map(|l| l.name)
             .collect();
+        names.dedup();
         let offered = listed(names.iter().copied());
         let message = format!("no {kind} is called `{name}`; there are {offered}");
         let failure = Failure::from(Error::config(message));

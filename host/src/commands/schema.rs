@@ -20,7 +20,7 @@ const STAGES: [(&str, &str); 5] = [
 
 /// Prints the schema.
 pub fn schema(global: &Global, ui: Ui) -> Result<(), Failure> {
-    let registry = crate::pipeline::wire::registry(&global.plugin_dir, &[], ui)?;
+    let registry = super::registry(&[], global, ui)?;
     let schema = manifest_schema(&registry);
     let text = serde_json::to_string_pretty(&schema).map_err(diffaug::Error::internal)?;
     ui.result(|| text, &schema);
@@ -36,7 +36,10 @@ fn manifest_schema(registry: &Registry) -> Value {
         .into();
     let all = registry.list();
     for (at, kind) in STAGES {
-        let choices: Vec<Value> = all.iter().filter(|l| l.kind == kind).map(stage).collect();
+        let mut choices: Vec<&Listing<'_>> = all.iter().filter(|l| l.kind == kind).collect();
+        // Built for several devices it is still one choice, and takes the same options.
+        choices.dedup_by_key(|l| l.name);
+        let choices: Vec<Value> = choices.into_iter().map(stage).collect();
         if let Some(table) = schema.pointer_mut(at) {
             let description = table["description"].clone();
             *table = json!({ "description": description, "oneOf": choices });

@@ -87,18 +87,13 @@ fn build<S: Kind>(
     global: &Global,
 ) -> Result<S, Failure> {
     let context = Context {
-        device: global.device.as_deref().unwrap_or("cpu").into(),
+        device: super::device(global).into(),
         seed: common.seed,
         ..Context::default()
     };
     let offer = registry.find::<S>(name, &context.device)?;
     let options = super::options(&common.set)?;
     Ok(offer.build(&options, &context)?)
-}
-
-fn registry(common: &TryArgs, global: &Global, ui: Ui) -> Result<Registry, Failure> {
-    let libraries = super::libraries(&common.library);
-    crate::pipeline::wire::registry(&global.plugin_dir, &libraries, ui)
 }
 
 fn generate(
@@ -108,7 +103,7 @@ fn generate(
     global: &Global,
     ui: Ui,
 ) -> Result<Image, Failure> {
-    let registry = registry(common, global, ui)?;
+    let registry = super::registry(&common.library, global, ui)?;
     let generator: BoxGenerator = build(&registry, name, common, global)?;
     let bar = ui.bar(name);
     let jobs = [job];
@@ -130,7 +125,7 @@ fn segment(
     global: &Global,
     ui: Ui,
 ) -> Result<Mask, Failure> {
-    let registry = registry(common, global, ui)?;
+    let registry = super::registry(&common.library, global, ui)?;
     let segmenter: BoxSegmenter = build(&registry, name, common, global)?;
     let bar = ui.bar(name);
     let images = [image.view()];

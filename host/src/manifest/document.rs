@@ -261,6 +261,14 @@ impl Document {
         }
     }
 
+    /// [`Document::failure`] of a failure that has a hint of its own.
+    pub fn place(&self, prefix: &str, failure: Failure) -> Failure {
+        Failure {
+            hint: failure.hint,
+            ..self.failure(prefix, failure.error)
+        }
+    }
+
     /// The origin of `path` or of its nearest parent, and whether it is `path` itself.
     fn origin(&self, path: &str) -> Option<(bool, &Origin)> {
         let mut at = path;

@@ -22,8 +22,14 @@ pub struct Wire<'a> {
     pub manifest: &'a Manifest,
 }
 
-/// The registry of a command: what is linked in, plugin folders, the manifest's libraries.
-pub fn registry(folders: &[PathBuf], libraries: &[Library], ui: Ui) -> Result<Registry, Failure> {
+/// The registry of a command: what is linked in, plugin folders, the manifest's libraries, and what
+/// `device` needs besides.
+pub fn registry(
+    folders: &[PathBuf],
+    libraries: &[Library],
+    device: &str,
+    ui: Ui,
+) -> Result<Registry, Failure> {
     let mut all = folders.to_vec();
     if let Some(path) = std::env::var_os("DIFFAUG_PLUGIN_PATH") {
         all.extend(std::env::split_paths(&path).filter(|p| !p.as_os_str().is_empty()));
@@ -42,7 +48,7 @@ pub fn registry(folders: &[PathBuf], libraries: &[Library], ui: Ui) -> Result<Re
         })
         .collect();
     // The run folder's log wants `info` whatever the terminal shows.
-    Ok(Registry::new(&all, &wanted, ui.log_level().max(3))?)
+    Registry::new(&all, &wanted, device, ui.log_level().max(3))
 }
 
 impl Wire<'_> {
@@ -78,13 +84,7 @@ impl Wire<'_> {
         table: &StageTable,
     ) -> Result<&crate::registry::Offer<S>, Failure> {
         let found = self.registry.find::<S>(&table.name, &self.manifest.device);
-        found.map_err(|failure| {
-            let placed = self.document.failure(&format!("{at}.use"), failure.error);
-            Failure {
-                hint: failure.hint,
-                ..placed
-            }
-        })
+        found.map_err(|failure| self.document.place(&format!("{at}.use"), failure))
     }
 
     /// Draws an error of the stage of table `at` where it belongs. Only options have a place: a

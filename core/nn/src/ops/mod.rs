@@ -17,6 +17,8 @@ mod pool;
 mod resample;
 mod rows;
 mod separable;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 pub use activation::{Activation, geglu, gelu, gelu_tanh, silu};
