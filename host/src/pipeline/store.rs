@@ -217,7 +217,10 @@ fn sweep(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Names and SHA-256 of a file, or of all files below a folder in natural order.
+/// What holds times, in the folders that training leaves.
+const TIMES: [&str; 2] = ["log.jsonl", "tensorboard"];
+
+/// Names and SHA-256 of a file, or of all files below a folder in natural order, logs left out.
 pub fn fingerprint(path: &Path) -> Result<Value> {
     if path.is_file() {
         return Ok(json!(hash_file(path)?));
@@ -239,6 +242,9 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     let failed = || format!("cannot read `{}`", folder.display());
     for entry in fs::read_dir(folder).or_error(ErrorKind::Data, failed)? {
         let path = entry.or_error(ErrorKind::Data, failed)?.path();
+        if TIMES.iter().any(|name| path.ends_with(name)) {
+            continue;
+        }
         if path.is_dir() {
             collect(&path, files)?;
         } else {
