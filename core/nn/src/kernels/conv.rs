@@ -13,10 +13,14 @@ use super::{
 };
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
+use std::ops::Range;
 
-/// Values of the feature map that a task reads again for every block of outputs: they stay in the
-/// L2 cache.
-const CACHE: usize = 96 << 10;
+/// Values of the feature map that a task copies: of some inputs at a time they stay in the L2 cache.
+const CACHE: usize = 128 << 10;
+/// Weights of a block that are used at once: they stay in the L1 cache.
+const WEIGHTS: usize = 3 << 10;
+/// Sums of several blocks that are formed at once: they stay in the L2 cache.
+const SUMS: usize = 32 << 10;
 /// Pixels of a channel that a task computes at most before it hands them on: they stay in the L1
 /// cache.
 const BAND: usize = 768;
@@ -186,35 +190,91 @@ pub(crate) fn correlate<T: Stored>(
                 rows: rows.min(height - first),
             };
             let input = Input::read(geometry, strip, weights.inputs, &read);
-            let stride = strip.rows * geometry.row() + 64;
-            let mut scratch = buffer(weights.block * stride);
-            let size = weights.inputs * weights.taps * weights.block;
-            let mut wide = Vec::new();
-            if size_of::<T>() < size_of::<f32>() {
-                wide.resize(size, 0.0);
-            }
             let first_block = task % groups * blocks_of_task;
-            for (at, out) in out.chunks_mut(weights.block / unit).enumerate() {
-                let block = first_block + at;
-                let of_block = &weights.data[block * size..(block + 1) * size];
-                Arch::new().dispatch(Forward {
-                    x: &input.data,
-                    x_stride: input.stride,
-                    len: strip.rows * geometry.row() - geometry.pad,
-                    weights: T::widen(of_block, &mut wide),
-                    taps: &input.taps,
-                    out: &mut scratch,
-                    out_stride: stride,
-                });
+            let work = Work {
+                geometry,
+                strip,
+                input: &input,
+                weights,
+            };
+            work.run(first_block, &mut out, unit, &write);
+        });
+}
+
+/// What a task has to do.
+struct Work<'a, T> {
+    geometry: Geometry,
+    strip: Strip,
+    input: &'a Input,
+    weights: &'a Packed<T>,
+}
+
+impl<T: Stored> Work<'_, T> {
+    /// All blocks of outputs from `first` on, several at once: with the weights of some inputs in
+    /// the L1 cache, these inputs and what the blocks have been summed to in the L2 cache.
+    fn run(
+        &self,
+        first: usize,
+        out: &mut [&mut [f32]],
+        unit: usize,
+        write: impl Fn(&mut [&mut [f32]], &Band<'_>),
+    ) {
+        let Packed { block, inputs, .. } = *self.weights;
+        let stride = self.strip.rows * self.geometry.row() + 64;
+        let at_once = (SUMS / (block * stride)).max(1);
+        let inputs_at_once = (WEIGHTS / (self.weights.taps * block)).max(1);
+        let mut sums = buffer(at_once.min(out.len() * unit / block + 1) * block * stride);
+        let mut wide = Vec::new();
+        if size_of::<T>() < size_of::<f32>() {
+            wide.resize(inputs_at_once * self.weights.taps * block, 0.0);
+        }
+        for (group, out) in out.chunks_mut(at_once * block / unit).enumerate() {
+            let first = first + group * at_once;
+            let count = out.chunks(block / unit).len();
+            for from in (0..inputs).step_by(inputs_at_once) {
+                let part = from..inputs.min(from + inputs_at_once);
+                for (block, sums) in (first..first + count).zip(sums.chunks_mut(block * stride)) {
+                    self.add(block, part.clone(), (sums, stride), &mut wide);
+                }
+            }
+            let pieces = out
+                .chunks_mut(block / unit)
+                .zip(sums.chunks(block * stride));
+            for (block, (out, sums)) in (first..).zip(pieces) {
                 let band = Band {
-                    first: block * weights.block,
+                    first: block * self.weights.block,
                     stride,
-                    row: geometry.row(),
-                    data: &scratch,
+                    row: self.geometry.row(),
+                    data: sums,
                 };
                 write(out, &band);
             }
+        }
+    }
+
+    /// Adds the part of the inputs `part` to the sums of a block; the first part sets them.
+    fn add(
+        &self,
+        block: usize,
+        part: Range<usize>,
+        (out, out_stride): (&mut [f32], usize),
+        wide: &mut [f32],
+    ) {
+        let Packed { inputs, taps, .. } = *self.weights;
+        let per_input = taps * self.weights.block;
+        let from = (block * inputs + part.start) * per_input;
+        let weights = &self.weights.data[from..from + part.len() * per_input];
+        Arch::new().dispatch(Forward {
+            x: &self.input.data[part.start * self.input.stride..],
+            x_stride: self.input.stride,
+            len: self.strip.rows * self.geometry.row() - self.geometry.pad,
+            weights: T::widen(weights, wide),
+            taps: &self.input.taps,
+            out,
+            out_stride,
+            add: part.start > 0,
         });
+    }
 }
 
 /// What a strip of rows is computed from: a run of pixels for each channel, with zeros around.
@@ -273,6 +333,8 @@ struct Forward<'a> {
     taps: &'a [usize],
     out: &'a mut [f32],
     out_stride: usize,
+    /// Whether `out` holds the sums over other inputs.
+    add: bool,
 }
 
 impl WithSimd for Forward<'_> {
@@ -332,7 +394,12 @@ impl Forward<'_> {
         for (m, sums) in sums.iter().enumerate() {
             let start = m * self.out_stride + at;
             let out = S::as_mut_simd_f32s(&mut self.out[start..start + V * lanes]).0;
-            out.copy_from_slice(sums);
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = match self.add {
+                    true => simd.add_f32s(*out, *sum),
+                    false => *sum,
+                };
+            }
         }
     }
 }
