@@ -3,8 +3,8 @@
 //!
 //! A task copies a band of rows of all input channels next to each other, with zeros around, and
 //! passes all output channels over them. A tile keeps a block of output channels times a few
-//! vectors of pixels in registers and walks over input channels and taps. Every sum is formed in an order that the shapes alone decide, so
-//! results do not depend on the number of threads.
+//! vectors of pixels in registers and walks over input channels and taps. Every sum is formed in an
+//! order that the shapes alone decide, so results do not depend on the number of threads.
 
 use super::{
     buffer,
@@ -65,7 +65,14 @@ impl<T: Stored> Packed<T> {
         taps: usize,
         at: impl Fn(usize, usize, usize) -> f32 + Sync,
     ) -> Self {
-        let block = block();
+        Packed::in_blocks(block(), [outputs, inputs, taps], at)
+    }
+
+    fn in_blocks(
+        block: usize,
+        [outputs, inputs, taps]: [usize; 3],
+        at: impl Fn(usize, usize, usize) -> f32 + Sync,
+    ) -> Self {
         let mut data = vec![T::of(0.0); outputs.div_ceil(block) * inputs * taps * block];
         data.par_chunks_mut(inputs * taps * block)
             .enumerate()
@@ -265,6 +272,7 @@ impl<T: Stored> Work<'_, T> {
         let from = (block * inputs + part.start) * per_input;
         let weights = &self.weights.data[from..from + part.len() * per_input];
         Arch::new().dispatch(Forward {
+            block: self.weights.block,
             x: &self.input.data[part.start * self.input.stride..],
             x_stride: self.input.stride,
             len: self.strip.rows * self.geometry.row() - self.geometry.pad,
@@ -324,8 +332,19 @@ impl Input {
     }
 }
 
+/// Whether tiles hold 8 channels, not 4: a constant but in tests, which run both on any processor.
+#[inline(always)]
+fn tall<S: Simd>(block: usize) -> bool {
+    if cfg!(test) {
+        block == 8
+    } else {
+        S::REGISTER_COUNT >= 32
+    }
+}
+
 /// The forward sum of one block of channels over one run of pixels.
 struct Forward<'a> {
+    block: usize,
     x: &'a [f32],
     x_stride: usize,
     len: usize,
@@ -342,7 +361,7 @@ impl WithSimd for Forward<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        if S::REGISTER_COUNT >= 32 {
+        if tall::<S>(self.block) {
             self.run::<S, 8>(simd);
         } else {
             self.run::<S, 4>(simd);
@@ -407,10 +426,14 @@ impl Forward<'_> {
 /// The gradient of the weights: for every output of `dy`, input of `x` and tap, the sum over all
 /// pixels of `dy` times the pixel of `x` that the tap saw. Shape `[output][input][tap]`.
 pub(crate) fn weight_gradient(x: &Planes, dy: &Planes) -> Vec<f32> {
+    weight_gradient_in_blocks(block(), x, dy)
+}
+
+fn weight_gradient_in_blocks(block: usize, x: &Planes, dy: &Planes) -> Vec<f32> {
     let geometry = x.geometry();
     debug_assert_eq!(geometry, dy.geometry());
     let (inputs, outputs, taps) = (x.channels(), dy.channels(), geometry.taps());
-    let (block, span) = (block(), geometry.span());
+    let span = geometry.span();
     let chunk = CHUNK / block;
     let input_groups = inputs.div_ceil(SIDE);
     let groups = outputs.div_ceil(SIDE) * input_groups;
@@ -433,6 +456,7 @@ pub(crate) fn weight_gradient(x: &Planes, dy: &Planes) -> Vec<f32> {
                 let blocks = blocks_of(group).zip(sums.chunks_exact_mut(of_block));
                 for (first_output, sums) in blocks {
                     Arch::new().dispatch(Backward {
+                        block,
                         x,
                         dy,
                         first_input,
@@ -467,6 +491,7 @@ pub(crate) fn weight_gradient(x: &Planes, dy: &Planes) -> Vec<f32> {
 
 /// The weight gradient of one block of outputs and some inputs over one chunk of pixels.
 struct Backward<'a> {
+    block: usize,
     x: &'a Planes,
     dy: &'a Planes,
     first_input: usize,
@@ -483,7 +508,7 @@ impl WithSimd for Backward<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        if S::REGISTER_COUNT >= 32 {
+        if tall::<S>(self.block) {
             self.run::<S, 8>(simd);
         } else {
             self.run::<S, 4>(simd);
@@ -586,5 +611,58 @@ pub(crate) fn write_phases(out: &mut [&mut [f32]], band: &Band<'_>, width: usize
                 to[1] = right + shift;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(count: usize) -> Vec<f32> {
+        let value = |i: usize| ((i * 37 + 11) % 101) as f32 / 50.0 - 1.0;
+        (0..count).map(value).collect()
+    }
+
+    fn assert_close(ours: &[f32], theirs: &[f32]) {
+        assert_eq!(ours.len(), theirs.len());
+        for (at, (a, b)) in ours.iter().zip(theirs).enumerate() {
+            assert!((a - b).abs() <= 1e-4 * (1.0 + b.abs()), "{at}: {a}, {b}");
+        }
+    }
+
+    /// More inputs than are summed at once, more outputs than a block, more than one band.
+    #[test]
+    fn tiles_of_both_heights_give_the_same() {
+        let geometry = Geometry {
+            batch: 2,
+            height: 21,
+            width: 47,
+            pad: 1,
+        };
+        let (inputs, outputs, taps) = (90, 19, 9);
+        let (x, w) = (
+            values(2 * inputs * 21 * 47),
+            values(outputs * inputs * taps),
+        );
+        let run = |block: usize| {
+            let packed = Packed::<f32>::in_blocks(block, [outputs, inputs, taps], |o, i, t| {
+                w[(o * inputs + i) * taps + t]
+            });
+            let read = |image: usize, channel: usize, y: usize, row: &mut [f32]| {
+                let start = ((image * inputs + channel) * 21 + y) * 47;
+                row.copy_from_slice(&x[start..start + 47]);
+            };
+            let mut out = vec![0.0; 2 * outputs * 21 * 47];
+            correlate(geometry, &packed, read, (&mut out, 1), |out, band| {
+                write_rows(out, band, 47, &[]);
+            });
+            let planes = Planes::new(&x, inputs, geometry);
+            let dy = Planes::new(&out, outputs, geometry);
+            let gradient = weight_gradient_in_blocks(block, &planes, &dy);
+            (out, gradient)
+        };
+        let (low, tall) = (run(4), run(8));
+        assert_close(&tall.0, &low.0);
+        assert_close(&tall.1, &low.1);
     }
 }
