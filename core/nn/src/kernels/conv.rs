@@ -625,8 +625,9 @@ mod tests {
 
     fn assert_close(ours: &[f32], theirs: &[f32]) {
         assert_eq!(ours.len(), theirs.len());
+        let largest = theirs.iter().fold(0.0f32, |a, v| a.max(v.abs()));
         for (at, (a, b)) in ours.iter().zip(theirs).enumerate() {
-            assert!((a - b).abs() <= 1e-4 * (1.0 + b.abs()), "{at}: {a}, {b}");
+            assert!((a - b).abs() <= 1e-5 * largest, "{at}: {a}, {b}");
         }
     }
 
