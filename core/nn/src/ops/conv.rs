@@ -3,9 +3,10 @@
 use super::{fused, like};
 use crate::kernels::{
     buffer, channel_sums,
-    conv::{Packed, correlate, weight_gradient, write_phases, write_rows},
+    conv::{Packed, correlate, write_phases, write_rows},
+    conv_weights::weight_gradient,
     matrix::Stored,
-    planes::{Geometry, Planes, read_phase},
+    strips::{Geometry, Maps},
     values,
     windows::Windows,
     with_values,
@@ -118,7 +119,8 @@ impl Conv {
             return Ok(pointwise(x.1, weight.1)?.correlate(x.0, weight.0, bias));
         }
         let packed = Conv::pack::<f32>(weight.0, weight.1)?;
-        Ok(convolve(x.0, geometry(x.1, side / 2)?, &packed, bias))
+        let maps = Maps::new(x.0, packed.inputs());
+        Ok(convolve(maps, geometry(x.1, side / 2)?, &packed, bias))
     }
 
     fn pack<T: Stored>(weight: &[f32], shape: &Shape) -> Result<Packed<T>> {
@@ -148,12 +150,14 @@ impl Conv {
                     },
                 ))
             })?;
-            like(convolve(dy, geometry, &packed, &[]), x)
+            like(convolve(Maps::new(dy, outputs), geometry, &packed, &[]), x)
         });
         let dw = weight.track_op().then(|| {
-            let x = with_values(x, |x| Ok(Planes::new(x, inputs, geometry)))?;
-            let dy = Planes::new(dy, outputs, geometry);
-            like(weight_gradient(&x, &dy), weight)
+            let dw = with_values(x, |x| {
+                let (x, dy) = (Maps::new(x, inputs), Maps::new(dy, outputs));
+                Ok(weight_gradient(geometry, x, dy))
+            })?;
+            like(dw, weight)
         });
         Ok([dx.transpose()?, dw.transpose()?])
     }
@@ -187,23 +191,9 @@ impl Windows {
 
 /// `x` holds as many channels as `weights` takes.
 fn convolve<T: Stored>(
-    x: &[f32],
+    x: Maps<'_>,
     geometry: Geometry,
     weights: &Packed<T>,
-    bias: &[f32],
-) -> Vec<f32> {
-    let Geometry { height, width, .. } = geometry;
-    let read = |image: usize, channel: usize, y: usize, row: &mut [f32]| {
-        let start = ((image * weights.inputs() + channel) * height + y) * width;
-        row.copy_from_slice(&x[start..start + width]);
-    };
-    convolve_rows(geometry, weights, read, bias)
-}
-
-fn convolve_rows<T: Stored>(
-    geometry: Geometry,
-    weights: &Packed<T>,
-    read: impl Fn(usize, usize, usize, &mut [f32]) + Sync,
     bias: &[f32],
 ) -> Vec<f32> {
     let Geometry {
@@ -213,7 +203,7 @@ fn convolve_rows<T: Stored>(
         ..
     } = geometry;
     let mut out = buffer(batch * weights.outputs() * height * width);
-    correlate(geometry, weights, read, (&mut out, 1), |out, band| {
+    correlate(geometry, x, weights, (&mut out, 1), |out, band| {
         write_rows(out, band, width, bias);
     });
     out
@@ -393,7 +383,8 @@ impl<T: Stored> CustomOp1 for Frozen<T> {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (batch, _, height, width) = layout.shape().dims4()?;
         let geometry = geometry(layout.shape(), self.pad)?;
-        let y = convolve(values(x, layout)?, geometry, &self.weight, &self.bias);
+        let x = Maps::new(values(x, layout)?, self.weight.inputs());
+        let y = convolve(x, geometry, &self.weight, &self.bias);
         let shape = Shape::from((batch, self.weight.outputs(), height, width));
         Ok((CpuStorage::F32(y), shape))
     }
@@ -401,7 +392,10 @@ impl<T: Stored> CustomOp1 for Frozen<T> {
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let geometry = geometry(x.shape(), self.pad)?;
         let turned = self.weight.turned();
-        let dx = with_values(dy, |dy| Ok(convolve(dy, geometry, &turned, &[])))?;
+        let dx = with_values(dy, |dy| {
+            let dy = Maps::new(dy, turned.inputs());
+            Ok(convolve(dy, geometry, &turned, &[]))
+        })?;
         Ok(Some(like(dx, x)?))
     }
 }
@@ -436,12 +430,9 @@ impl CustomOp3 for ConvTranspose {
             width,
             ..
         } = geometry;
-        let read = |image: usize, channel: usize, y: usize, row: &mut [f32]| {
-            let start = ((image * inputs + channel) * height + y) * width;
-            row.copy_from_slice(&x[start..start + width]);
-        };
         let mut out = buffer(batch * outputs * 4 * height * width);
-        correlate(geometry, &packed, read, (&mut out, 4), |out, band| {
+        let x = Maps::new(x, inputs);
+        correlate(geometry, x, &packed, (&mut out, 4), |out, band| {
             write_phases(out, band, width, bias);
         });
         let shape = Shape::from((batch, outputs, 2 * height, 2 * width));
@@ -468,17 +459,18 @@ impl CustomOp3 for ConvTranspose {
                 ))
             })?;
             let dx = with_values(dy, |dy| {
-                let read = |image: usize, phase: usize, y: usize, row: &mut [f32]| {
-                    read_phase(dy, outputs, geometry, [image, phase, y], row);
-                };
-                Ok(convolve_rows(geometry, &packed, read, &[]))
+                Ok(convolve(Maps::phases(dy, outputs), geometry, &packed, &[]))
             })?;
             like(dx, x)
         });
-        let phases = with_values(dy, |dy| Ok(Planes::phases(dy, outputs, geometry)))?;
-        let planes = with_values(x, |x| Ok(Planes::new(x, inputs, geometry)))?;
+        let dw = with_values(dy, |dy| {
+            let phases = Maps::phases(dy, outputs);
+            with_values(x, |x| {
+                Ok(weight_gradient(geometry, phases, Maps::new(x, inputs)))
+            })
+        })?;
         // With the roles exchanged the result is [input][output][phase], as the weights are.
-        let dw = like(weight_gradient(&phases, &planes), weight)?;
+        let dw = like(dw, weight)?;
         Ok((dx.transpose()?, Some(dw), Some(bias_gradient(bias, dy)?)))
     }
 }
