@@ -22,6 +22,7 @@ pub enum Mode {
 #[derive(Clone, Debug)]
 pub struct Linear {
     map: Map,
+    adapter: Option<Adapter>,
 }
 
 #[derive(Clone, Debug)]
@@ -44,7 +45,8 @@ impl Linear {
             true => Map::Packed(PackedLinear::new(&weight, bias.as_ref())?),
             false => Map::Plain(weight, bias),
         };
-        Ok(Linear { map })
+        let adapter = Adapter::new(&mut scope, &[inputs], &[outputs])?;
+        Ok(Linear { map, adapter })
     }
 
     /// `[.., inputs]` to `[.., outputs]`.
@@ -52,13 +54,56 @@ impl Linear {
     /// # Errors
     /// When `x` does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.map {
+        let y = match &self.map {
             Map::Plain(weight, bias) => {
                 let bias = bias.as_ref().map(|bias| like(bias, x)).transpose()?;
                 ops::linear(x, &like(weight, x)?, bias.as_ref())
             }
             Map::Packed(packed) => packed.forward(x),
+        }?;
+        match &self.adapter {
+            None => Ok(y),
+            Some(adapter) => adapter.add(y, |down, up| {
+                let inner = ops::linear(x, &like(down, x)?, None)?;
+                ops::linear(&inner, &like(up, x)?, None)
+            }),
         }
+    }
+}
+
+/// What is trained beside a layer that stays as it is: `lora_A`, which narrows the input, and
+/// `lora_B`, which widens the result and begins with zeros (names of PEFT).
+#[derive(Clone, Debug)]
+struct Adapter {
+    down: Tensor,
+    up: Tensor,
+    scale: f64,
+}
+
+impl Adapter {
+    /// For a layer with that many inputs and outputs, each with the size of its window if it has
+    /// one; `None` if the layer is to have none.
+    fn new(scope: &mut Scope<'_>, inputs: &[usize], outputs: &[usize]) -> Result<Option<Self>> {
+        let Some(adapters) = scope.adapters() else {
+            return Ok(None);
+        };
+        let bound = 1.0 / (inputs.iter().product::<usize>() as f32).sqrt();
+        let down = [&[adapters.rank], inputs].concat();
+        let up = [&outputs[..1], &[adapters.rank], &outputs[1..]].concat();
+        Ok(Some(Adapter {
+            down: scope.child("lora_A").trained("weight", &down, bound)?,
+            up: scope.child("lora_B").trained("weight", &up, 0.0)?,
+            scale: adapters.scale(),
+        }))
+    }
+
+    /// Adds the change that `run` makes of `down` and `up` to `y`.
+    fn add(
+        &self,
+        y: Tensor,
+        run: impl FnOnce(&Tensor, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        y + (run(&self.down, &self.up)? * self.scale)?
     }
 }
 
@@ -67,6 +112,7 @@ impl Linear {
 pub struct Conv2d {
     kernel: Kernel,
     spec: Convolution,
+    adapter: Option<Adapter>,
 }
 
 #[derive(Clone, Debug)]
@@ -108,6 +154,10 @@ impl Conv2d {
         if groups == 0 || inputs % groups != 0 || outputs % groups != 0 {
             bail!("{groups} groups do not divide {inputs} and {outputs} channels");
         }
+        let adapter = match groups {
+            1 => Adapter::new(&mut scope, &[inputs, k, l], &[outputs, 1, 1])?,
+            _ => None,
+        };
         let inputs = inputs / groups;
         // Kaiming's uniform distribution with a = sqrt(5) comes down to this bound.
         let bound = 1.0 / ((inputs * k * l) as f32).sqrt();
@@ -124,7 +174,11 @@ impl Conv2d {
             let wide = bias.map(|bias| bias.to_dtype(DType::F32)).transpose()?;
             Kernel::Plain(weight.to_dtype(DType::F32)?, wide)
         };
-        Ok(Conv2d { kernel, spec })
+        Ok(Conv2d {
+            kernel,
+            spec,
+            adapter,
+        })
     }
 
     /// `[batch, inputs, height, width]` to `[batch, outputs, places, places]`.
@@ -132,12 +186,19 @@ impl Conv2d {
     /// # Errors
     /// When `x` does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.kernel {
+        let y = match &self.kernel {
             Kernel::Plain(weight, bias) => {
                 let bias = bias.as_ref().map(|bias| like(bias, x)).transpose()?;
                 self.spec.forward(x, &like(weight, x)?, bias.as_ref())
             }
             Kernel::Packed(packed) => packed.forward(x),
+        }?;
+        match &self.adapter {
+            None => Ok(y),
+            Some(adapter) => adapter.add(y, |down, up| {
+                let inner = self.spec.forward(x, &like(down, x)?, None)?;
+                ops::conv2d(&inner, &like(up, x)?, None)
+            }),
         }
     }
 }
@@ -341,7 +402,10 @@ fn follow(running: &Var, batch: &Tensor) -> Result<()> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::{params::Params, testing};
+    use crate::{
+        params::{Adapters, Params},
+        testing,
+    };
     use candle_core::Device;
 
     #[test]
@@ -375,6 +439,70 @@ mod tests {
         let once = norm.running_mean.to_vec1::<f32>().unwrap();
         recompute::backward(&loss).unwrap();
         assert_eq!(norm.running_mean.to_vec1::<f32>().unwrap(), once);
+    }
+
+    #[test]
+    fn an_adapter_begins_as_nothing_and_is_all_that_is_trained() {
+        let tensor = |name: &str, shape: &[usize]| (name.to_owned(), testing::random(name, shape));
+        let given = [
+            tensor("map.weight", &[4, 3]),
+            tensor("conv.weight", &[3, 2, 3, 3]),
+        ];
+        let adapters = Adapters {
+            rank: 2,
+            alpha: 3.0,
+            targets: vec!["map".to_owned(), "conv".to_owned()],
+        };
+        let build = |params: &mut Params| {
+            let conv = Conv2d::new(params.root().child("conv"), 2, 3, 3, false).unwrap();
+            (
+                conv,
+                Linear::new(params.root().child("map"), 3, 4, false).unwrap(),
+            )
+        };
+        let run = |(conv, map): &(Conv2d, Linear), x: &Tensor| {
+            let y = conv.forward(x).unwrap().mean(3).unwrap();
+            map.forward(&y.transpose(1, 2).unwrap().contiguous().unwrap())
+        };
+        let x = testing::random("x", &[2, 2, 5, 4]);
+        let mut plain = Params::frozen(&Device::Cpu, given.clone().into());
+        let expected = run(&build(&mut plain), &x).unwrap();
+        let mut params = Params::frozen(&Device::Cpu, given.clone().into());
+        params = params.with_adapters(adapters, 1);
+        let layers = build(&mut params);
+        testing::close(&run(&layers, &x).unwrap(), &expected, 0.0);
+
+        let names: Vec<&str> = params.trainable().map(|(name, _)| name).collect();
+        let expected = [
+            "conv.lora_A.weight",
+            "conv.lora_B.weight",
+            "map.lora_A.weight",
+            "map.lora_B.weight",
+        ];
+        assert_eq!(names, expected);
+        // Once `up` is no longer zero, everything has a gradient, and the change is the product.
+        let vars: std::collections::HashMap<&str, &Var> = params.trainable().collect();
+        for name in ["conv.lora_B.weight", "map.lora_B.weight"] {
+            vars[name]
+                .set(&testing::random(name, vars[name].dims()))
+                .unwrap();
+        }
+        let y = run(&layers, &x).unwrap();
+        let grads = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        testing::assert_all_trained(params.trainable(), &grads);
+        let fused = given.map(|(name, base)| {
+            let layer = name.trim_end_matches(".weight");
+            let find = |end: &str| vars[format!("{layer}.{end}.weight").as_str()].as_tensor();
+            let (down, up) = (
+                find("lora_A").flatten_from(1),
+                find("lora_B").flatten_from(1),
+            );
+            let change = up.unwrap().matmul(&down.unwrap()).unwrap();
+            let change = (change.reshape(base.shape()).unwrap() * 1.5).unwrap();
+            (name, (base + change).unwrap())
+        });
+        let mut fused = Params::frozen(&Device::Cpu, fused.into());
+        testing::close(&run(&build(&mut fused), &x).unwrap(), &y, 1e-5);
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod diffusion;
 pub mod fit;
 mod kernels;
 pub mod layers;
+pub mod noise;
 pub mod ops;
 pub mod optim;
 pub mod params;

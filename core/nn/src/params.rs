@@ -17,6 +17,33 @@ pub struct Params {
     trainable: BTreeMap<String, Var>,
     buffers: BTreeMap<String, Var>,
     frozen: Option<HashMap<String, Tensor>>,
+    adapters: Option<Adapters>,
+}
+
+/// Pairs of small matrices beside the weights of layers that stay as they are (LoRA, Hu et al.,
+/// 2021): a layer's result changes by `alpha / rank * up(down(x))`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Adapters {
+    /// Values between `down` and `up`.
+    pub rank: usize,
+    /// Scale times rank.
+    pub alpha: f64,
+    /// The layers that get one: those whose names are one of these or end in a dot and one of these.
+    pub targets: Vec<String>,
+}
+
+impl Adapters {
+    /// What the change is multiplied by.
+    pub fn scale(&self) -> f64 {
+        self.alpha / self.rank as f64
+    }
+
+    fn fits(&self, path: &str) -> bool {
+        self.targets.iter().any(|target| {
+            let before = path.strip_suffix(target.as_str());
+            before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
+        })
+    }
 }
 
 impl Params {
@@ -49,7 +76,15 @@ impl Params {
             trainable: BTreeMap::new(),
             buffers: BTreeMap::new(),
             frozen: None,
+            adapters: None,
         }
+    }
+
+    /// The same with adapters beside the layers that are built from now on: these are what is
+    /// trained of frozen parameters.
+    pub fn with_adapters(mut self, adapters: Adapters, seed: u64) -> Self {
+        (self.adapters, self.seed) = (Some(adapters), seed);
+        self
     }
 
     /// Where layers put their parameters.
@@ -124,6 +159,12 @@ impl Scope<'_> {
         }
     }
 
+    /// The adapters, if the layer at this place is to have one.
+    pub fn adapters(&self) -> Option<Adapters> {
+        let adapters = self.params.adapters.as_ref();
+        adapters.filter(|a| a.fits(&self.prefix)).cloned()
+    }
+
     fn path(&self, name: &str) -> String {
         match self.prefix.as_str() {
             "" => name.to_owned(),
@@ -137,9 +178,19 @@ impl Scope<'_> {
     /// When the device has no room for it, or the given one is missing or misshapen.
     pub fn uniform(&mut self, name: &str, shape: &[usize], bound: f32) -> Result<Tensor> {
         let path = self.path(name);
-        if let Some(given) = self.take(&path, shape)? {
-            return Ok(given);
+        match self.take(&path, shape)? {
+            Some(given) => Ok(given),
+            None => self.trained(name, shape, bound),
         }
+    }
+
+    /// A trainable tensor, also where all others are given and stay as they are; values drawn
+    /// evenly from `-bound..bound`.
+    ///
+    /// # Errors
+    /// When the device has no room for it.
+    pub fn trained(&mut self, name: &str, shape: &[usize], bound: f32) -> Result<Tensor> {
+        let path = self.path(name);
         let mut rng = rng::stream(
             rng::derive(self.params.seed, "weights", &path),
             "uniform",
@@ -215,6 +266,32 @@ mod tests {
             "{misfit}"
         );
         assert_eq!(params.left_over(), ["z"]);
+    }
+
+    #[test]
+    fn adapters_go_where_they_are_wanted() {
+        let adapters = Adapters {
+            rank: 2,
+            alpha: 4.0,
+            targets: vec!["to_out.0".to_owned(), "conv_in".to_owned()],
+        };
+        assert_eq!(adapters.scale(), 2.0);
+        for (path, fits) in [
+            ("a.to_out.0", true),
+            ("conv_in", true),
+            ("auto_out.0", false),
+            ("conv_in.x", false),
+        ] {
+            assert_eq!(adapters.fits(path), fits, "{path}");
+        }
+        let mut params = Params::frozen(&Device::Cpu, HashMap::new()).with_adapters(adapters, 1);
+        let mut root = params.root();
+        assert!(root.child("other").adapters().is_none());
+        let mut place = root.child("conv_in");
+        assert!(place.adapters().is_some());
+        place.trained("lora_A.weight", &[2, 3], 0.5).unwrap();
+        let names: Vec<&str> = params.trainable().map(|(name, _)| name).collect();
+        assert_eq!(names, ["conv_in.lora_A.weight"]);
     }
 
     #[test]

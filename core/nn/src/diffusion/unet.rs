@@ -10,6 +10,7 @@ use crate::{
     layers::{Conv2d, GroupNorm},
     ops::{self, Activation},
     params::Scope,
+    recompute,
 };
 use candle_core::{DType, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
@@ -226,14 +227,22 @@ pub struct UNet {
     time: TimestepEmbedding,
     added: Option<(TimestepEmbedding, usize)>,
     down: Vec<Down>,
-    middle: (ResnetBlock, Option<Transformer>, ResnetBlock),
+    middle: (Stage, ResnetBlock),
     up: Vec<Up>,
     norm_out: GroupNorm,
     conv_out: Conv2d,
     first: usize,
+    checkpointing: bool,
 }
 
 impl UNet {
+    /// The same network, of whose blocks nothing is kept for the backward pass: each is computed
+    /// again there ([`recompute::checkpointed`]).
+    pub fn checkpointing(mut self, on: bool) -> Self {
+        self.checkpointing = on;
+        self
+    }
+
     /// # Errors
     /// When `config` contradicts itself or asks for what this network does not have, the device
     /// has no room for it, or a given tensor does not fit.
@@ -317,25 +326,16 @@ impl UNet {
             norm_out: GroupNorm::new(scope.child("conv_norm_out"), groups, first, epsilon)?,
             conv_out: Conv2d::new(scope.child("conv_out"), first, config.out_channels, 3, true)?,
             first,
+            checkpointing: false,
         })
     }
 
-    fn middle(
-        mut scope: Scope<'_>,
-        config: &UNetConfig,
-    ) -> Result<(ResnetBlock, Option<Transformer>, ResnetBlock)> {
+    fn middle(mut scope: Scope<'_>, config: &UNetConfig) -> Result<(Stage, ResnetBlock)> {
         let last = config.block_out_channels.len() - 1;
         let channels = [config.block_out_channels[last]; 2];
         let level = config.level(last, "cross", ["plain", "cross"])?;
-        let transformer = level
-            .transformer
-            .map(|config| Transformer::new(scope.child("attentions.0"), &config));
-        let transformer = transformer.transpose()?;
-        Ok((
-            level.resnet(scope.child("resnets.0"), channels)?,
-            transformer,
-            level.resnet(scope.child("resnets.1"), channels)?,
-        ))
+        let before = level.stage(&mut scope, 0, channels)?;
+        Ok((before, level.resnet(scope.child("resnets.1"), channels)?))
     }
 
     /// What the network makes of the noisy `x` `[batch, in_channels, height, width]` at the
@@ -356,7 +356,7 @@ impl UNet {
         let mut skips = vec![x.clone()];
         for block in &self.down {
             for stage in &block.stages {
-                x = stage.forward(&x, &time, context)?;
+                x = self.run(stage, &x, &time, context)?;
                 skips.push(x.clone());
             }
             if let Some(downsample) = &block.downsample {
@@ -364,18 +364,15 @@ impl UNet {
                 skips.push(x.clone());
             }
         }
-        let (before, transformer, after) = &self.middle;
-        x = before.forward(&x, Some(&time))?;
-        if let Some(transformer) = transformer {
-            x = transformer.forward(&x, context)?;
-        }
+        let (before, after) = &self.middle;
+        x = self.run(before, &x, &time, context)?;
         x = after.forward(&x, Some(&time))?;
         for block in &self.up {
             for stage in &block.stages {
                 let Some(skip) = skips.pop() else {
                     bail!("the way up is longer than the way down");
                 };
-                x = stage.forward(&Tensor::cat(&[&x, &skip], 1)?, &time, context)?;
+                x = self.run(stage, &Tensor::cat(&[&x, &skip], 1)?, &time, context)?;
             }
             if let (Some(upsample), Some(next)) = (&block.upsample, skips.last()) {
                 let (_, _, height, width) = next.dims4()?;
@@ -384,6 +381,17 @@ impl UNet {
         }
         let x = self.norm_out.forward(&x, Some(Activation::Silu))?;
         self.conv_out.forward(&x)
+    }
+
+    /// A block, with or without its inner results kept.
+    fn run(&self, stage: &Stage, x: &Tensor, time: &Tensor, context: &Tensor) -> Result<Tensor> {
+        if !self.checkpointing {
+            return stage.forward(x, time, context);
+        }
+        let stage = stage.clone();
+        recompute::checkpointed(&[x, time, context], move |inputs| {
+            stage.forward(&inputs[0], &inputs[1], &inputs[2])
+        })
     }
 
     /// The embedding of the timestep and of what was added, `[batch, 4 * channels]`.
@@ -451,6 +459,26 @@ mod tests {
             close(grads.get(vars[&name[5..]]).unwrap(), expected, 1e-4);
         }
         crate::testing::assert_all_trained(params.trainable(), &grads);
+    }
+
+    #[test]
+    fn computing_blocks_again_changes_nothing() {
+        let (config, weights, rest) = fixture();
+        let grads = |on: bool| {
+            let mut params = Params::new(&Device::Cpu, 0);
+            let net = UNet::new(params.root(), &config).unwrap().checkpointing(on);
+            weights::fill(&weights, &params).unwrap();
+            let y = run(&net, &rest["in.x"], &rest);
+            let loss = (y * &rest["in.dy"]).unwrap().sum_all().unwrap();
+            let grads = recompute::backward(&loss).unwrap();
+            let vars = params.trainable();
+            let grads = vars.map(|(name, var)| (name.to_owned(), grads.get(var).unwrap().clone()));
+            grads.collect::<HashMap<String, Tensor>>()
+        };
+        let (kept, again) = (grads(false), grads(true));
+        for (name, grad) in &kept {
+            close(&again[name], grad, 1e-6);
+        }
     }
 
     #[test]

@@ -43,7 +43,7 @@ impl Plan {
         Plan {
             samples,
             steps_per_epoch,
-            total: steps_per_epoch * settings.epochs,
+            total: settings.steps.unwrap_or(steps_per_epoch * settings.epochs),
             accumulate,
             seed: settings.seed,
         }

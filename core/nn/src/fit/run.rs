@@ -252,9 +252,8 @@ impl<'a, 'r, L: Learner> Run<'a, 'r, L> {
         let epoch = step / self.plan.steps_per_epoch;
         // In the midst of an epoch, or closed before the run was stopped, the two are equal.
         let closes = epoch as usize != self.state.history.len();
-        let by_epoch = closes
-            && (step >= self.plan.total
-                || epoch.is_multiple_of(self.settings.evaluate_every.max(1)));
+        let by_epoch = step >= self.plan.total
+            || closes && epoch.is_multiple_of(self.settings.evaluate_every.max(1));
         let every = self.settings.evaluate_steps;
         let by_step = every > 0 && step.is_multiple_of(every);
         // What the schedule makes of the score is for the next step.
@@ -268,7 +267,8 @@ impl<'a, 'r, L: Learner> Run<'a, 'r, L> {
         }
         let every = self.settings.checkpoint_every;
         let due = every > 0 && step > 0 && step.is_multiple_of(every);
-        if closes || score.is_some() || due && self.saved != Some(step) {
+        let by_epoch = closes && self.settings.steps.is_none();
+        if by_epoch || score.is_some() || due && self.saved != Some(step) {
             self.checkpoint()?;
         }
         Ok(())

@@ -13,6 +13,10 @@ use serde::{Deserialize, Serialize};
 pub struct Settings {
     /// Passes over the training samples.
     pub epochs: u64,
+    /// Steps after which training ends, in place of `epochs`. Then no checkpoint is made merely
+    /// because an epoch is over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
     /// Samples that are computed on at once, at most: an epoch is cut into parts of equal size,
     /// give or take one.
     pub batch: usize,
@@ -79,6 +83,7 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             epochs: 1,
+            steps: None,
             batch: 1,
             learning_rate: 1e-3,
             weight_decay: 0.0,
@@ -120,6 +125,7 @@ impl Settings {
         };
         let counts = [
             ("epochs", self.epochs),
+            ("steps", self.steps.unwrap_or(1)),
             ("batch", self.batch as u64),
             ("accumulate", self.accumulate as u64),
             ("evaluate_every", self.evaluate_every),

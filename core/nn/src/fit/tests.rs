@@ -326,6 +326,38 @@ fn with_everything_on_it_ends_with_the_same_bytes_killed_at_any_step() {
     }
 }
 
+#[test]
+fn a_run_of_so_many_steps_ends_amid_an_epoch_and_with_the_same_bytes() {
+    // Two and a third epochs of three steps.
+    let limited = Settings {
+        steps: Some(7),
+        evaluate_every: u64::MAX,
+        evaluate_steps: 4,
+        checkpoint_every: 3,
+        ..settings()
+    };
+    let whole = tempfile::tempdir().unwrap();
+    let expected = train(&Line::new(), &limited, whole.path(), &Silent).unwrap();
+    assert_eq!(expected.steps, 7);
+    let scored: Vec<u64> = log(whole.path())
+        .iter()
+        .filter(|line| line.score.is_some())
+        .map(|line| line.step)
+        .collect();
+    assert_eq!(scored, [4, 7]);
+    for at in 1..=7 {
+        let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let copy = other.path().join("copy");
+        let watch = Watch {
+            copy: Some((at, folder.path().to_owned(), copy.clone())),
+            ..Watch::default()
+        };
+        train(&Line::new(), &limited, folder.path(), &watch).unwrap();
+        train(&Line::new(), &limited, &copy, &Silent).unwrap();
+        assert_eq!(files(whole.path()), files(&copy), "killed at {at}");
+    }
+}
+
 /// Dies at a step, without a chance to close anything.
 struct Dies(u64);
 

@@ -1,0 +1,151 @@
+//! The stage: jobs in, images out.
+
+use crate::{
+    loader::{self, Model},
+    options::{Options, Window},
+    picture::{self, Layout, Plan},
+    pipeline::{Scene, Style},
+    training::Fit,
+};
+use candle_core::Device;
+use diffaug::{Context, prelude::*};
+use diffaug_nn::device;
+use std::{collections::BTreeMap, path::Path};
+
+/// Paints by Stable Diffusion.
+pub struct SdxlInpaint {
+    options: Options,
+    device: Device,
+    seed: u64,
+    model: Option<Model>,
+}
+
+impl FromConfig for SdxlInpaint {
+    type Config = Options;
+
+    fn validate(options: &Options) -> Result<()> {
+        options.check()
+    }
+
+    fn from_config(options: Options, context: &Context) -> Result<Self> {
+        let device = device::open(&context.device)?;
+        let seed = options.train.seed.unwrap_or(context.seed);
+        let open = |weights: &String| loader::load(weights, &options, &device);
+        let model = options.weights.as_ref().map(open).transpose()?;
+        Ok(SdxlInpaint {
+            options,
+            device,
+            seed,
+            model,
+        })
+    }
+}
+
+impl SdxlInpaint {
+    fn style(&self) -> Style {
+        let options = &self.options;
+        Style {
+            steps: options.steps,
+            guidance: options.guidance,
+            rescale: options.guidance_rescale,
+            strength: options.strength,
+            original: options.original_size,
+            crop: options.crop_top_left,
+            target: options.target_size,
+            noise: options.rng,
+        }
+    }
+
+    fn layout(&self, model: &Model) -> Layout {
+        let options = &self.options;
+        let window = options.window.or(model.own.window);
+        let window = window.unwrap_or(options.window());
+        let own = model.own.resolution.or(model.side);
+        Layout {
+            window,
+            margin: options.margin.or(model.own.margin).unwrap_or(options.margin()),
+            resolution: match window {
+                Window::Full => options.resolution,
+                Window::Mask => options.resolution.or(own),
+            },
+            multiple: model.pipeline.vae.factor() as u32,
+        }
+    }
+
+    fn paint(
+        &self,
+        model: &Model,
+        jobs: &[(usize, &Job<'_>, Plan)],
+        mut step: impl FnMut(usize, usize) -> Result<()>,
+    ) -> Result<Vec<(usize, Image)>> {
+        let scenes = jobs.iter().map(|(_, job, plan)| {
+            Ok(Scene {
+                pixels: picture::pixels(job.image, plan, &self.device)?,
+                hole: picture::hole(job.mask, plan, &self.device)?,
+                prompt: job.prompt.as_str(),
+                negative: job.negative.as_str(),
+                seed: job.seed,
+            })
+        });
+        let scenes = scenes.collect::<Result<Vec<_>>>()?;
+        let painted = model.pipeline.paint(&scenes, &self.style(), &mut step)?;
+        let (composite, feather) = (self.options.composite, self.options.feather);
+        let pairs = jobs.iter().zip(&painted);
+        pairs
+            .map(|((index, job, plan), painted)| {
+                let image = picture::put_back(job, plan, painted, composite, feather)?;
+                Ok((*index, image))
+            })
+            .collect()
+    }
+}
+
+impl Generator for SdxlInpaint {
+    fn generate(&self, jobs: RSlice<'_, Job<'_>>, reporter: &Reporter<'_>) -> Result<RVec<Image>> {
+        let Some(model) = &self.model else {
+            return Err(Error::model(
+                "the generator `sdxl-inpaint` has no weights: train it (`train.init = \"scratch\"` needs no other model) or set `weights`",
+            )
+            .at("weights"));
+        };
+        let layout = self.layout(model);
+        // What is painted at once has one size.
+        let mut sizes: BTreeMap<(u32, u32), Vec<(usize, &Job<'_>, Plan)>> = BTreeMap::new();
+        for (index, job) in jobs.iter().enumerate() {
+            let plan = picture::plan(job, &layout)?;
+            sizes.entry(plan.frame.whole).or_default().push((index, job, plan));
+        }
+        let batches = sizes.values().flat_map(|jobs| jobs.chunks(self.options.batch));
+        let batches: Vec<_> = batches.collect();
+        let mut painted = Vec::with_capacity(jobs.len());
+        for (done, batch) in batches.iter().enumerate() {
+            painted.extend(self.paint(model, batch, |step, steps| {
+                let (done, total) = (done * steps + step, batches.len() * steps);
+                reporter.step(done as u64, total as u64, "")
+            })?);
+        }
+        painted.sort_by_key(|(index, _)| *index);
+        Ok(painted.into_iter().map(|(_, image)| image).collect())
+    }
+
+    fn fit(
+        &self,
+        train: &BoxDataset,
+        validation: &BoxDataset,
+        prompts: &BoxPromptBank,
+        out: RStr<'_>,
+        reporter: &Reporter<'_>,
+    ) -> Result<FitReport> {
+        let fit = Fit {
+            options: &self.options,
+            device: &self.device,
+            seed: self.seed,
+            train,
+            validation,
+            bank: prompts,
+            out: Path::new(out.as_str()),
+            reporter,
+        };
+        fit.run()
+    }
+}

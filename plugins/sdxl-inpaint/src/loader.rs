@@ -1,0 +1,316 @@
+//! From what `weights` names to a model that can paint.
+
+use crate::{
+    autoencoder::{Autoencoder, Kind},
+    checkpoint::{self, Checkpoint, Component},
+    hub,
+    lora::{LoraFile, Loras, Part},
+    options::{Options, Window},
+    pipeline::Pipeline,
+    text::{ClipText, TextEncoder, TextEncoders, Tokenizer},
+    training::BASE,
+};
+use candle_core::{DType, Device};
+use diffaug::{Error, ErrorKind, Result, ResultExt};
+use diffaug_nn::{
+    diffusion::{
+        Autoencoder as Full, AutoencoderConfig, TinyAutoencoder, UNet, UNetConfig,
+        scheduler::SchedulerConfig,
+    },
+    params::Params,
+    weights::{Cast, Source},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// The tiny autoencoder's name in options, and where it is to be had.
+const TINY: (&str, &str) = ("taesdxl", "madebyollin/taesdxl");
+/// The file of an adapter that was trained here.
+pub const ADAPTER: &str = "pytorch_lora_weights.safetensors";
+/// How a model that was trained here wants to be used.
+pub const OWN: &str = "diffaug.json";
+
+/// A model and how it wants to be used.
+pub struct Model {
+    /// The model.
+    pub pipeline: Pipeline,
+    /// What it was trained for, if that was here.
+    pub own: Own,
+    /// The side of the pictures that its configuration speaks of.
+    pub side: Option<u32>,
+}
+
+/// How a model that was trained here wants to be used.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub struct Own {
+    /// What it sees.
+    #[serde(default)]
+    pub window: Option<Window>,
+    /// The margin of its windows.
+    #[serde(default)]
+    pub margin: Option<f64>,
+    /// Their size.
+    #[serde(default)]
+    pub resolution: Option<u32>,
+}
+
+/// What a name in `weights` or `base` stands for.
+pub struct Found {
+    /// The model on disk.
+    pub checkpoint: Checkpoint,
+    /// Adapters to be added: those that were trained here, then those of the options.
+    pub loras: Vec<LoraFile>,
+    /// How it wants to be used.
+    pub own: Own,
+}
+
+/// What an adapter that was trained here says of the model that it belongs to.
+#[derive(Deserialize)]
+struct Base {
+    base: String,
+    #[serde(default)]
+    variant: Option<String>,
+}
+
+/// Finds the model that `weights` names, from the hub if need be.
+///
+/// # Errors
+/// Naming what is missing or of another kind; the errors are about the option `field`.
+pub fn find(weights: &str, field: &str, options: &Options) -> Result<Found> {
+    let find = || -> Result<Found> {
+        let path = hub::resolve(weights, options.variant.as_deref())?;
+        let mut loras = Vec::new();
+        let mut own = Own::default();
+        if path.join(OWN).is_file() {
+            own = parse(checkpoint::read_json(&path.join(OWN))?, OWN)?;
+        }
+        let (mut path, mut variant) = (path, options.variant.clone());
+        if path.join(BASE).is_file() {
+            let base: Base = parse(checkpoint::read_json(&path.join(BASE))?, BASE)?;
+            loras.push(LoraFile {
+                path: path.join(ADAPTER),
+                scale: 1.0,
+            });
+            variant = variant.or(base.variant);
+            path = hub::resolve(&base.base, variant.as_deref())?;
+        }
+        loras.extend(options.lora.iter().cloned());
+        let checkpoint = Checkpoint::open(
+            &path,
+            &checkpoint::Options {
+                variant,
+                tokenizer: options.tokenizer.clone(),
+            },
+        )?;
+        Ok(Found {
+            checkpoint,
+            loras,
+            own,
+        })
+    };
+    find().map_err(|error| match error.field.is_empty() {
+        true => error.at(field),
+        false => error,
+    })
+}
+
+/// Loads the model that `weights` names.
+///
+/// # Errors
+/// Naming what is missing, broken or does not fit.
+pub fn load(weights: &str, options: &Options, device: &Device) -> Result<Model> {
+    let Found {
+        checkpoint,
+        loras,
+        own,
+    } = find(weights, "weights", options)?;
+    let mut loras = Loras::open(&loras).map_err(|error| error.at("lora"))?;
+    let dtype = options.dtype.dtype();
+    let scheduler = options.scheduler(scheduler(&checkpoint)?);
+    // Says now what a sampler would say with the first picture.
+    diffaug_nn::diffusion::scheduler::Sampler::new(&scheduler, options.steps)
+        .map_err(|error| error.at("scheduler"))?;
+    let text = text(&checkpoint, &mut loras, dtype, device)?;
+    let config = unet_config(&checkpoint)?;
+    let unet = {
+        let source = checkpoint.unet.source()?;
+        let source = loras.fuse(source, Part::Unet, None)?;
+        let source: Box<dyn Source> = Box::new(Cast::new(source, dtype));
+        build("unet", device, source, |params| {
+            UNet::new(params.root(), &config)
+        })?
+    };
+    loras.finish().map_err(|error| error.at("lora"))?;
+    let vae = autoencoder(&checkpoint, options, device)?;
+    check(&config, &vae, &text)?;
+    let side = checkpoint.unet.config["sample_size"].as_u64();
+    let side = side.map(|side| side as u32 * vae.factor() as u32);
+    let pipeline = Pipeline {
+        text,
+        unet,
+        channels: config.in_channels,
+        added: config.addition_embed_type.is_some(),
+        force_zeros: checkpoint.force_zeros_for_empty_prompt,
+        scheduler,
+        device: device.clone(),
+        dtype: computing(dtype, device),
+        vae,
+    };
+    Ok(Model {
+        pipeline,
+        own,
+        side,
+    })
+}
+
+/// The type of activations: on a processor f32, whatever the weights are.
+fn computing(dtype: DType, device: &Device) -> DType {
+    match device.is_cpu() {
+        true => DType::F32,
+        false => dtype,
+    }
+}
+
+/// The sampler that the model names.
+///
+/// # Errors
+/// When its configuration cannot be read.
+pub fn scheduler(checkpoint: &Checkpoint) -> Result<SchedulerConfig> {
+    SchedulerConfig::parse(&checkpoint.scheduler.to_string())
+}
+
+/// The denoising network's configuration.
+///
+/// # Errors
+/// When it takes another number of channels than a pipeline can give it.
+pub fn unet_config(checkpoint: &Checkpoint) -> Result<UNetConfig> {
+    let config = checkpoint.unet.unet_config()?;
+    let (inputs, latent) = (config.in_channels, config.out_channels);
+    if inputs != latent && inputs != 2 * latent + 1 {
+        return Err(Error::unsupported(format!(
+            "the UNet takes {inputs} channels, expected {} (inpainting) or {latent}",
+            2 * latent + 1
+        )));
+    }
+    Ok(config)
+}
+
+/// The text encoders, with what `loras` change.
+///
+/// # Errors
+/// Naming what is missing or does not fit.
+pub fn text(
+    checkpoint: &Checkpoint,
+    loras: &mut Loras,
+    dtype: DType,
+    device: &Device,
+) -> Result<TextEncoders> {
+    let mut encoder = |component: &Component, tokenizer: &Path, part: Part| {
+        let config = parse(component.config.clone(), part.name())?;
+        let source = loras.fuse(component.source()?, part, None)?;
+        let source: Box<dyn Source> = Box::new(Cast::new(source, dtype));
+        let clip = build(part.name(), device, source, |params| {
+            ClipText::new(params.root(), &config)
+        })?;
+        TextEncoder::new(Tokenizer::open(tokenizer)?, clip)
+    };
+    let first = encoder(&checkpoint.text_encoder, &checkpoint.tokenizer, Part::TextEncoder)?;
+    let second = match (&checkpoint.text_encoder_2, &checkpoint.tokenizer_2) {
+        (Some(component), Some(tokenizer)) => {
+            Some(encoder(component, tokenizer, Part::TextEncoder2)?)
+        }
+        _ => None,
+    };
+    TextEncoders::new(first, second)
+}
+
+/// The autoencoder: the model's own, or what the options name.
+///
+/// # Errors
+/// Naming what is missing or does not fit.
+pub fn autoencoder(
+    checkpoint: &Checkpoint,
+    options: &Options,
+    device: &Device,
+) -> Result<Autoencoder> {
+    let Some(name) = &options.vae else {
+        return full(&checkpoint.vae, options, device);
+    };
+    let other = || -> Result<Autoencoder> {
+        let name = if name == TINY.0 { TINY.1 } else { name };
+        let folder = hub::resolve_autoencoder(name)?;
+        if is_tiny(&folder)? {
+            let tiny = TinyAutoencoder::open(&folder, device)?;
+            return Autoencoder::new(Kind::Tiny(tiny), DType::F32, device);
+        }
+        let component = Component::autoencoder(&folder, options.variant.as_deref())?;
+        full(&component, options, device)
+    };
+    other().map_err(|error| error.at("vae"))
+}
+
+/// Whether a folder holds a tiny autoencoder, in its author's layout or that of diffusers.
+fn is_tiny(folder: &Path) -> Result<bool> {
+    let config = folder.join("config.json");
+    if !config.is_file() {
+        return Ok(true);
+    }
+    Ok(checkpoint::read_json(&config)?["_class_name"] == "AutoencoderTiny")
+}
+
+fn full(component: &Component, options: &Options, device: &Device) -> Result<Autoencoder> {
+    let config: AutoencoderConfig = parse(component.config.clone(), "vae")?;
+    // Some overflow in f16; on a processor all is f32 anyway.
+    let dtype = match config.force_upcast || device.is_cpu() {
+        true => DType::F32,
+        false => options.dtype.dtype(),
+    };
+    let source: Box<dyn Source> = Box::new(Cast::new(component.source()?, dtype));
+    let net = build("vae", device, source, |params| {
+        Full::new(params.root(), &config)
+    })?;
+    Autoencoder::new(Kind::Full(Box::new(net)), dtype, device)
+}
+
+/// Builds a network of all that `source` has.
+fn build<T>(
+    name: &str,
+    device: &Device,
+    source: Box<dyn Source>,
+    make: impl FnOnce(&mut Params) -> candle_core::Result<T>,
+) -> Result<T> {
+    let misfit = || format!("the weights of `{name}` do not fit its configuration");
+    let mut params = Params::from_source(device, source);
+    let net = make(&mut params).or_error(ErrorKind::Model, misfit)?;
+    match params.left_over().first() {
+        None => Ok(net),
+        Some(left) => Err(Error::model(format!("tensor `{left}` is no part of it")).context(misfit())),
+    }
+}
+
+/// Checks that the parts of a model fit each other.
+fn check(config: &UNetConfig, vae: &Autoencoder, text: &TextEncoders) -> Result<()> {
+    let width: usize = text.encoders().map(|e| e.clip().config().hidden_size).sum();
+    let pairs = [
+        ("latents of the autoencoder", vae.channels(), "`out_channels`", config.out_channels),
+        ("tokens of the text encoders", width, "`cross_attention_dim`", config.cross_attention_dim),
+    ];
+    match pairs.into_iter().find(|(_, ours, _, wanted)| ours != wanted) {
+        None => Ok(()),
+        Some((what, ours, field, wanted)) => Err(Error::model(format!(
+            "{what} have {ours} channels, but {field} of the UNet is {wanted}"
+        ))),
+    }
+}
+
+fn parse<T: DeserializeOwned>(value: Value, name: &str) -> Result<T> {
+    serde_json::from_value(value).or_error(ErrorKind::Model, || {
+        format!("the configuration of `{name}` cannot be used")
+    })
+}
+
+/// Where the files of a model that is used as a base lie, for copies.
+pub fn folder(weights: &str, options: &Options) -> Result<PathBuf> {
+    hub::resolve(weights, options.variant.as_deref())
+}

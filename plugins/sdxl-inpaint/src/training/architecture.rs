@@ -1,0 +1,218 @@
+//! The networks of a model that is trained from nothing, as diffusers writes them down.
+
+use crate::options::{refuse, within};
+use diffaug::Result;
+use diffaug_nn::diffusion::{
+    AutoencoderConfig, PerBlock, UNetConfig,
+    scheduler::{SamplerName, SchedulerConfig},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// The sizes of an autoencoder, a text encoder and a denoising network.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Architecture {
+    /// Channels of the autoencoder at each resolution; every one but the first halves the sides.
+    pub autoencoder: Vec<usize>,
+    /// Residual blocks of the autoencoder at each resolution.
+    pub autoencoder_layers: usize,
+    /// Whether the autoencoder's lowest resolution has attention.
+    pub autoencoder_attention: bool,
+    /// Channels of a latent.
+    pub latent: usize,
+    /// Channels of the denoising network at each resolution; all but the first attend to the text.
+    pub unet: Vec<usize>,
+    /// Residual blocks of the denoising network at each resolution.
+    pub unet_layers: usize,
+    /// Transformer blocks behind each of them.
+    pub transformers: usize,
+    /// Channels of an attention head.
+    pub head: usize,
+    /// Width of a token of the text.
+    pub text: usize,
+    /// Layers of the text encoder.
+    pub text_layers: usize,
+    /// Tokens of a text, its beginning and end included; what is longer is cut.
+    pub tokens: usize,
+}
+
+impl Default for Architecture {
+    fn default() -> Self {
+        Architecture {
+            autoencoder: vec![32, 64, 96],
+            autoencoder_layers: 1,
+            autoencoder_attention: false,
+            latent: 4,
+            unet: vec![64, 128, 192],
+            unet_layers: 2,
+            transformers: 1,
+            head: 32,
+            text: 64,
+            text_layers: 2,
+            tokens: 32,
+        }
+    }
+}
+
+/// Groups of normalisations: the most, up to 32, that divide all of `channels` into at least four
+/// channels each.
+fn groups(channels: &[usize]) -> usize {
+    let fits = |groups: &usize| channels.iter().all(|c| c.is_multiple_of(*groups) && c / groups >= 4);
+    [32, 16, 8, 4, 2].into_iter().find(fits).unwrap_or(1)
+}
+
+impl Architecture {
+    /// Checks that the sizes fit each other.
+    ///
+    /// # Errors
+    /// Naming the one that does not.
+    pub fn check(&self) -> Result<()> {
+        for (name, channels) in [("autoencoder", &self.autoencoder), ("unet", &self.unet)] {
+            let field = format!("train.architecture.{name}");
+            if channels.is_empty() || channels.len() > 6 || channels.contains(&0) {
+                let shown = format!("{channels:?}");
+                return refuse(&field, shown, "one to six numbers above 0");
+            }
+        }
+        for (name, value) in [
+            ("autoencoder_layers", self.autoencoder_layers),
+            ("latent", self.latent),
+            ("unet_layers", self.unet_layers),
+            ("transformers", self.transformers),
+            ("text", self.text),
+            ("text_layers", self.text_layers),
+        ] {
+            within(&format!("train.architecture.{name}"), value, 1..=4096)?;
+        }
+        within("train.architecture.tokens", self.tokens, 8..=1024)?;
+        let field = "train.architecture.head";
+        let uneven = self.unet[1..].iter().chain([&self.text]);
+        match uneven.into_iter().find(|width| self.head == 0 || !width.is_multiple_of(self.head)) {
+            Some(width) => refuse(field, self.head, &format!("a divisor of {width}")),
+            None => Ok(()),
+        }
+    }
+
+    /// The autoencoder's configuration; latents are scaled by its own last layer, so that its
+    /// scaling factor is 1.
+    pub fn autoencoder(&self, side: usize) -> AutoencoderConfig {
+        let levels = self.autoencoder.len();
+        AutoencoderConfig {
+            down_block_types: vec!["DownEncoderBlock2D".to_owned(); levels],
+            up_block_types: vec!["UpDecoderBlock2D".to_owned(); levels],
+            block_out_channels: self.autoencoder.clone(),
+            layers_per_block: self.autoencoder_layers,
+            latent_channels: self.latent,
+            norm_num_groups: groups(&self.autoencoder),
+            sample_size: diffaug_nn::diffusion::SampleSize::Square(side),
+            scaling_factor: 1.0,
+            force_upcast: false,
+            mid_block_add_attention: self.autoencoder_attention,
+            ..AutoencoderConfig::default()
+        }
+    }
+
+    /// The denoising network's configuration.
+    pub fn unet(&self) -> UNetConfig {
+        let kind = |i: usize, way: &str| match i {
+            0 => format!("{way}Block2D"),
+            _ => format!("CrossAttn{way}Block2D"),
+        };
+        let levels = self.unet.len();
+        UNetConfig {
+            in_channels: 2 * self.latent + 1,
+            out_channels: self.latent,
+            block_out_channels: self.unet.clone(),
+            down_block_types: (0..levels).map(|i| kind(i, "Down")).collect(),
+            up_block_types: (0..levels).rev().map(|i| kind(i, "Up")).collect(),
+            layers_per_block: self.unet_layers,
+            transformer_layers_per_block: PerBlock::All(self.transformers),
+            attention_head_dim: PerBlock::Each(
+                self.unet.iter().map(|channels| (channels / self.head).max(1)).collect(),
+            ),
+            cross_attention_dim: self.text,
+            use_linear_projection: true,
+            norm_num_groups: groups(&self.unet),
+            ..UNetConfig::default()
+        }
+    }
+
+    /// The text encoder's configuration, in the words of transformers, for a vocabulary of that
+    /// size, whose last two ids are those of beginning and end.
+    pub fn text(&self, vocabulary: usize) -> Value {
+        json!({
+            "architectures": ["CLIPTextModel"],
+            "model_type": "clip_text_model",
+            "vocab_size": vocabulary,
+            "hidden_size": self.text,
+            "intermediate_size": 4 * self.text,
+            "num_hidden_layers": self.text_layers,
+            "num_attention_heads": self.text / self.head,
+            "max_position_embeddings": self.tokens,
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+            "projection_dim": self.text,
+            "bos_token_id": vocabulary - 2,
+            "eos_token_id": vocabulary - 1,
+            "pad_token_id": vocabulary - 1,
+            "torch_dtype": "float32",
+        })
+    }
+
+    /// The noise: of Stable Diffusion, with a last step that is nothing else (Lin et al., 2023),
+    /// and a network that predicts velocities, as it needs.
+    pub fn scheduler() -> SchedulerConfig {
+        SchedulerConfig {
+            beta_start: Some(0.00085),
+            beta_end: Some(0.012),
+            beta_schedule: Some("scaled_linear".to_owned()),
+            prediction_type: Some("v_prediction".to_owned()),
+            timestep_spacing: Some("trailing".to_owned()),
+            rescale_betas_zero_snr: Some(true),
+            clip_sample: Some(false),
+            num_train_timesteps: Some(1000),
+            ..SchedulerConfig::new(SamplerName::Ddim)
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+    use diffaug_nn::{
+        diffusion::{Autoencoder, UNet},
+        params::Params,
+    };
+
+    #[test]
+    fn the_default_networks_can_be_built() {
+        let architecture = Architecture::default();
+        architecture.check().unwrap();
+        let mut params = Params::new(&Device::Cpu, 0);
+        let mut root = params.root();
+        UNet::new(root.child("unet"), &architecture.unet()).unwrap();
+        let unet = params.count();
+        assert!((8_000_000..16_000_000).contains(&unet), "{unet}");
+        let config = architecture.autoencoder(64);
+        assert_eq!(config.downsampling(), 4);
+        Autoencoder::new(params.root().child("vae"), &config).unwrap();
+        let vae = params.count() - unet;
+        assert!((500_000..2_500_000).contains(&vae), "{vae}");
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_are_named() {
+        let field = |change: fn(&mut Architecture)| {
+            let mut architecture = Architecture::default();
+            change(&mut architecture);
+            architecture.check().unwrap_err().field.to_string()
+        };
+        assert_eq!(field(|a| a.unet = vec![]), "train.architecture.unet");
+        assert_eq!(field(|a| a.head = 48), "train.architecture.head");
+        assert_eq!(field(|a| a.tokens = 1), "train.architecture.tokens");
+    }
+}
