@@ -1,10 +1,11 @@
 //! The parameters of a model: named, ordered, and with initial values that depend on the seed and
 //! each tensor's own name alone, so that neither order of construction nor device changes them.
 //!
-//! A model that only answers is built from [`Params::frozen`]: each layer takes its tensors out of
-//! what was loaded and keeps them in the form that it computes with fastest.
+//! A model that only answers is built from [`Params::from_source`]: each layer takes its tensors out
+//! of the file, one at a time, and keeps them in the form that it computes with fastest.
 
-use candle_core::{DType, Device, Result, Tensor, Var, bail};
+use crate::weights::Source;
+use candle_core::{DType, Device, Error, Result, Tensor, Var, bail};
 use diffaug::rng;
 use rand::RngExt;
 use std::collections::{BTreeMap, HashMap};
@@ -16,7 +17,7 @@ pub struct Params {
     seed: u64,
     trainable: BTreeMap<String, Var>,
     buffers: BTreeMap<String, Var>,
-    frozen: Option<HashMap<String, Tensor>>,
+    frozen: Option<Box<dyn Source>>,
     adapters: Option<Adapters>,
 }
 
@@ -47,25 +48,23 @@ impl Adapters {
 }
 
 impl Params {
+    /// [`Params::from_source`] for tensors that are in memory.
+    pub fn frozen(device: &Device, tensors: HashMap<String, Tensor>) -> Self {
+        Params::from_source(device, tensors)
+    }
+
     /// Parameters that are given and stay as they are, in their own types. On a processor layers
     /// pack f32, bf16 and f16 weights and compute in f32; elsewhere they compute in that type.
-    pub fn frozen(device: &Device, tensors: HashMap<String, Tensor>) -> Self {
+    pub fn from_source(device: &Device, source: impl Source + 'static) -> Self {
         Params {
-            frozen: Some(tensors),
+            frozen: Some(Box::new(source)),
             ..Params::new(device, 0)
         }
     }
 
-    /// The names of given tensors that no layer has taken.
-    pub fn left_over(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = self
-            .frozen
-            .iter()
-            .flatten()
-            .map(|(n, _)| n.as_str())
-            .collect();
-        names.sort_unstable();
-        names
+    /// The names of given tensors that no layer has taken, sorted.
+    pub fn left_over(&self) -> Vec<String> {
+        self.frozen.iter().flat_map(|given| given.names()).collect()
     }
 
     /// No parameters yet.
@@ -144,18 +143,17 @@ impl Scope<'_> {
 
     /// Takes a given tensor; `None` where parameters are made.
     fn take(&mut self, path: &str, shape: &[usize]) -> Result<Option<Tensor>> {
-        let Some(tensors) = &mut self.params.frozen else {
+        let Some(source) = &mut self.params.frozen else {
             return Ok(None);
         };
-        match tensors.remove(path) {
-            Some(tensor) if tensor.dims() == shape => {
-                Ok(Some(tensor.to_device(&self.params.device)?))
+        match source.shape(path) {
+            Some(given) if given != shape => {
+                bail!("tensor `{path}` has shape {given:?}, expected {shape:?}")
             }
-            Some(tensor) => bail!(
-                "tensor `{path}` has shape {:?}, expected {shape:?}",
-                tensor.dims()
-            ),
-            None => bail!("tensor `{path}` is missing (its shape is {shape:?})"),
+            _ => match source.take(path).map_err(Error::msg)? {
+                Some(tensor) => Ok(Some(tensor.to_device(&self.params.device)?)),
+                None => bail!("tensor `{path}` is missing (its shape is {shape:?})"),
+            },
         }
     }
 
@@ -265,7 +263,7 @@ mod tests {
             misfit.contains("`a.y` has shape [2], expected [5]"),
             "{misfit}"
         );
-        assert_eq!(params.left_over(), ["z"]);
+        assert_eq!(params.left_over(), ["a.y", "z"]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! checkpoints load as they are and what is trained here loads there.
 
 mod embedding;
+pub mod original;
 mod resnet;
 mod transformer;
 mod unet;
