@@ -1,8 +1,10 @@
 //! The networks of latent diffusion models, with the tensor names of diffusers, so that its
-//! checkpoints load as they are and what is trained here loads there.
+//! checkpoints load as they are and what is trained here loads there; and the noise they are
+//! trained with and sampled from.
 
 mod embedding;
 mod resnet;
+pub mod scheduler;
 mod transformer;
 mod unet;
 
