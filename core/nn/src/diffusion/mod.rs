@@ -1,9 +1,11 @@
 //! The networks of latent diffusion models, with the tensor names of diffusers, so that its
-//! checkpoints load as they are and what is trained here loads there.
+//! checkpoints load as they are and what is trained here loads there; and the noise they are
+//! trained with and sampled from.
 
 mod embedding;
 pub mod original;
 mod resnet;
+pub mod scheduler;
 mod transformer;
 mod unet;
 

@@ -1,0 +1,113 @@
+//! Denoising diffusion implicit models (Song et al., 2021, eq. 12 and 16).
+
+use super::{
+    config::{SchedulerConfig, out_of_range},
+    grid::Grid,
+    sampler::{Step, combine},
+    schedule::{Level, Prediction},
+};
+use candle_core::{Result, Tensor};
+use diffaug::Error;
+
+#[derive(Clone, Debug)]
+pub(super) struct Ddim {
+    prediction: Prediction,
+    /// ᾱ before and after each step.
+    alpha_bars: Vec<[f64; 2]>,
+    clip: Option<f64>,
+    eta: f64,
+}
+
+impl Ddim {
+    pub(super) fn new(
+        config: &SchedulerConfig,
+        grid: &Grid,
+        steps: usize,
+    ) -> diffaug::Result<Self> {
+        let eta = config.eta.unwrap_or(0.0);
+        if !(0.0..=1.0).contains(&eta) {
+            return Err(out_of_range("eta", eta, "a number from 0 to 1"));
+        }
+        let last = match config.set_alpha_to_one.unwrap_or(true) {
+            true => 1.0,
+            false => grid.alpha_bars[0],
+        };
+        let stride = grid.alpha_bars.len() / steps;
+        let pair = |t: &f64| {
+            let t = *t as usize;
+            let after = t.checked_sub(stride).map_or(last, |t| grid.alpha_bars[t]);
+            [grid.alpha_bars[t], after]
+        };
+        Ok(Ddim {
+            prediction: solvable(config, grid)?,
+            alpha_bars: grid.timesteps.iter().map(pair).collect(),
+            clip: clip(config)?,
+            eta,
+        })
+    }
+
+    pub(super) fn step(
+        &self,
+        output: &Tensor,
+        i: usize,
+        x: &Tensor,
+        noise: &mut impl FnMut() -> Result<Tensor>,
+    ) -> Result<Step> {
+        let [now, after] = self.alpha_bars[i];
+        let z0 = clean(self.prediction, Level::of_alpha_bar(now), self.clip, x, output)?;
+        // Noise is that of the network even where the clean latent was clipped.
+        let [of_x, of_output] = self.prediction.noise(Level::of_alpha_bar(now));
+        let variance = (1.0 - after) / (1.0 - now) * (1.0 - now / after);
+        let deviation = self.eta * variance.max(0.0).sqrt();
+        let direction = (1.0 - after - deviation * deviation).max(0.0).sqrt();
+        let mut x = combine(&[
+            (after.sqrt(), &z0),
+            (direction * of_x, x),
+            (direction * of_output, output),
+        ])?;
+        if self.eta > 0.0 {
+            x = combine(&[(1.0, &x), (deviation, &noise()?)])?;
+        }
+        Ok(Step { x, z0 })
+    }
+}
+
+/// The clean latent, cut off if that is wanted.
+pub(super) fn clean(
+    prediction: Prediction,
+    level: Level,
+    clip: Option<f64>,
+    x: &Tensor,
+    output: &Tensor,
+) -> Result<Tensor> {
+    let [of_x, of_output] = prediction.clean(level);
+    let z0 = combine(&[(of_x, x), (of_output, output)])?;
+    match clip {
+        Some(range) => z0.clamp(-range as f32, range as f32),
+        None => Ok(z0),
+    }
+}
+
+/// Where the clean latent is cut off, if anywhere.
+pub(super) fn clip(config: &SchedulerConfig) -> diffaug::Result<Option<f64>> {
+    let range = config.clip_sample_range.unwrap_or(1.0);
+    if range <= 0.0 || range.is_nan() {
+        return Err(out_of_range("clip_sample_range", range, "a number above 0"));
+    }
+    Ok(config.clip_sample.unwrap_or(true).then_some(range))
+}
+
+/// What is predicted, if the clean latent follows from it at every timestep of `grid`.
+pub(super) fn solvable(config: &SchedulerConfig, grid: &Grid) -> diffaug::Result<Prediction> {
+    let prediction = config.prediction()?;
+    let lost = |t: &&f64| grid.alpha_bars[**t as usize] == 0.0;
+    match grid.timesteps.iter().find(lost) {
+        Some(t) if prediction == Prediction::Epsilon => {
+            let message = format!(
+                "`prediction_type` is `epsilon`, but with `rescale_betas_zero_snr` timestep {t} holds no signal, and the clean latent does not follow from its noise"
+            );
+            Err(Error::config(message).at("prediction_type"))
+        }
+        _ => Ok(prediction),
+    }
+}

@@ -1,0 +1,83 @@
+//! The reverse Markov chain of denoising diffusion (Ho et al., 2020, eq. 7).
+
+use super::{
+    config::{SchedulerConfig, pick},
+    ddim::{clean, clip, solvable},
+    grid::Grid,
+    sampler::{Step, combine},
+    schedule::{Level, Prediction},
+};
+use candle_core::{Result, Tensor};
+
+/// Which of its bounds the variance of a step is.
+#[derive(Clone, Copy, Debug)]
+enum Variance {
+    Small,
+    Large,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Move {
+    /// ᾱ before and after.
+    alpha_bars: [f64; 2],
+    is_noisy: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Ddpm {
+    prediction: Prediction,
+    moves: Vec<Move>,
+    clip: Option<f64>,
+    variance: Variance,
+}
+
+impl Ddpm {
+    pub(super) fn new(config: &SchedulerConfig, grid: &Grid) -> diffaug::Result<Self> {
+        // The logarithm of `fixed_small_log` is taken and undone.
+        let known = [
+            ("fixed_small", Variance::Small),
+            ("fixed_small_log", Variance::Small),
+            ("fixed_large", Variance::Large),
+        ];
+        let alpha_bar = |t: &f64| grid.alpha_bars[*t as usize];
+        let after = grid.timesteps.iter().skip(1).map(alpha_bar).chain([1.0]);
+        let moves = grid.timesteps.iter().zip(after).map(|(t, after)| Move {
+            alpha_bars: [alpha_bar(t), after],
+            is_noisy: *t > 0.0,
+        });
+        Ok(Ddpm {
+            prediction: solvable(config, grid)?,
+            moves: moves.collect(),
+            clip: clip(config)?,
+            variance: pick("variance_type", &config.variance_type, known)?,
+        })
+    }
+
+    pub(super) fn step(
+        &self,
+        output: &Tensor,
+        i: usize,
+        x: &Tensor,
+        noise: &mut impl FnMut() -> Result<Tensor>,
+    ) -> Result<Step> {
+        let Move {
+            alpha_bars: [now, after],
+            is_noisy,
+        } = self.moves[i];
+        let z0 = clean(self.prediction, Level::of_alpha_bar(now), self.clip, x, output)?;
+        let alpha = now / after;
+        let (beta, total) = (1.0 - alpha, 1.0 - now);
+        let mut x = combine(&[
+            (after.sqrt() * beta / total, &z0),
+            (alpha.sqrt() * (1.0 - after) / total, x),
+        ])?;
+        if is_noisy {
+            let variance = match self.variance {
+                Variance::Small => (beta * (1.0 - after) / total).max(1e-20),
+                Variance::Large => beta,
+            };
+            x = combine(&[(1.0, &x), (variance.sqrt(), &noise()?)])?;
+        }
+        Ok(Step { x, z0 })
+    }
+}
