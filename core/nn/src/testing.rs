@@ -6,7 +6,10 @@ use crate::weights;
 use candle_core::{Device, Result, Tensor, Var, backprop::GradStore};
 use diffaug::rng;
 use rand::RngExt;
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 /// Values from -1 to 1 that depend on name and shape alone.
 ///
@@ -18,6 +21,19 @@ pub fn random(name: &str, shape: &[usize]) -> Tensor {
         .map(|_| rng.random_range(-1.0..1.0))
         .collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// `path` in the folder of optional real data and weights, `../shared` beside the workspace; says
+/// so and gives `None` where it is absent, so that a test can pass over what needs it.
+#[allow(clippy::print_stderr)]
+pub fn optional(path: &str) -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
+    let path = root.join(path);
+    if !path.exists() {
+        eprintln!("passed over: there is no `{}`", path.display());
+        return None;
+    }
+    Some(path)
 }
 
 /// All values, as f32 on the host.
