@@ -15,6 +15,7 @@ pub mod noise;
 pub mod ops;
 pub mod optim;
 pub mod params;
+pub mod perceptual;
 pub mod precision;
 pub mod recompute;
 pub mod testing;

@@ -63,7 +63,10 @@ impl SdxlInpaint {
         let own = model.own.resolution.or(model.side);
         Layout {
             window,
-            margin: options.margin.or(model.own.margin).unwrap_or(options.margin()),
+            margin: options
+                .margin
+                .or(model.own.margin)
+                .unwrap_or(options.margin()),
             resolution: match window {
                 Window::Full => options.resolution,
                 Window::Mask => options.resolution.or(own),
@@ -113,9 +116,14 @@ impl Generator for SdxlInpaint {
         let mut sizes: BTreeMap<(u32, u32), Vec<(usize, &Job<'_>, Plan)>> = BTreeMap::new();
         for (index, job) in jobs.iter().enumerate() {
             let plan = picture::plan(job, &layout)?;
-            sizes.entry(plan.frame.whole).or_default().push((index, job, plan));
+            sizes
+                .entry(plan.frame.whole)
+                .or_default()
+                .push((index, job, plan));
         }
-        let batches = sizes.values().flat_map(|jobs| jobs.chunks(self.options.batch));
+        let batches = sizes
+            .values()
+            .flat_map(|jobs| jobs.chunks(self.options.batch));
         let batches: Vec<_> = batches.collect();
         let mut painted = Vec::with_capacity(jobs.len());
         for (done, batch) in batches.iter().enumerate() {

@@ -15,14 +15,15 @@ use diffaug::{Error, ErrorKind, Result, ResultExt};
 use diffaug_nn::{
     diffusion::{
         Autoencoder as Full, AutoencoderConfig, TinyAutoencoder, UNet, UNetConfig,
-        scheduler::SchedulerConfig,
+        original::Names,
+        scheduler::{Sampler, SchedulerConfig},
     },
     params::Params,
     weights::{Cast, Source},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The tiny autoencoder's name in options, and where it is to be had.
 const TINY: (&str, &str) = ("taesdxl", "madebyollin/taesdxl");
@@ -79,7 +80,7 @@ struct Base {
 /// Naming what is missing or of another kind; the errors are about the option `field`.
 pub fn find(weights: &str, field: &str, options: &Options) -> Result<Found> {
     let find = || -> Result<Found> {
-        let path = hub::resolve(weights, options.variant.as_deref())?;
+        let path = hub::locate(weights, &opening(options, None))?;
         let mut loras = Vec::new();
         let mut own = Own::default();
         if path.join(OWN).is_file() {
@@ -93,16 +94,10 @@ pub fn find(weights: &str, field: &str, options: &Options) -> Result<Found> {
                 scale: 1.0,
             });
             variant = variant.or(base.variant);
-            path = hub::resolve(&base.base, variant.as_deref())?;
+            path = hub::locate(&base.base, &opening(options, variant.as_deref()))?;
         }
         loras.extend(options.lora.iter().cloned());
-        let checkpoint = Checkpoint::open(
-            &path,
-            &checkpoint::Options {
-                variant,
-                tokenizer: options.tokenizer.clone(),
-            },
-        )?;
+        let checkpoint = Checkpoint::open(&path, &opening(options, variant.as_deref()))?;
         Ok(Found {
             checkpoint,
             loras,
@@ -113,6 +108,14 @@ pub fn find(weights: &str, field: &str, options: &Options) -> Result<Found> {
         true => error.at(field),
         false => error,
     })
+}
+
+/// How a checkpoint is opened; `variant` is that of the options unless given.
+fn opening(options: &Options, variant: Option<&str>) -> checkpoint::Options {
+    checkpoint::Options {
+        variant: variant.map(str::to_owned).or(options.variant.clone()),
+        tokenizer: options.tokenizer.clone(),
+    }
 }
 
 /// Loads the model that `weights` names.
@@ -129,13 +132,12 @@ pub fn load(weights: &str, options: &Options, device: &Device) -> Result<Model> 
     let dtype = options.dtype.dtype();
     let scheduler = options.scheduler(scheduler(&checkpoint)?);
     // Says now what a sampler would say with the first picture.
-    diffaug_nn::diffusion::scheduler::Sampler::new(&scheduler, options.steps)
-        .map_err(|error| error.at("scheduler"))?;
+    Sampler::new(&scheduler, options.steps).map_err(|error| error.at("scheduler"))?;
     let text = text(&checkpoint, &mut loras, dtype, device)?;
     let config = unet_config(&checkpoint)?;
     let unet = {
         let source = checkpoint.unet.source()?;
-        let source = loras.fuse(source, Part::Unet, None)?;
+        let source = loras.fuse(Part::Unet, source, Some(&Names::unet(&config)))?;
         let source: Box<dyn Source> = Box::new(Cast::new(source, dtype));
         build("unet", device, source, |params| {
             UNet::new(params.root(), &config)
@@ -208,14 +210,18 @@ pub fn text(
 ) -> Result<TextEncoders> {
     let mut encoder = |component: &Component, tokenizer: &Path, part: Part| {
         let config = parse(component.config.clone(), part.name())?;
-        let source = loras.fuse(component.source()?, part, None)?;
+        let source = loras.fuse(part, component.source()?, None)?;
         let source: Box<dyn Source> = Box::new(Cast::new(source, dtype));
         let clip = build(part.name(), device, source, |params| {
             ClipText::new(params.root(), &config)
         })?;
         TextEncoder::new(Tokenizer::open(tokenizer)?, clip)
     };
-    let first = encoder(&checkpoint.text_encoder, &checkpoint.tokenizer, Part::TextEncoder)?;
+    let first = encoder(
+        &checkpoint.text_encoder,
+        &checkpoint.tokenizer,
+        Part::TextEncoder,
+    )?;
     let second = match (&checkpoint.text_encoder_2, &checkpoint.tokenizer_2) {
         (Some(component), Some(tokenizer)) => {
             Some(encoder(component, tokenizer, Part::TextEncoder2)?)
@@ -239,12 +245,12 @@ pub fn autoencoder(
     };
     let other = || -> Result<Autoencoder> {
         let name = if name == TINY.0 { TINY.1 } else { name };
-        let folder = hub::resolve_autoencoder(name)?;
+        let folder = hub::locate_autoencoder(name)?;
         if is_tiny(&folder)? {
             let tiny = TinyAutoencoder::open(&folder, device)?;
             return Autoencoder::new(Kind::Tiny(tiny), DType::F32, device);
         }
-        let component = Component::autoencoder(&folder, options.variant.as_deref())?;
+        let component = Component::autoencoder(&folder)?;
         full(&component, options, device)
     };
     other().map_err(|error| error.at("vae"))
@@ -285,7 +291,9 @@ fn build<T>(
     let net = make(&mut params).or_error(ErrorKind::Model, misfit)?;
     match params.left_over().first() {
         None => Ok(net),
-        Some(left) => Err(Error::model(format!("tensor `{left}` is no part of it")).context(misfit())),
+        Some(left) => {
+            Err(Error::model(format!("tensor `{left}` is no part of it")).context(misfit()))
+        }
     }
 }
 
@@ -293,10 +301,23 @@ fn build<T>(
 fn check(config: &UNetConfig, vae: &Autoencoder, text: &TextEncoders) -> Result<()> {
     let width: usize = text.encoders().map(|e| e.clip().config().hidden_size).sum();
     let pairs = [
-        ("latents of the autoencoder", vae.channels(), "`out_channels`", config.out_channels),
-        ("tokens of the text encoders", width, "`cross_attention_dim`", config.cross_attention_dim),
+        (
+            "latents of the autoencoder",
+            vae.channels(),
+            "`out_channels`",
+            config.out_channels,
+        ),
+        (
+            "tokens of the text encoders",
+            width,
+            "`cross_attention_dim`",
+            config.cross_attention_dim,
+        ),
     ];
-    match pairs.into_iter().find(|(_, ours, _, wanted)| ours != wanted) {
+    match pairs
+        .into_iter()
+        .find(|(_, ours, _, wanted)| ours != wanted)
+    {
         None => Ok(()),
         Some((what, ours, field, wanted)) => Err(Error::model(format!(
             "{what} have {ours} channels, but {field} of the UNet is {wanted}"
@@ -308,9 +329,4 @@ fn parse<T: DeserializeOwned>(value: Value, name: &str) -> Result<T> {
     serde_json::from_value(value).or_error(ErrorKind::Model, || {
         format!("the configuration of `{name}` cannot be used")
     })
-}
-
-/// Where the files of a model that is used as a base lie, for copies.
-pub fn folder(weights: &str, options: &Options) -> Result<PathBuf> {
-    hub::resolve(weights, options.variant.as_deref())
 }

@@ -221,7 +221,7 @@ impl Options {
         }
         within("margin", self.margin.unwrap_or(0.0), 0.0..=10.0)?;
         if let Some(side) = self.resolution {
-            within("resolution", side, 64..=4096)?;
+            within("resolution", side, 16..=4096)?;
         }
         within("feather", self.feather, 0..=64)?;
         within("batch", self.batch, 1..=1024)?;
@@ -284,7 +284,11 @@ pub(crate) fn within<T: PartialOrd + Display>(
 ) -> Result<()> {
     match range.contains(&value) {
         true => Ok(()),
-        false => refuse(field, value, &format!("{} to {}", range.start(), range.end())),
+        false => refuse(
+            field,
+            value,
+            &format!("{} to {}", range.start(), range.end()),
+        ),
     }
 }
 
@@ -311,11 +315,14 @@ mod tests {
             (error.field.to_string(), error.to_string())
         };
         let (field, text) = message(r#"{"steps": 0}"#);
-        assert_eq!((field.as_str(), text.as_str()), ("steps", "`steps` is 0, expected 1 to 1000"));
+        assert_eq!(
+            (field.as_str(), text.as_str()),
+            ("steps", "`steps` is 0, expected 1 to 1000")
+        );
         assert_eq!(message(r#"{"strength": 0.0}"#).0, "strength");
         let (_, text) = message(r#"{"strength": 0.01, "steps": 10}"#);
         assert!(text.contains("at least 1 / `steps` = 0.1000"), "{text}");
         assert_eq!(message(r#"{"feather": 65}"#).0, "feather");
-        assert_eq!(message(r#"{"resolution": 32}"#).0, "resolution");
+        assert_eq!(message(r#"{"resolution": 8}"#).0, "resolution");
     }
 }

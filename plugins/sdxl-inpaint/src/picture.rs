@@ -345,7 +345,12 @@ mod tests {
 
     fn grey(size: (u32, u32)) -> Image {
         let count = 3 * size.0 * size.1;
-        Image::new(size.0, size.1, (0..count).map(|i| (i % 251) as u8).collect()).unwrap()
+        Image::new(
+            size.0,
+            size.1,
+            (0..count).map(|i| (i % 251) as u8).collect(),
+        )
+        .unwrap()
     }
 
     fn job<'a>(image: &'a Image, mask: &'a Mask) -> Job<'a> {
@@ -369,12 +374,22 @@ mod tests {
     #[test]
     fn a_window_is_a_square_around_the_lesion_inside_the_image() {
         assert_eq!(bounds(mask((100, 80), LESION).view()), Some(LESION));
-        let large = Part { width: 40, ..LESION };
+        let large = Part {
+            width: 40,
+            ..LESION
+        };
         let part = around(large, 0.5, (200, 150));
         assert_eq!((part.width, part.height), (80, 80));
         assert_eq!((part.x, part.y), (50, 0));
         // Larger than the image is high: cut there.
-        let part = around(Part { width: 100, ..LESION }, 0.5, (400, 150));
+        let part = around(
+            Part {
+                width: 100,
+                ..LESION
+            },
+            0.5,
+            (400, 150),
+        );
         assert_eq!((part.width, part.height, part.y), (200, 150, 0));
     }
 
@@ -435,7 +450,11 @@ mod tests {
             width: 4,
             height: 4,
         };
-        assert!(feathered(mask((4, 4), whole).view(), 2).iter().all(|s| *s == 1.0));
+        assert!(
+            feathered(mask((4, 4), whole).view(), 2)
+                .iter()
+                .all(|s| *s == 1.0)
+        );
     }
 
     #[test]

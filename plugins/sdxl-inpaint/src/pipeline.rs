@@ -111,6 +111,7 @@ impl Pipeline {
     ) -> Result<Vec<Tensor>> {
         let mut sampler = Sampler::new(&self.scheduler, style.steps)?;
         let first = sampler.start_at(style.strength);
+        sampler.begin(first);
         let mut sources: Vec<Source> = scenes
             .iter()
             .map(|scene| Source::new(style.noise, scene.seed))
@@ -188,12 +189,7 @@ impl Pipeline {
         })
     }
 
-    fn condition(
-        &self,
-        scenes: &[Scene<'_>],
-        style: &Style,
-        start: &Start,
-    ) -> Result<Condition> {
+    fn condition(&self, scenes: &[Scene<'_>], style: &Style, start: &Start) -> Result<Condition> {
         let guided = style.guidance > 1.0;
         let positive = scenes.iter().map(|scene| self.text.encode(scene.prompt));
         let positive = positive.collect::<Result<Vec<_>>>()?;

@@ -2,14 +2,18 @@
 //! checkpoints load as they are and what is trained here loads there; and the noise they are
 //! trained with and sampled from.
 
+mod autoencoder;
 mod embedding;
 pub mod original;
 mod resnet;
 pub mod scheduler;
+mod tiny_autoencoder;
 mod transformer;
 mod unet;
 
+pub use autoencoder::{Autoencoder, AutoencoderConfig, Decoder, Encoder, Posterior, SampleSize};
 pub use embedding::{TimestepEmbedding, sinusoids};
 pub use resnet::{Downsample, ResnetBlock, Upsample};
+pub use tiny_autoencoder::{TinyAutoencoder, TinyAutoencoderConfig};
 pub use transformer::{Transformer, TransformerConfig};
 pub use unet::{Added, PerBlock, UNet, UNetConfig};

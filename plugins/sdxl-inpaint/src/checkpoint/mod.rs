@@ -153,6 +153,22 @@ impl Component {
         })
     }
 
+    /// An autoencoder by itself, in a folder in the layout of diffusers.
+    ///
+    /// # Errors
+    /// When `config.json` is missing or broken.
+    pub fn autoencoder(folder: &Path) -> Result<Self> {
+        let files = vec![folder.join("diffusion_pytorch_model.safetensors")];
+        Ok(Component {
+            config: read_json(&folder.join("config.json"))?,
+            variant: None,
+            weights: Weights::Own {
+                files,
+                kind: Kind::Autoencoder,
+            },
+        })
+    }
+
     /// Its `config.json` as that of a UNet.
     ///
     /// # Errors

@@ -28,6 +28,14 @@ pub fn locate(weights: &str, options: &Options) -> Result<PathBuf> {
     }
 }
 
+/// The folder of an autoencoder.
+///
+/// # Errors
+/// When there is none.
+pub fn locate_autoencoder(name: &str) -> Result<PathBuf> {
+    Ok(PathBuf::from(name))
+}
+
 /// A model of the hub at a revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Id {

@@ -59,7 +59,11 @@ impl Default for Architecture {
 /// Groups of normalisations: the most, up to 32, that divide all of `channels` into at least four
 /// channels each.
 fn groups(channels: &[usize]) -> usize {
-    let fits = |groups: &usize| channels.iter().all(|c| c.is_multiple_of(*groups) && c / groups >= 4);
+    let fits = |groups: &usize| {
+        channels
+            .iter()
+            .all(|c| c.is_multiple_of(*groups) && c / groups >= 4)
+    };
     [32, 16, 8, 4, 2].into_iter().find(fits).unwrap_or(1)
 }
 
@@ -89,7 +93,10 @@ impl Architecture {
         within("train.architecture.tokens", self.tokens, 8..=1024)?;
         let field = "train.architecture.head";
         let uneven = self.unet[1..].iter().chain([&self.text]);
-        match uneven.into_iter().find(|width| self.head == 0 || !width.is_multiple_of(self.head)) {
+        match uneven
+            .into_iter()
+            .find(|width| self.head == 0 || !width.is_multiple_of(self.head))
+        {
             Some(width) => refuse(field, self.head, &format!("a divisor of {width}")),
             None => Ok(()),
         }
@@ -130,7 +137,10 @@ impl Architecture {
             layers_per_block: self.unet_layers,
             transformer_layers_per_block: PerBlock::All(self.transformers),
             attention_head_dim: PerBlock::Each(
-                self.unet.iter().map(|channels| (channels / self.head).max(1)).collect(),
+                self.unet
+                    .iter()
+                    .map(|channels| (channels / self.head).max(1))
+                    .collect(),
             ),
             cross_attention_dim: self.text,
             use_linear_projection: true,

@@ -125,7 +125,9 @@ impl Compressor {
     /// The view of a sample for a draw: chance view, perhaps with its lesion cut out.
     fn picture(&self, sample: &Sample, draw: u64) -> Result<Tensor> {
         let mut rng = rng::stream(self.seed, "autoencoder's view", draw);
-        let view = self.views.view(sample, rng.random_range(0..self.views.count))?;
+        let view = self
+            .views
+            .view(sample, rng.random_range(0..self.views.count))?;
         if rng.random::<f64>() >= self.training.cut {
             return Ok(view.pixels);
         }
@@ -146,7 +148,8 @@ impl Compressor {
         Ok(Tensor::cat(pictures, 0)?.to_device(self.params.device())?)
     }
 
-    /// Mean and standard deviation of each channel of the latents, over views of `count` samples.
+    /// Mean and standard deviation of each channel of the latents as they are drawn, over views of
+    /// `count` samples.
     ///
     /// # Errors
     /// When a sample cannot be used.
@@ -155,16 +158,18 @@ impl Compressor {
         for index in 0..count {
             let view = self.views.view(&train.sample(index)?, 0)?;
             let pixels = view.pixels.to_device(self.params.device())?;
-            let mean = self.net.encode(&pixels)?.mean.detach();
-            let channels: Vec<Vec<f32>> = mean.flatten_from(2)?.squeeze(0)?.to_vec2()?;
-            sums.resize(channels.len(), [0.0f64; 2]);
-            for (sums, channel) in sums.iter_mut().zip(&channels) {
-                for value in channel {
-                    sums[0] += f64::from(*value);
-                    sums[1] += f64::from(*value).powi(2);
+            let posterior = self.net.encode(&pixels)?;
+            let channels = |x: &Tensor| x.detach().flatten_from(2)?.squeeze(0)?.to_vec2::<f32>();
+            let means = channels(&posterior.mean)?;
+            let variances = channels(&posterior.logvar.exp()?)?;
+            sums.resize(means.len(), [0.0f64; 2]);
+            for (sums, (means, variances)) in sums.iter_mut().zip(means.iter().zip(&variances)) {
+                for (mean, variance) in means.iter().zip(variances) {
+                    sums[0] += f64::from(*mean);
+                    sums[1] += f64::from(*mean).powi(2) + f64::from(*variance);
                 }
             }
-            values += channels.first().map_or(0.0, |channel| channel.len() as f64);
+            values += means.first().map_or(0.0, |channel| channel.len() as f64);
         }
         let mean = |sums: &[f64; 2]| sums[0] / values;
         let deviation = |sums: &[f64; 2]| (sums[1] / values - mean(sums).powi(2)).max(1e-12).sqrt();

@@ -195,7 +195,10 @@ impl Denoiser<'_> {
             Tensor::cat(&parts, 0)
         };
         let z0 = join(|picture| &picture.z0)?;
-        let texts: Vec<String> = pictures.iter().map(|picture| picture.text.clone()).collect();
+        let texts: Vec<String> = pictures
+            .iter()
+            .map(|picture| picture.text.clone())
+            .collect();
         let embedding = match &self.texts {
             Texts::Frozen(encoders) => Some(self.embed(encoders, &texts)?),
             Texts::Trained(_) => None,
@@ -249,11 +252,16 @@ impl Denoiser<'_> {
                     return Ok(Embedding { context, pooled });
                 }
                 // Texts that were left out count nothing.
-                let said = texts.iter().map(|text| f32::from(u8::from(!text.is_empty())));
-                let said = Tensor::from_vec(said.collect::<Vec<_>>(), (texts.len(), 1), self.device())?;
+                let said = texts
+                    .iter()
+                    .map(|text| f32::from(u8::from(!text.is_empty())));
+                let said =
+                    Tensor::from_vec(said.collect::<Vec<_>>(), (texts.len(), 1), self.device())?;
                 Ok(Embedding {
                     context: context.broadcast_mul(&said.unsqueeze(2)?)?,
-                    pooled: pooled.map(|pooled| pooled.broadcast_mul(&said)).transpose()?,
+                    pooled: pooled
+                        .map(|pooled| pooled.broadcast_mul(&said))
+                        .transpose()?,
                 })
             }
         }
@@ -283,7 +291,9 @@ impl Denoiser<'_> {
             _ => None,
         };
         let input = precision.enter(&input)?;
-        let output = self.unet.forward(&input, &t, &precision.enter(&context)?, added)?;
+        let output = self
+            .unet
+            .forward(&input, &t, &precision.enter(&context)?, added)?;
         Ok((output.to_dtype(DType::F32)?, noisy))
     }
 
@@ -307,7 +317,9 @@ impl Denoiser<'_> {
 
     /// The squared error of the noise, under the mask.
     fn noise_error(&self, batch: &Batch, output: &Tensor, noisy: &Tensor) -> Result<Tensor> {
-        let found = self.schedule.noise(self.prediction, output, noisy, &batch.t)?;
+        let found = self
+            .schedule
+            .noise(self.prediction, output, noisy, &batch.t)?;
         let error = (found - &batch.noise)?.sqr()?;
         Ok(error.broadcast_mul(&batch.mask)?)
     }
@@ -316,7 +328,9 @@ impl Denoiser<'_> {
     /// the masked picture. With √ᾱ the noise is merely taken off, so that nothing is divided by a
     /// small number.
     fn preserve_error(&self, batch: &Batch, output: &Tensor, noisy: &Tensor) -> Result<Tensor> {
-        let found = self.schedule.noise(self.prediction, output, noisy, &batch.t)?;
+        let found = self
+            .schedule
+            .noise(self.prediction, output, noisy, &batch.t)?;
         let expected = self.schedule.add_noise(&batch.masked, &found, &batch.t)?;
         let error = (noisy - expected)?.sqr()?;
         Ok(error.broadcast_mul(&batch.mask.affine(-1.0, 1.0)?)?)
@@ -331,11 +345,17 @@ impl Denoiser<'_> {
         };
         let snr = self.schedule.snr(t)?;
         // Noise without signal, where the limit of the first case is 1.
-        let weights = snr.into_iter().map(|snr| match (snr == 0.0, self.prediction) {
-            (true, Prediction::Epsilon) => 1.0,
-            _ => weight(snr) as f32,
-        });
-        Ok(Tensor::from_vec(weights.collect::<Vec<_>>(), t.len(), self.device())?)
+        let weights = snr
+            .into_iter()
+            .map(|snr| match (snr == 0.0, self.prediction) {
+                (true, Prediction::Epsilon) => 1.0,
+                _ => weight(snr) as f32,
+            });
+        Ok(Tensor::from_vec(
+            weights.collect::<Vec<_>>(),
+            t.len(),
+            self.device(),
+        )?)
     }
 }
 
@@ -343,18 +363,28 @@ impl Denoiser<'_> {
 fn shows_lesion(view: &View, hole: &[bool]) -> bool {
     let lesion = inside(view.mask.view());
     let all = lesion.iter().filter(|inside| **inside).count();
-    let cut = lesion.iter().zip(hole).filter(|(inside, hole)| **inside && **hole);
+    let cut = lesion
+        .iter()
+        .zip(hole)
+        .filter(|(inside, hole)| **inside && **hole);
     2 * cut.count() > all
 }
 
 /// Noise for a batch `[n, channels, area]`: independent, and with `offset` of it equal over a
 /// channel of a picture.
-fn offset_noise(seed: u64, batch: u64, [count, channels, area]: [usize; 3], offset: f64) -> Vec<f32> {
+fn offset_noise(
+    seed: u64,
+    batch: u64,
+    [count, channels, area]: [usize; 3],
+    offset: f64,
+) -> Vec<f32> {
     let mut values = noise::normal(seed, "noise", batch, count * channels * area);
     if offset > 0.0 {
         let shifts = noise::normal(seed, "noise offset", batch, count * channels);
         for (plane, shift) in values.chunks_exact_mut(area).zip(shifts) {
-            plane.iter_mut().for_each(|value| *value += offset as f32 * shift);
+            plane
+                .iter_mut()
+                .for_each(|value| *value += offset as f32 * shift);
         }
     }
     values
@@ -414,7 +444,12 @@ impl Learner for Denoiser<'_> {
             let each = pictures.first().map_or(0, |first| first.z0.elem_count());
             let noise = noise::normal(self.seed, "validation noise", start, each * pictures.len());
             let batch = self.batch(pictures, noise, t)?;
-            total += f64::from(self.losses(&batch)?.detach().sum_all()?.to_scalar::<f32>()?);
+            total += f64::from(
+                self.losses(&batch)?
+                    .detach()
+                    .sum_all()?
+                    .to_scalar::<f32>()?,
+            );
         }
         Ok(-total / count as f64)
     }

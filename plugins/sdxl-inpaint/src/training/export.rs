@@ -34,7 +34,9 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 /// When it is missing or broken.
 pub fn read_json(path: &Path) -> Result<Value> {
     let read = || -> Result<Value> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
-    read().or_error(ErrorKind::Model, || format!("cannot read `{}`", path.display()))
+    read().or_error(ErrorKind::Model, || {
+        format!("cannot read `{}`", path.display())
+    })
 }
 
 /// Writes the tensors of `source` whose names begin with `prefix` and a dot, without them.
@@ -149,10 +151,15 @@ pub fn normalised(
     };
     // Means, then logarithms of variances.
     let twice = |of: &dyn Fn(usize) -> f64, rest: &dyn Fn(usize) -> f64| {
-        (0..channels).map(of).chain((0..channels).map(rest)).collect::<Vec<_>>()
+        (0..channels)
+            .map(of)
+            .chain((0..channels).map(rest))
+            .collect::<Vec<_>>()
     };
     let scale = row(twice(&|c| 1.0 / deviations[c], &|_| 1.0))?;
-    let shift = row(twice(&|c| -means[c] / deviations[c], &|c| -2.0 * deviations[c].ln()))?;
+    let shift = row(twice(&|c| -means[c] / deviations[c], &|c| {
+        -2.0 * deviations[c].ln()
+    }))?;
     let (mean, deviation) = (row(means.to_vec())?, row(deviations.to_vec())?);
     let find = |name: &str| {
         let tensor = tensors.get(name);
@@ -161,7 +168,10 @@ pub fn normalised(
     let weight = find("quant_conv.weight")?.broadcast_mul(&scale.reshape(((), 1, 1, 1))?)?;
     let bias = ((find("quant_conv.bias")? * &scale)? + shift)?;
     let old = find("post_quant_conv.weight")?;
-    let moved = old.flatten_from(1)?.broadcast_mul(&mean.reshape((1, ()))?)?.sum(1)?;
+    let moved = old
+        .flatten_from(1)?
+        .broadcast_mul(&mean.reshape((1, ()))?)?
+        .sum(1)?;
     let post_bias = (find("post_quant_conv.bias")? + moved)?;
     let post = old.broadcast_mul(&deviation.reshape((1, (), 1, 1))?)?;
     for (name, tensor) in [
@@ -208,13 +218,22 @@ mod tests {
         let (a, b) = (plain.encode(&x).unwrap(), scaled.encode(&x).unwrap());
         let row = |values: [f64; 4]| {
             let values = values.map(|v| v as f32);
-            Tensor::new(&values, &Device::Cpu).unwrap().reshape((1, 4, 1, 1)).unwrap()
+            Tensor::new(&values, &Device::Cpu)
+                .unwrap()
+                .reshape((1, 4, 1, 1))
+                .unwrap()
         };
         let expected = a.mean.broadcast_sub(&row(means)).unwrap();
         let expected = expected.broadcast_div(&row(deviations)).unwrap();
         close(&b.mean, &expected, 1e-5);
-        let narrower = a.logvar.broadcast_sub(&(row(deviations).log().unwrap() * 2.0).unwrap());
+        let narrower = a
+            .logvar
+            .broadcast_sub(&(row(deviations).log().unwrap() * 2.0).unwrap());
         close(&b.logvar, &narrower.unwrap(), 1e-5);
-        close(&scaled.decode(&b.mean).unwrap(), &plain.decode(&a.mean).unwrap(), 1e-5);
+        close(
+            &scaled.decode(&b.mean).unwrap(),
+            &plain.decode(&a.mean).unwrap(),
+            1e-5,
+        );
     }
 }

@@ -13,7 +13,7 @@ use crate::{
 use candle_core::DType;
 use diffaug::{Error, FitReport, Result, rng};
 use diffaug_nn::{
-    diffusion::{UNet, UNetConfig, scheduler::NoiseSchedule},
+    diffusion::{UNet, UNetConfig, original::Names, scheduler::NoiseSchedule},
     fit::{self, Learner, WEIGHTS},
     params::{Adapters, Params},
     weights::{self, Cast, Source},
@@ -24,7 +24,7 @@ use std::{fs, path::Path};
 /// What stands in `pytorch_lora_weights.safetensors` beside it: the model that it belongs to.
 pub const BASE: &str = "base.json";
 
-impl Fit<'_> {
+impl Fit<'_, '_> {
     /// Trains and leaves an adapter, or a model in the layout of diffusers.
     pub(super) fn finetune(&self) -> Result<FitReport> {
         let Some(base) = &self.options.base else {
@@ -40,7 +40,15 @@ impl Fit<'_> {
         let model = json!({ "base": base, "train": self.described()? });
         let folder = self.folder("denoiser");
         let (train, validation) = (self.train, self.validation);
-        let report = fit::fit(&learner, &settings, &model, train, validation, &folder, self.reporter)?;
+        let report = fit::fit(
+            &learner,
+            &settings,
+            &model,
+            train,
+            validation,
+            &folder,
+            self.reporter,
+        )?;
         weights::load(&folder.join(WEIGHTS), learner.params())?;
         match self.options.train.method {
             Method::Lora => self.leave_adapter(&learner, base)?,
@@ -56,7 +64,11 @@ impl Fit<'_> {
         let checkpoint = &found.checkpoint;
         let texts = loader::text(checkpoint, loras, options.dtype.dtype(), device)?;
         let config = loader::unet_config(checkpoint)?;
-        let source = loras.fuse(checkpoint.unet.source()?, Part::Unet, None)?;
+        let source = loras.fuse(
+            Part::Unet,
+            checkpoint.unet.source()?,
+            Some(&Names::unet(&config)),
+        )?;
         let (params, unet) = match train.method {
             Method::Lora => self.adapted(source, &config)?,
             Method::Full => self.whole(source, &config)?,
@@ -82,7 +94,11 @@ impl Fit<'_> {
     }
 
     /// The network as it is, with adapters.
-    fn adapted(&self, source: impl Source + 'static, config: &UNetConfig) -> Result<(Params, UNet)> {
+    fn adapted(
+        &self,
+        source: impl Source + 'static,
+        config: &UNetConfig,
+    ) -> Result<(Params, UNet)> {
         let train = &self.options.train;
         let adapters = Adapters {
             rank: train.rank,
@@ -94,7 +110,10 @@ impl Fit<'_> {
         let mut params = Params::from_source(self.device, source).with_adapters(adapters, seed);
         let unet = UNet::new(params.root(), config)?;
         if params.count() == 0 {
-            let message = format!("`train.targets` {:?} name no layer of the model", train.targets);
+            let message = format!(
+                "`train.targets` {:?} name no layer of the model",
+                train.targets
+            );
             return Err(Error::config(message).at("train.targets"));
         }
         Ok((params, unet))
@@ -139,9 +158,21 @@ impl Fit<'_> {
         let checkpoint = &found.checkpoint;
         let out = self.out;
         let components = [
-            ("vae", Some(&checkpoint.vae), "diffusion_pytorch_model.safetensors"),
-            ("text_encoder", Some(&checkpoint.text_encoder), "model.safetensors"),
-            ("text_encoder_2", checkpoint.text_encoder_2.as_ref(), "model.safetensors"),
+            (
+                "vae",
+                Some(&checkpoint.vae),
+                "diffusion_pytorch_model.safetensors",
+            ),
+            (
+                "text_encoder",
+                Some(&checkpoint.text_encoder),
+                "model.safetensors",
+            ),
+            (
+                "text_encoder_2",
+                checkpoint.text_encoder_2.as_ref(),
+                "model.safetensors",
+            ),
         ];
         for (name, component, file) in components {
             let Some(component) = component else { continue };
@@ -161,7 +192,10 @@ impl Fit<'_> {
         if let Some(tokenizer) = &checkpoint.tokenizer_2 {
             copy(tokenizer, &out.join("tokenizer_2"))?;
         }
-        let tensors = learner.params.all().map(|(name, var)| (name.to_owned(), var.as_detached_tensor()));
+        let tensors = learner
+            .params
+            .all()
+            .map(|(name, var)| (name.to_owned(), var.as_detached_tensor()));
         let dtype = self.options.dtype.dtype();
         let tensors = tensors.map(|(name, tensor)| match dtype {
             DType::F32 => Ok((name, tensor)),
@@ -170,11 +204,23 @@ impl Fit<'_> {
         let tensors = tensors.collect::<Result<Vec<_>>>()?;
         let folder = out.join("unet");
         fs::create_dir_all(&folder)?;
-        weights::save_tensors(&folder.join("diffusion_pytorch_model.safetensors"), tensors, export::METADATA)?;
+        weights::save_tensors(
+            &folder.join("diffusion_pytorch_model.safetensors"),
+            tensors,
+            export::METADATA,
+        )?;
         export::write_json(&folder.join("config.json"), &checkpoint.unet.config)?;
-        export::write_json(&out.join("scheduler/scheduler_config.json"), &checkpoint.scheduler)?;
+        export::write_json(
+            &out.join("scheduler/scheduler_config.json"),
+            &checkpoint.scheduler,
+        )?;
         export::own(out, self.options, self.side())?;
-        export::index(out, checkpoint.xl, checkpoint.force_zeros_for_empty_prompt, &checkpoint.scheduler)
+        export::index(
+            out,
+            checkpoint.xl,
+            checkpoint.force_zeros_for_empty_prompt,
+            &checkpoint.scheduler,
+        )
     }
 }
 

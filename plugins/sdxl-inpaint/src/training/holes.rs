@@ -49,7 +49,11 @@ impl Holes {
         for (name, weight) in names.iter().zip(weights) {
             within(&format!("train.holes.{name}"), weight, 0.0..=1e6)?;
         }
-        within("train.holes.lesion", weights.iter().sum(), f64::MIN_POSITIVE..=4e6)?;
+        within(
+            "train.holes.lesion",
+            weights.iter().sum(),
+            f64::MIN_POSITIVE..=4e6,
+        )?;
         within("train.holes.grow", self.grow, 0.0..=1.0)
     }
 
@@ -108,7 +112,8 @@ fn moved(mask: MaskRef<'_>, (width, height): (u32, u32), rng: &mut Rng) -> Vec<b
             let from_y = part.y + if flip { part.height - 1 - y } else { y };
             let label = mask.labels()[(from_y * mask.width() + from_x) as usize];
             let (to_x, to_y) = (left + i64::from(x), top + i64::from(y));
-            let there = (0..i64::from(width)).contains(&to_x) && (0..i64::from(height)).contains(&to_y);
+            let there =
+                (0..i64::from(width)).contains(&to_x) && (0..i64::from(height)).contains(&to_y);
             if label != 0 && there {
                 hole[(to_y * i64::from(width) + to_x) as usize] = true;
             }
@@ -147,8 +152,9 @@ mod tests {
     }
 
     fn only(kind: &str) -> Holes {
-        let json = format!(r#"{{"lesion": 0, "other": 0, "rectangle": 0, "full": 0, "{kind}": 1}}"#);
-        serde_json::from_str(&json).unwrap()
+        let mut weights = serde_json::json!({"lesion": 0, "other": 0, "rectangle": 0, "full": 0});
+        weights[kind] = serde_json::json!(1);
+        serde_json::from_value(weights).unwrap()
     }
 
     fn draws(holes: Holes) -> Vec<Vec<bool>> {
@@ -190,9 +196,13 @@ mod tests {
     fn weights_are_checked() {
         Holes::default().check().unwrap();
         let none: Holes =
-            serde_json::from_str(r#"{"lesion": 0, "other": 0, "rectangle": 0, "full": 0}"#).unwrap();
+            serde_json::from_str(r#"{"lesion": 0, "other": 0, "rectangle": 0, "full": 0}"#)
+                .unwrap();
         assert_eq!(none.check().unwrap_err().field, "train.holes.lesion");
-        let negative = Holes { other: -1.0, ..Holes::default() };
+        let negative = Holes {
+            other: -1.0,
+            ..Holes::default()
+        };
         assert_eq!(negative.check().unwrap_err().field, "train.holes.other");
     }
 }

@@ -19,7 +19,7 @@ mod views;
 mod vocabulary;
 
 pub use finetune::BASE;
-pub use options::{Init, Loss, Method, Training};
+pub use options::{Init, Method, Training};
 
 use crate::options::{Options, Window};
 use crate::picture::Layout;
@@ -34,7 +34,7 @@ use views::Views;
 const SMALL: u32 = 64;
 
 /// A training.
-pub struct Fit<'a> {
+pub struct Fit<'a, 'r> {
     /// What to train and how.
     pub options: &'a Options,
     /// Where.
@@ -50,10 +50,10 @@ pub struct Fit<'a> {
     /// The folder that becomes the model.
     pub out: &'a Path,
     /// Takes progress.
-    pub reporter: &'a Reporter<'a>,
+    pub reporter: &'a Reporter<'r>,
 }
 
-impl Fit<'_> {
+impl Fit<'_, '_> {
     /// Trains.
     ///
     /// # Errors
@@ -104,7 +104,13 @@ impl Fit<'_> {
         let mut train = serde_json::to_value(&options.train)?;
         if let Some(map) = train.as_object_mut() {
             // What may change from start to start, and what is told elsewhere.
-            for name in ["autoencoder", "architecture", "checkpoint_every", "tensorboard", "seed"] {
+            for name in [
+                "autoencoder",
+                "architecture",
+                "checkpoint_every",
+                "tensorboard",
+                "seed",
+            ] {
                 map.remove(name);
             }
         }

@@ -110,7 +110,9 @@ impl Default for Training {
             holes: Holes::default(),
             rank: 16,
             alpha: None,
-            targets: ["to_q", "to_k", "to_v", "to_out.0"].map(str::to_owned).to_vec(),
+            targets: ["to_q", "to_k", "to_v", "to_out.0"]
+                .map(str::to_owned)
+                .to_vec(),
             text: true,
             architecture: Architecture::default(),
             autoencoder: AutoencoderTraining::default(),

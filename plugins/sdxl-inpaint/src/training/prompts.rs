@@ -1,6 +1,8 @@
 //! Texts for training pictures.
 
-use diffaug::{BoxPromptBank, Class, DatasetInfo, Error, PromptBank, PromptQuery, Result, Sample, rng};
+use diffaug::{
+    BoxPromptBank, Class, DatasetInfo, Error, PromptBank, PromptQuery, Result, Sample, rng,
+};
 use rand::RngExt;
 
 /// Draws texts that are true of a sample.
@@ -48,7 +50,10 @@ impl<'a> Prompts<'a> {
     /// Those of the bank.
     pub fn of(&self, sample: &Sample, shown: bool, seed: u64) -> Result<String> {
         let present = sample.mask.view().classes();
-        let target = self.targets.iter().find(|class| present.contains(&class.label));
+        let target = self
+            .targets
+            .iter()
+            .find(|class| present.contains(&class.label));
         let target = target.or(self.targets.first());
         let target = target.ok_or_else(|| Error::data("the dataset names no target class"))?;
         let query = PromptQuery {

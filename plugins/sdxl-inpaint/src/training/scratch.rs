@@ -6,17 +6,17 @@ use super::{
     architecture::Architecture,
     autoencoder::Compressor,
     denoiser::{Denoiser, Texts},
-    export, vocabulary,
-    prompts::Prompts,
+    export,
     store::Store,
     views::Views,
+    vocabulary,
 };
 use crate::{
     autoencoder::{Autoencoder as Wrapped, Kind},
     text::{ClipConfig, ClipText, TextEncoder, TextEncoders, Tokenizer},
 };
-use candle_core::{DType, Tensor};
-use diffaug::{BoxDataset, Dataset, Error, FitReport, Result, Sample, rng};
+use candle_core::DType;
+use diffaug::{Dataset, FitReport, Result, rng};
 use diffaug_nn::{
     diffusion::{Autoencoder, AutoencoderConfig, UNet, scheduler::NoiseSchedule},
     fit::{self, Learner, WEIGHTS},
@@ -25,12 +25,11 @@ use diffaug_nn::{
     weights,
 };
 use serde_json::json;
-use std::path::PathBuf;
 
 /// Samples over which latents are measured.
 const MEASURED: u64 = 512;
 
-impl Fit<'_> {
+impl Fit<'_, '_> {
     /// Trains everything and leaves a model in the layout of diffusers.
     pub(super) fn scratch(&self) -> Result<FitReport> {
         let architecture = &self.options.train.architecture;
@@ -59,15 +58,25 @@ impl Fit<'_> {
             self.reporter,
         )?;
         let mut parts = weights::Files::open(&[folder.join(WEIGHTS)])?;
-        export::part(&mut parts, "unet", &self.out.join("unet/diffusion_pytorch_model.safetensors"))?;
+        export::part(
+            &mut parts,
+            "unet",
+            &self.out.join("unet/diffusion_pytorch_model.safetensors"),
+        )?;
         let file = self.out.join("text_encoder/model.safetensors");
         match self.options.train.text {
             true => export::part(&mut parts, "text_encoder", &file)?,
             false => weights::save(&file, &self.text_params()?)?,
         }
-        export::write_json(&self.out.join("unet/config.json"), &export::unet_config(&architecture.unet(), side / config.downsampling()))?;
+        export::write_json(
+            &self.out.join("unet/config.json"),
+            &export::unet_config(&architecture.unet(), side / config.downsampling()),
+        )?;
         let scheduler = Architecture::scheduler();
-        export::write_json(&self.out.join("scheduler/scheduler_config.json"), &scheduler)?;
+        export::write_json(
+            &self.out.join("scheduler/scheduler_config.json"),
+            &scheduler,
+        )?;
         export::own(self.out, self.options, side)?;
         let scheduler = serde_json::to_value(scheduler)?;
         export::index(self.out, false, false, &scheduler)?;
@@ -92,19 +101,39 @@ impl Fit<'_> {
             training,
             seed,
         };
-        let settings = learner.training.settings(seed, self.options.train.tensorboard);
+        let settings = learner
+            .training
+            .settings(seed, self.options.train.tensorboard);
         let model = json!({ "autoencoder": config, "train": &learner.training });
         let (train, validation) = (self.train, self.validation);
-        fit::fit(&learner, &settings, &model, train, validation, &folder, self.reporter)?;
+        fit::fit(
+            &learner,
+            &settings,
+            &model,
+            train,
+            validation,
+            &folder,
+            self.reporter,
+        )?;
         weights::load(&folder.join(WEIGHTS), learner.params())?;
         let count = MEASURED.min(train.items()?.len() as u64);
         let (means, deviations) = learner.statistics(train, count)?;
-        let tensors = learner.params.all().map(|(name, var)| (name.to_owned(), var.as_detached_tensor()));
+        let tensors = learner
+            .params
+            .all()
+            .map(|(name, var)| (name.to_owned(), var.as_detached_tensor()));
         let tensors = export::normalised(tensors.collect(), &means, &deviations)?;
         let out = self.out.join("vae");
         std::fs::create_dir_all(&out)?;
-        weights::save_tensors(&out.join("diffusion_pytorch_model.safetensors"), tensors, export::METADATA)?;
-        export::write_json(&out.join("config.json"), &export::named(config, "AutoencoderKL")?)
+        weights::save_tensors(
+            &out.join("diffusion_pytorch_model.safetensors"),
+            tensors,
+            export::METADATA,
+        )?;
+        export::write_json(
+            &out.join("config.json"),
+            &export::named(config, "AutoencoderKL")?,
+        )
     }
 
     /// Writes a tokenizer that knows the words of the prompt bank's texts for the training samples.

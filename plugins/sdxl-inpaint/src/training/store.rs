@@ -94,7 +94,10 @@ mod tests {
         close(&store.get("a", &Device::Cpu, never).unwrap()["x"], &x, 0.0);
         assert!(store.get("b", &Device::Cpu, never).is_err());
         // A file that cannot be read is replaced.
-        let entry = fs::read_dir(folder.path().join("kept")).unwrap().next().unwrap();
+        let entry = fs::read_dir(folder.path().join("kept"))
+            .unwrap()
+            .next()
+            .unwrap();
         fs::write(entry.unwrap().path(), "half").unwrap();
         close(&store.get("a", &Device::Cpu, make).unwrap()["x"], &x, 0.0);
         store.clear().unwrap();

@@ -46,8 +46,14 @@ pub fn write(texts: &[String], length: usize, folder: &Path) -> Result<usize> {
     for (name, text) in [
         ("vocab.json", serde_json::to_string(&ids)?),
         ("merges.txt", lines.join("\n") + "\n"),
-        ("special_tokens_map.json", serde_json::to_string_pretty(&special)?),
-        ("tokenizer_config.json", serde_json::to_string_pretty(&config)?),
+        (
+            "special_tokens_map.json",
+            serde_json::to_string_pretty(&special)?,
+        ),
+        (
+            "tokenizer_config.json",
+            serde_json::to_string_pretty(&config)?,
+        ),
     ] {
         diffaug_nn::weights::write_atomically(&folder.join(name), text.as_bytes())?;
     }
@@ -71,9 +77,14 @@ fn learn(counts: &std::collections::BTreeMap<String, u64>) -> Result<Vec<(String
         .show_progress(false)
         .end_of_word_suffix(END.to_owned())
         .build();
-    let counts = counts.iter().map(|(word, count)| (word.as_str().into(), *count)).collect();
+    let counts = counts
+        .iter()
+        .map(|(word, count)| (word.as_str().into(), *count))
+        .collect();
     let mut model = BPE::default();
-    trainer.do_train(&counts, &mut model).map_err(Error::internal)?;
+    trainer
+        .do_train(&counts, &mut model)
+        .map_err(Error::internal)?;
     let value = serde_json::to_value(&model)?;
     let merges = value["merges"].as_array().cloned().unwrap_or_default();
     let pair = |merge: &Value| match merge {
