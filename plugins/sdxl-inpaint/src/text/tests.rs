@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-use super::words::Words;
 use super::*;
 use candle_core::Device;
 use diffaug_nn::{
@@ -81,15 +80,7 @@ fn ids_agree_with_the_reference_in_the_published_vocabulary() {
     let cases = cases("clip.json");
     assert!(cases.len() > 100);
     // Its `model_max_length` is 8192.
-    let t = std::time::Instant::now();
     let first = Tokenizer::open(&folder).unwrap();
-    eprintln!("OPEN {:?}", t.elapsed());
-    let t = std::time::Instant::now();
-    Words::new().unwrap();
-    eprintln!("WORDS {:?}", t.elapsed());
-    let t = std::time::Instant::now();
-    first.encode(&"a large sessile polyp ".repeat(10)).unwrap();
-    eprintln!("ENC {:?}", t.elapsed());
     assert_eq!((first.length(), first.size()), (8192, 49408));
     agree(&cases, &first.limited(77), false);
 
@@ -271,7 +262,6 @@ fn near(ours: &Tensor, theirs: &Tensor) {
     let flat = theirs.flatten_all().unwrap();
     let deviation = scalar(flat.var(0)).sqrt();
     let largest = scalar((ours - theirs).unwrap().abs().unwrap().max_all());
-    eprintln!("DEV {}", largest / deviation);
     assert!(
         largest <= 1e-4 * deviation,
         "off by {largest}, deviation {deviation}"

@@ -40,24 +40,7 @@ fn frozen(folder: &str, change: impl Fn(&Tensor) -> Result<Tensor>) -> ClipText 
     clip
 }
 
-fn show(a: &Tensor, b: &Tensor) -> f32 {
-    let m = |t: Tensor| {
-        t.abs()
-            .unwrap()
-            .max_all()
-            .unwrap()
-            .to_scalar::<f32>()
-            .unwrap()
-    };
-    m((a - b).unwrap()) / m(b.clone())
-}
 fn compare(ours: &ClipOutput, expected: impl Fn(&str) -> Tensor, tolerance: f32) {
-    eprintln!(
-        "REL {tolerance} {} {} {}",
-        show(&ours.penultimate, &expected("penultimate")),
-        show(&ours.last, &expected("last")),
-        show(&ours.pooled, &expected("pooled"))
-    );
     close(&ours.penultimate, &expected("penultimate"), tolerance);
     close(&ours.last, &expected("last"), tolerance);
     close(&ours.pooled, &expected("pooled"), tolerance);
@@ -98,7 +81,6 @@ fn gradients_agree_with_the_reference() {
         for name in weights::read(&path).unwrap().keys() {
             if let Some(name) = name.strip_prefix(&prefix) {
                 let theirs = expected.get(case, &format!("d.{name}"));
-                eprintln!("GRAD {}", show(grads.get(vars[name]).unwrap(), theirs));
                 close(grads.get(vars[name]).unwrap(), theirs, 1e-4);
                 checked += 1;
             }
