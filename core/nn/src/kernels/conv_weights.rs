@@ -218,9 +218,7 @@ mod tests {
                 values(outputs * inputs * taps),
             );
             let run = |block: usize| {
-                let packed = Packed::<f32>::in_blocks(block, [outputs, inputs, taps], |o, i, t| {
-                    w[(o * inputs + i) * taps + t]
-                });
+                let packed = Packed::<f32>::in_blocks(block, [outputs, inputs, taps], &w);
                 let x = Maps::new(&x, inputs);
                 let mut out = vec![0.0; batch * outputs * area];
                 correlate(geometry, x, &packed, (&mut out, 1), |out, band| {

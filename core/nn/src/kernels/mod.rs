@@ -71,11 +71,11 @@ pub(crate) fn buffer(length: usize) -> Vec<f32> {
 /// `length` values, made in parts of `part` (the last may be shorter): `compute(index, values)` fills
 /// one, which stays in the cache until it is copied to its place, so that nothing need be zeroed
 /// before. Returns what it returned, too.
-pub(crate) fn assemble<R: Send>(
+pub(crate) fn assemble<T: Copy + Default + Send, R: Send>(
     length: usize,
     part: usize,
-    compute: impl Fn(usize, &mut [f32]) -> R + Sync,
-) -> (Vec<f32>, Vec<R>) {
+    compute: impl Fn(usize, &mut [T]) -> R + Sync,
+) -> (Vec<T>, Vec<R>) {
     /// Values below which a task is not worth its start.
     const TASK: usize = 1 << 14;
     let part = part.max(1);
@@ -86,7 +86,7 @@ pub(crate) fn assemble<R: Send>(
         .with_min_len(TASK.div_ceil(part))
         .enumerate()
         .map_init(
-            || vec![0.0; part.min(length)],
+            || vec![T::default(); part.min(length)],
             |scratch, (index, to)| {
                 let from = &mut scratch[..to.len()];
                 let result = compute(index, from);

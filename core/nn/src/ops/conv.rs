@@ -125,10 +125,7 @@ impl Conv {
 
     fn pack<T: Stored>(weight: &[f32], shape: &Shape) -> Result<Packed<T>> {
         let (outputs, inputs, side, _) = shape.dims4()?;
-        let taps = side * side;
-        Ok(Packed::new(outputs, inputs, taps, |output, input, tap| {
-            weight[(output * inputs + input) * taps + tap]
-        }))
+        Ok(Packed::new([outputs, inputs, side * side], weight))
     }
 
     /// Gradients of input and weights.
@@ -141,14 +138,7 @@ impl Conv {
         let dx = x.track_op().then(|| {
             // The same sum with inputs and outputs exchanged and the window turned by 180 degrees.
             let packed = with_values(weight, |weight| {
-                Ok(Packed::<f32>::new(
-                    inputs,
-                    outputs,
-                    taps,
-                    |input, output, tap| {
-                        weight[(output * inputs + input) * taps + (taps - 1 - tap)]
-                    },
-                ))
+                Ok(Packed::<f32>::turned([inputs, outputs, taps], weight))
             })?;
             like(convolve(Maps::new(dy, outputs), geometry, &packed, &[]), x)
         });
@@ -391,7 +381,7 @@ impl<T: Stored> CustomOp1 for Frozen<T> {
 
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let geometry = geometry(x.shape(), self.pad)?;
-        let turned = self.weight.turned();
+        let turned = self.weight.turn();
         let dx = with_values(dy, |dy| {
             let dy = Maps::new(dy, turned.inputs());
             Ok(convolve(dy, geometry, &turned, &[]))
@@ -421,9 +411,7 @@ impl CustomOp3 for ConvTranspose {
         let bias = values(bias, bias_layout)?;
         let geometry = geometry(x_layout.shape(), 0)?;
         let (inputs, outputs, _, _) = weight_layout.shape().dims4()?;
-        let packed = Packed::<f32>::new(4 * outputs, inputs, 1, |output, input, _| {
-            weight[input * 4 * outputs + output]
-        });
+        let packed = Packed::<f32>::turned([4 * outputs, inputs, 1], weight);
         let Geometry {
             batch,
             height,
@@ -451,12 +439,7 @@ impl CustomOp3 for ConvTranspose {
         let geometry = geometry(x.shape(), 0)?;
         let dx = x.track_op().then(|| {
             let packed = with_values(weight, |weight| {
-                Ok(Packed::<f32>::new(
-                    inputs,
-                    4 * outputs,
-                    1,
-                    |input, output, _| weight[input * 4 * outputs + output],
-                ))
+                Ok(Packed::<f32>::new([inputs, 4 * outputs, 1], weight))
             })?;
             let dx = with_values(dy, |dy| {
                 Ok(convolve(Maps::phases(dy, outputs), geometry, &packed, &[]))
