@@ -1,13 +1,16 @@
 //! Convolution: the forward sum, which with turned weights is also the gradient of the input.
 //!
-//! A task copies a strip of all input channels and passes output channels over them. A tile keeps a block of output channels times a few
-//! vectors of pixels in registers and walks over input channels and taps. Every sum is formed in an
-//! order that the shapes alone decide, so results do not depend on the number of threads.
+//! A task copies a strip of all input channels and passes output channels over them. A tile keeps
+//! a block of output channels times a few vectors of pixels in registers and walks over input
+//! channels and taps. Every sum is formed in an order that the shapes alone decide, so results do
+//! not depend on the number of threads. 3×3 windows over many channels go another way:
+//! [`super::winograd`].
 
 use super::{
     assemble,
     matrix::Stored,
     strips::{Geometry, Input, Maps, Strip},
+    winograd,
 };
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -16,9 +19,9 @@ use std::ops::Range;
 /// Values of the feature map that a task copies: of some inputs at a time they stay in the L2 cache.
 const CACHE: usize = 128 << 10;
 /// Weights of a block that are used at once: they stay in the L1 cache.
-const WEIGHTS: usize = 3 << 10;
+const WEIGHTS: usize = 3 << 9;
 /// Sums of several blocks that are formed at once: they stay in the L2 cache.
-const SUMS: usize = 32 << 10;
+pub(super) const SUMS: usize = 32 << 10;
 /// Pixels of a channel that a task computes at most, and at least unless there are fewer.
 const PIXELS: [usize; 2] = [96, 2048];
 /// Tasks that work is cut into, if there is enough of it.
@@ -39,11 +42,11 @@ pub(crate) fn block() -> usize {
 
 /// Weights in the order in which tiles read them: `[block of outputs][input][tap][output]`.
 pub(crate) struct Packed<T> {
-    data: Vec<T>,
-    inputs: usize,
-    outputs: usize,
+    pub(super) data: Vec<T>,
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
     taps: usize,
-    block: usize,
+    pub(super) block: usize,
 }
 
 impl<T> Packed<T> {
@@ -55,6 +58,11 @@ impl<T> Packed<T> {
     /// Number of output channels.
     pub fn outputs(&self) -> usize {
         self.outputs
+    }
+
+    /// Inputs whose weights of a block are used at once.
+    fn inputs_at_once(&self) -> usize {
+        (WEIGHTS / (self.taps * self.block)).max(1)
     }
 }
 
@@ -208,16 +216,21 @@ pub(crate) struct Band<'a> {
     pub data: &'a [f32],
 }
 
-/// Lines of a strip, so that what a task reads for them of `inputs` channels stays in the cache.
-fn lines(geometry: Geometry, inputs: usize) -> usize {
+/// Lines of a strip, so that what is read for them of the inputs that are summed at once, with
+/// `runs` runs each, stays in the cache.
+pub(super) fn lines<T>(geometry: Geometry, weights: &Packed<T>, runs: usize) -> usize {
     let row = geometry.row();
-    let cached = (CACHE / (inputs * row).max(1)).saturating_sub(2 * geometry.pad);
+    let inputs = weights.inputs.min(weights.inputs_at_once());
+    let cached = (CACHE / (inputs * runs * row).max(1)).saturating_sub(2 * geometry.pad);
+    // Two strips rather than one that two threads share.
+    let half = (geometry.batch * geometry.period()).div_ceil(2);
     let [least, most] = PIXELS;
-    cached.clamp(least.div_ceil(row).min(most / row), (most / row).max(1))
+    let least = least.div_ceil(row).min(most / row);
+    cached.min(half).clamp(least, (most / row).max(1))
 }
 
 /// What a task fills: for each image of its strip, a piece of each of its channels.
-type Pieces<'a> = Vec<Vec<&'a mut [f32]>>;
+pub(super) type Pieces<'a> = Vec<Vec<&'a mut [f32]>>;
 
 /// Sums every window of `x` with `weights` and hands the finished parts to `write`.
 ///
@@ -234,74 +247,113 @@ pub(crate) fn correlate<T: Stored>(
     if out.is_empty() {
         return;
     }
-    let strips = geometry.strips(lines(geometry, weights.inputs));
-    let blocks = weights.outputs.div_ceil(weights.block);
-    // With few strips the output channels are cut, too, so that every thread has work.
-    let groups = TASKS.div_ceil(strips.len()).min(blocks);
-    let blocks_of_task = blocks.div_ceil(groups);
-    let parts_of_task = blocks_of_task * weights.block / unit;
-    let tasks = deal(
-        geometry,
-        &strips,
-        out,
-        [weights.outputs, unit, parts_of_task],
-    );
-    let groups = tasks.len() / strips.len();
-    tasks.into_par_iter().enumerate().for_each(|(task, out)| {
-        let strip = strips[task / groups];
+    if winograd::pays(geometry, weights.inputs, weights.outputs) {
+        winograd::correlate(geometry, x, weights, (out, unit), write);
+    } else {
+        plain(geometry, x, weights, (out, unit), write);
+    }
+}
+
+/// [`correlate`] with a multiplication for each pixel, tap and pair of channels.
+pub(super) fn plain<T: Stored>(
+    geometry: Geometry,
+    x: Maps<'_>,
+    weights: &Packed<T>,
+    (out, unit): (&mut [f32], usize),
+    write: impl Fn(&mut [&mut [f32]], &Band<'_>) + Sync,
+) {
+    let fill = |strip: Strip| {
         let mut input = Input::new(geometry, weights.inputs, strip.lines, geometry.pad);
         input.fill(x, 0, strip);
-        let work = Work {
-            geometry,
-            strip,
-            input: &input,
-            taps: &geometry.taps(),
-            weights,
-        };
-        work.run(task % groups * blocks_of_task, out, unit, &write);
+        (input.data, input.stride)
+    };
+    let lines = lines(geometry, weights, 1);
+    sum(
+        geometry,
+        lines,
+        (&geometry.taps(), fill),
+        weights,
+        (out, unit),
+        write,
+    );
+}
+
+/// [`correlate`] with windows of the offsets `taps`, whose strips of some `lines` are laid out by
+/// `fill`: a run for each input, and the distance between them.
+pub(super) fn sum<T: Stored>(
+    geometry: Geometry,
+    lines: usize,
+    (taps, fill): (&[usize], impl Fn(Strip) -> (Vec<f32>, usize) + Sync),
+    weights: &Packed<T>,
+    (out, unit): (&mut [f32], usize),
+    write: impl Fn(&mut [&mut [f32]], &Band<'_>) + Sync,
+) {
+    debug_assert_eq!(taps.len(), weights.taps);
+    let strips = geometry.strips(lines);
+    // With few strips the output channels are cut, too, so that every thread has work.
+    let blocks = weights.outputs.div_ceil(weights.block);
+    let groups = TASKS.div_ceil(strips.len()).min(blocks);
+    let blocks_of_task = blocks / groups;
+    let parts_of_task = blocks_of_task * weights.block / unit;
+    let shape = [weights.outputs, unit, parts_of_task];
+    let tasks = deal(geometry, &strips, out, shape);
+    tasks.into_par_iter().for_each(|(strip, groups)| {
+        let (input, stride) = fill(strip);
+        let groups = groups.into_par_iter().enumerate();
+        groups.for_each(|(group, out)| {
+            let work = Work {
+                geometry,
+                strip,
+                input: (&input, stride),
+                taps,
+                weights,
+            };
+            work.run(group * blocks_of_task, out, unit, &write);
+        });
     });
 }
 
 /// Deals `out` to tasks: for each strip, groups of `parts_of_task` parts of `unit` of all `outputs`
 /// channels.
-fn deal<'a>(
+pub(super) fn deal<'a>(
     geometry: Geometry,
     strips: &[Strip],
     out: &'a mut [f32],
     [outputs, unit, parts_of_task]: [usize; 3],
-) -> Vec<Pieces<'a>> {
+) -> Vec<(Strip, Vec<Pieces<'a>>)> {
     let Geometry { height, width, .. } = geometry;
-    let parts = outputs / unit;
-    let groups = parts.div_ceil(parts_of_task);
-    let mut tasks: Vec<Pieces<'a>> = Vec::new();
-    tasks.resize_with(strips.len() * groups, Vec::new);
+    let groups = (outputs / unit).div_ceil(parts_of_task);
     let mut images = out.chunks_mut(outputs * height * width);
     // What is left of the planes of the present image.
     let mut planes: Vec<&mut [f32]> = Vec::new();
-    for (strip, tasks) in strips.iter().zip(tasks.chunks_mut(groups)) {
+    let tasks = strips.iter().map(|strip| {
+        let mut tasks: Vec<Pieces<'a>> = Vec::new();
+        tasks.resize_with(groups, Vec::new);
         for (_, rows) in strip.images(geometry) {
             if planes.first().is_none_or(|plane| plane.is_empty()) {
                 let image = images.next().unwrap_or_default();
                 planes = image.chunks_mut(unit * height * width).collect();
             }
-            for (group, planes) in planes.chunks_mut(parts_of_task).enumerate() {
+            for (task, planes) in tasks.iter_mut().zip(planes.chunks_mut(parts_of_task)) {
                 let cut = |plane: &mut &'a mut [f32]| {
                     let (piece, rest) = std::mem::take(plane).split_at_mut(unit * rows * width);
                     *plane = rest;
                     piece
                 };
-                tasks[group].push(planes.iter_mut().map(cut).collect());
+                task.push(planes.iter_mut().map(cut).collect());
             }
         }
-    }
-    tasks
+        (*strip, tasks)
+    });
+    tasks.collect()
 }
 
 /// What a task has to do.
 struct Work<'a, T> {
     geometry: Geometry,
     strip: Strip,
-    input: &'a Input,
+    /// Runs, and the distance between them.
+    input: (&'a [f32], usize),
     taps: &'a [usize],
     weights: &'a Packed<T>,
 }
@@ -329,7 +381,7 @@ impl<T: Stored> Work<'_, T> {
             .first()
             .map_or(0, |parts| parts.len().div_ceil(per_block));
         let at_once = (SUMS / (block * stride)).clamp(1, blocks.max(1));
-        let inputs_at_once = (WEIGHTS / (taps * block)).max(1);
+        let inputs_at_once = self.weights.inputs_at_once();
         let mut sums = vec![0.0; at_once * block * stride];
         let mut wide = Vec::new();
         if size_of::<T>() < size_of::<f32>() {
@@ -373,9 +425,9 @@ impl<T: Stored> Work<'_, T> {
         let weights = &self.weights.data[from..from + part.len() * per_input];
         Arch::new().dispatch(Forward {
             block: self.weights.block,
-            x: &self.input.data[part.start * self.input.stride..],
-            x_stride: self.input.stride,
-            len: self.strip.lines * self.geometry.row() - self.geometry.pad,
+            x: &self.input.0[part.start * self.input.1..],
+            x_stride: self.input.1,
+            len: self.strip.lines * self.geometry.row() - self.geometry.margin,
             weights: T::widen(weights, wide),
             taps: self.taps,
             out,
@@ -396,17 +448,17 @@ pub(super) fn tall<S: Simd>(block: usize) -> bool {
 }
 
 /// The forward sum of one block of channels over one run of pixels.
-struct Forward<'a> {
-    block: usize,
-    x: &'a [f32],
-    x_stride: usize,
-    len: usize,
-    weights: &'a [f32],
-    taps: &'a [usize],
-    out: &'a mut [f32],
-    out_stride: usize,
+pub(super) struct Forward<'a> {
+    pub block: usize,
+    pub x: &'a [f32],
+    pub x_stride: usize,
+    pub len: usize,
+    pub weights: &'a [f32],
+    pub taps: &'a [usize],
+    pub out: &'a mut [f32],
+    pub out_stride: usize,
     /// Whether `out` holds the sums over other inputs.
-    add: bool,
+    pub add: bool,
 }
 
 impl WithSimd for Forward<'_> {
@@ -433,6 +485,11 @@ impl Forward<'_> {
                     at += S::F32_LANES;
                 }
                 2 => {
+                    self.tile::<S, M, 2>(simd, at);
+                    at += 2 * S::F32_LANES;
+                }
+                // Rather than three and one, which would wait for its own sums.
+                4 => {
                     self.tile::<S, M, 2>(simd, at);
                     at += 2 * S::F32_LANES;
                 }

@@ -24,6 +24,8 @@ pub(crate) mod separable;
 pub(crate) mod strips;
 pub(crate) mod transpose;
 pub(crate) mod windows;
+pub(crate) mod winograd;
+pub(crate) mod winograd_weights;
 
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
 use pulp::{Arch, Simd, WithSimd};

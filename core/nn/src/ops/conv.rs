@@ -97,6 +97,7 @@ fn geometry(x: &Shape, pad: usize) -> Result<Geometry> {
         height,
         width,
         pad,
+        margin: pad,
     })
 }
 
@@ -465,13 +466,14 @@ mod tests {
     use crate::testing::{check_gradients, close, random};
 
     /// Sizes with odd sides, partial blocks of channels and more than one band of rows.
-    const SHAPES: [[usize; 6]; 5] = [
+    const SHAPES: [[usize; 6]; 6] = [
         // batch, inputs, outputs, height, width, k
         [2, 3, 5, 7, 9, 3],
         [1, 17, 9, 5, 4, 1],
         [3, 2, 8, 1, 1, 3],
         [1, 1, 2, 60, 50, 5],
         [2, 8, 16, 13, 33, 3],
+        [2, 20, 17, 13, 33, 3],
     ];
 
     #[test]
@@ -559,18 +561,23 @@ mod tests {
 
     #[test]
     fn results_do_not_depend_on_the_number_of_threads() {
-        let x = candle_core::Var::from_tensor(&random("x", &[4, 8, 40, 40])).unwrap();
-        let w = candle_core::Var::from_tensor(&random("w", &[8, 8, 3, 3])).unwrap();
-        let run = |threads: usize| {
+        let run = |threads: usize, channels: usize| {
+            let (x, w) = ([4, channels, 40, 40], [channels, channels, 3, 3]);
+            let x = candle_core::Var::from_tensor(&random("x", &x)).unwrap();
+            let w = candle_core::Var::from_tensor(&random("w", &w)).unwrap();
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
             pool.unwrap().install(|| {
                 let y = conv2d(&x, &w, None).unwrap();
                 let grads = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
-                let grad = grads.get(&w).unwrap().flatten_all().unwrap();
-                grad.to_vec1::<f32>().unwrap()
+                [&x, &w].map(|var| {
+                    let grad = grads.get(var).unwrap().flatten_all().unwrap();
+                    grad.to_vec1::<f32>().unwrap()
+                })
             })
         };
-        assert_eq!(run(1), run(5));
+        for channels in [8, 40] {
+            assert_eq!(run(1, channels), run(5, channels));
+        }
     }
 
     #[test]
