@@ -21,6 +21,7 @@ pub(crate) mod pointwise;
 pub(crate) mod pool;
 pub(crate) mod rows;
 pub(crate) mod separable;
+pub(crate) mod strided;
 pub(crate) mod strips;
 pub(crate) mod transpose;
 pub(crate) mod windows;
