@@ -18,6 +18,9 @@ const OUTPUTS: usize = 8;
 /// Lines below a strip, beyond which too many are copied for it.
 const REACH: usize = 8;
 
+/// Inputs and their values beyond which a product of matrices is faster for 1×1 taps.
+const POINTWISE: [usize; 2] = [64, 1 << 18];
+
 /// A convolution's windows on planes.
 pub(super) struct Planes<'a> {
     windows: &'a Windows,
@@ -43,6 +46,11 @@ impl<'a> Planes<'a> {
             pad: windows.kernel[0].saturating_sub(1) * dilation / stride,
             margin: 0,
         };
+        let [inputs, values] = POINTWISE;
+        let small = windows.inputs <= inputs && windows.inputs * geometry.width <= values;
+        if windows.is_plain() && !small {
+            return None;
+        }
         let pays = windows.groups == 1 && windows.outputs >= OUTPUTS && geometry.pad <= REACH;
         pays.then_some(Planes {
             windows,

@@ -56,7 +56,7 @@ impl Windows {
     }
 
     /// Whether the matrix of windows is the feature map itself.
-    fn is_plain(&self) -> bool {
+    pub(super) fn is_plain(&self) -> bool {
         let free = self.stride == [1; 2] && self.padding == [0; 2];
         free && self.kernel == [1; 2] && self.size == self.places
     }
@@ -97,7 +97,7 @@ impl Windows {
     /// `bias` empty or `[outputs]`; the result is `[batch, outputs, places]`.
     pub fn correlate(&self, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
         match Planes::new(self) {
-            Some(planes) if !self.is_plain() => planes.correlate(x, weight, bias),
+            Some(planes) => planes.correlate(x, weight, bias),
             _ => self.multiply(x, weight, bias),
         }
     }
