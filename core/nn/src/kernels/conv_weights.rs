@@ -190,7 +190,10 @@ pub(super) fn tap_sums<S: Simd, const M: usize, const T: usize>(
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::kernels::conv::{Packed, plain, write_rows};
+    use crate::kernels::{
+        conv::{plain, write_rows},
+        conv_packed::Packed,
+    };
 
     pub(crate) fn values(count: usize) -> Vec<f32> {
         let value = |i: usize| ((i * 37 + 11) % 101) as f32 / 50.0 - 1.0;

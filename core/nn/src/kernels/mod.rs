@@ -8,6 +8,7 @@ pub(crate) mod activation;
 pub(crate) mod adam;
 pub(crate) mod attention;
 pub(crate) mod conv;
+pub(crate) mod conv_packed;
 pub(crate) mod conv_weights;
 pub(crate) mod cross_entropy;
 pub(crate) mod descent;
@@ -26,6 +27,7 @@ pub(crate) mod strips;
 pub(crate) mod transpose;
 pub(crate) mod windows;
 pub(crate) mod winograd;
+pub(crate) mod winograd_maps;
 pub(crate) mod winograd_weights;
 
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};

@@ -6,7 +6,8 @@
 
 use super::{
     buffer,
-    conv::{Band, Packed, lines, sum, write_rows},
+    conv::{Band, lines, sum, write_rows},
+    conv_packed::Packed,
     strips::{Geometry, SLACK, Strip},
     windows::Windows,
 };

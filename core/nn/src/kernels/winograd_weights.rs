@@ -5,7 +5,8 @@ use super::{
     conv::{TASKS, tall},
     conv_weights::tap_sums,
     strips::{Geometry, Maps, Strip},
-    winograd::{PLACES, Side, Tiles, lines},
+    winograd::{PLACES, Tiles, lines},
+    winograd_maps::Side,
 };
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;

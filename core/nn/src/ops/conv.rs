@@ -3,7 +3,8 @@
 use super::{fused, like};
 use crate::kernels::{
     buffer, channel_sums,
-    conv::{Packed, correlate, write_phases, write_rows},
+    conv::{correlate, write_phases, write_rows},
+    conv_packed::Packed,
     conv_weights::weight_gradient,
     matrix::Stored,
     strips::{Geometry, Maps},
