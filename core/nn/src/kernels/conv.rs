@@ -1,12 +1,16 @@
 //! Convolution: the forward sum, which with turned weights is also the gradient of the input.
 //!
-//! A task copies a strip of all input channels and passes output channels over them. A tile keeps a block of output channels times a few
-//! vectors of pixels in registers and walks over input channels and taps. Every sum is formed in an
-//! order that the shapes alone decide, so results do not depend on the number of threads.
+//! A task copies a strip of all input channels and passes output channels over them. A tile keeps
+//! a block of output channels times a few vectors of pixels in registers and walks over input
+//! channels and taps. Every sum is formed in an order that the shapes alone decide, so results do
+//! not depend on the number of threads. 3×3 windows over many channels go another way:
+//! [`super::winograd`].
 
 use super::{
+    conv_packed::Packed,
     matrix::Stored,
     strips::{Geometry, Input, Maps, Strip},
+    winograd,
 };
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -14,10 +18,8 @@ use std::ops::Range;
 
 /// Values of the feature map that a task copies: of some inputs at a time they stay in the L2 cache.
 const CACHE: usize = 128 << 10;
-/// Weights of a block that are used at once: they stay in the L1 cache.
-const WEIGHTS: usize = 3 << 10;
 /// Sums of several blocks that are formed at once: they stay in the L2 cache.
-const SUMS: usize = 32 << 10;
+pub(super) const SUMS: usize = 32 << 10;
 /// Pixels of a channel that a task computes at most, and at least unless there are fewer.
 const PIXELS: [usize; 2] = [96, 2048];
 /// Tasks that work is cut into, if there is enough of it.
@@ -36,77 +38,6 @@ pub(crate) fn block() -> usize {
     Arch::new().dispatch(Registers)
 }
 
-/// Weights in the order in which tiles read them: `[block of outputs][input][tap][output]`.
-pub(crate) struct Packed<T> {
-    data: Vec<T>,
-    inputs: usize,
-    outputs: usize,
-    taps: usize,
-    block: usize,
-}
-
-impl<T: Stored> Packed<T> {
-    /// Packs the weights `at(output, input, tap)`; a last block that is not full gets zeros.
-    pub fn new(
-        outputs: usize,
-        inputs: usize,
-        taps: usize,
-        at: impl Fn(usize, usize, usize) -> f32 + Sync,
-    ) -> Self {
-        Packed::in_blocks(block(), [outputs, inputs, taps], at)
-    }
-
-    pub(super) fn in_blocks(
-        block: usize,
-        [outputs, inputs, taps]: [usize; 3],
-        at: impl Fn(usize, usize, usize) -> f32 + Sync,
-    ) -> Self {
-        let mut data = vec![T::of(0.0); outputs.div_ceil(block) * inputs * taps * block];
-        data.par_chunks_mut(inputs * taps * block)
-            .enumerate()
-            .for_each(|(index, chunk)| {
-                let first = index * block;
-                let count = block.min(outputs - first);
-                for (input, chunk) in chunk.chunks_exact_mut(taps * block).enumerate() {
-                    for (tap, lane) in chunk.chunks_exact_mut(block).enumerate() {
-                        for (output, value) in lane[..count].iter_mut().enumerate() {
-                            *value = T::of(at(first + output, input, tap));
-                        }
-                    }
-                }
-            });
-        Packed {
-            data,
-            inputs,
-            outputs,
-            taps,
-            block,
-        }
-    }
-
-    /// The same with inputs and outputs exchanged and the window turned by 180 degrees: the weights
-    /// with which the gradient of the input is a convolution of the result's gradient.
-    pub fn turned(&self) -> Packed<f32> {
-        let at = |input: usize, output: usize, tap: usize| {
-            let place = (output / self.block * self.inputs + input) * self.taps;
-            let value = (place + self.taps - 1 - tap) * self.block + output % self.block;
-            let mut wide = [0.0];
-            T::widen(&self.data[value..=value], &mut wide)[0]
-        };
-        Packed::new(self.inputs, self.outputs, self.taps, at)
-    }
-
-    /// Number of input channels.
-    pub fn inputs(&self) -> usize {
-        self.inputs
-    }
-
-    /// Number of output channels.
-    pub fn outputs(&self) -> usize {
-        self.outputs
-    }
-}
-
 /// A finished part of the result of [`correlate`], to be written where it belongs.
 pub(crate) struct Band<'a> {
     /// First output channel of the block.
@@ -119,16 +50,21 @@ pub(crate) struct Band<'a> {
     pub data: &'a [f32],
 }
 
-/// Lines of a strip, so that what a task reads for them of `inputs` channels stays in the cache.
-fn lines(geometry: Geometry, inputs: usize) -> usize {
+/// Lines of a strip, so that what is read for them of the inputs that are summed at once, with
+/// `runs` runs each, stays in the cache.
+pub(super) fn lines<T>(geometry: Geometry, weights: &Packed<T>, runs: usize) -> usize {
     let row = geometry.row();
-    let cached = (CACHE / (inputs * row).max(1)).saturating_sub(2 * geometry.pad);
+    let inputs = weights.inputs.min(weights.inputs_at_once());
+    let cached = (CACHE / (inputs * runs * row).max(1)).saturating_sub(2 * geometry.pad);
+    // Two strips rather than one that two threads share.
+    let half = (geometry.batch * geometry.period()).div_ceil(2);
     let [least, most] = PIXELS;
-    cached.clamp(least.div_ceil(row).min(most / row), (most / row).max(1))
+    let least = least.div_ceil(row).min(most / row);
+    cached.min(half).clamp(least, (most / row).max(1))
 }
 
 /// What a task fills: for each image of its strip, a piece of each of its channels.
-type Pieces<'a> = Vec<Vec<&'a mut [f32]>>;
+pub(super) type Pieces<'a> = Vec<Vec<&'a mut [f32]>>;
 
 /// Sums every window of `x` with `weights` and hands the finished parts to `write`.
 ///
@@ -145,74 +81,113 @@ pub(crate) fn correlate<T: Stored>(
     if out.is_empty() {
         return;
     }
-    let strips = geometry.strips(lines(geometry, weights.inputs));
-    let blocks = weights.outputs.div_ceil(weights.block);
-    // With few strips the output channels are cut, too, so that every thread has work.
-    let groups = TASKS.div_ceil(strips.len()).min(blocks);
-    let blocks_of_task = blocks.div_ceil(groups);
-    let parts_of_task = blocks_of_task * weights.block / unit;
-    let tasks = deal(
-        geometry,
-        &strips,
-        out,
-        [weights.outputs, unit, parts_of_task],
-    );
-    let groups = tasks.len() / strips.len();
-    tasks.into_par_iter().enumerate().for_each(|(task, out)| {
-        let strip = strips[task / groups];
+    if winograd::pays(geometry, weights.inputs, weights.outputs) {
+        winograd::correlate(geometry, x, weights, (out, unit), write);
+    } else {
+        plain(geometry, x, weights, (out, unit), write);
+    }
+}
+
+/// [`correlate`] with a multiplication for each pixel, tap and pair of channels.
+pub(super) fn plain<T: Stored>(
+    geometry: Geometry,
+    x: Maps<'_>,
+    weights: &Packed<T>,
+    (out, unit): (&mut [f32], usize),
+    write: impl Fn(&mut [&mut [f32]], &Band<'_>) + Sync,
+) {
+    let fill = |strip: Strip| {
         let mut input = Input::new(geometry, weights.inputs, strip.lines, geometry.pad);
         input.fill(x, 0, strip);
-        let work = Work {
-            geometry,
-            strip,
-            input: &input,
-            taps: &geometry.taps(),
-            weights,
-        };
-        work.run(task % groups * blocks_of_task, out, unit, &write);
+        (input.data, input.stride)
+    };
+    let lines = lines(geometry, weights, 1);
+    sum(
+        geometry,
+        lines,
+        (&geometry.taps(), fill),
+        weights,
+        (out, unit),
+        write,
+    );
+}
+
+/// [`correlate`] with windows of the offsets `taps`, whose strips of some `lines` are laid out by
+/// `fill`: a run for each input, and the distance between them.
+pub(super) fn sum<T: Stored>(
+    geometry: Geometry,
+    lines: usize,
+    (taps, fill): (&[usize], impl Fn(Strip) -> (Vec<f32>, usize) + Sync),
+    weights: &Packed<T>,
+    (out, unit): (&mut [f32], usize),
+    write: impl Fn(&mut [&mut [f32]], &Band<'_>) + Sync,
+) {
+    debug_assert_eq!(taps.len(), weights.taps);
+    let strips = geometry.strips(lines);
+    // With few strips the output channels are cut, too, so that every thread has work.
+    let blocks = weights.outputs.div_ceil(weights.block);
+    let groups = TASKS.div_ceil(strips.len()).min(blocks);
+    let blocks_of_task = blocks / groups;
+    let parts_of_task = blocks_of_task * weights.block / unit;
+    let shape = [weights.outputs, unit, parts_of_task];
+    let tasks = deal(geometry, &strips, out, shape);
+    tasks.into_par_iter().for_each(|(strip, groups)| {
+        let (input, stride) = fill(strip);
+        let groups = groups.into_par_iter().enumerate();
+        groups.for_each(|(group, out)| {
+            let work = Work {
+                geometry,
+                strip,
+                input: (&input, stride),
+                taps,
+                weights,
+            };
+            work.run(group * blocks_of_task, out, unit, &write);
+        });
     });
 }
 
 /// Deals `out` to tasks: for each strip, groups of `parts_of_task` parts of `unit` of all `outputs`
 /// channels.
-fn deal<'a>(
+pub(super) fn deal<'a>(
     geometry: Geometry,
     strips: &[Strip],
     out: &'a mut [f32],
     [outputs, unit, parts_of_task]: [usize; 3],
-) -> Vec<Pieces<'a>> {
+) -> Vec<(Strip, Vec<Pieces<'a>>)> {
     let Geometry { height, width, .. } = geometry;
-    let parts = outputs / unit;
-    let groups = parts.div_ceil(parts_of_task);
-    let mut tasks: Vec<Pieces<'a>> = Vec::new();
-    tasks.resize_with(strips.len() * groups, Vec::new);
+    let groups = (outputs / unit).div_ceil(parts_of_task);
     let mut images = out.chunks_mut(outputs * height * width);
     // What is left of the planes of the present image.
     let mut planes: Vec<&mut [f32]> = Vec::new();
-    for (strip, tasks) in strips.iter().zip(tasks.chunks_mut(groups)) {
+    let tasks = strips.iter().map(|strip| {
+        let mut tasks: Vec<Pieces<'a>> = Vec::new();
+        tasks.resize_with(groups, Vec::new);
         for (_, rows) in strip.images(geometry) {
             if planes.first().is_none_or(|plane| plane.is_empty()) {
                 let image = images.next().unwrap_or_default();
                 planes = image.chunks_mut(unit * height * width).collect();
             }
-            for (group, planes) in planes.chunks_mut(parts_of_task).enumerate() {
+            for (task, planes) in tasks.iter_mut().zip(planes.chunks_mut(parts_of_task)) {
                 let cut = |plane: &mut &'a mut [f32]| {
                     let (piece, rest) = std::mem::take(plane).split_at_mut(unit * rows * width);
                     *plane = rest;
                     piece
                 };
-                tasks[group].push(planes.iter_mut().map(cut).collect());
+                task.push(planes.iter_mut().map(cut).collect());
             }
         }
-    }
-    tasks
+        (*strip, tasks)
+    });
+    tasks.collect()
 }
 
 /// What a task has to do.
 struct Work<'a, T> {
     geometry: Geometry,
     strip: Strip,
-    input: &'a Input,
+    /// Runs, and the distance between them.
+    input: (&'a [f32], usize),
     taps: &'a [usize],
     weights: &'a Packed<T>,
 }
@@ -240,7 +215,7 @@ impl<T: Stored> Work<'_, T> {
             .first()
             .map_or(0, |parts| parts.len().div_ceil(per_block));
         let at_once = (SUMS / (block * stride)).clamp(1, blocks.max(1));
-        let inputs_at_once = (WEIGHTS / (taps * block)).max(1);
+        let inputs_at_once = self.weights.inputs_at_once();
         let mut sums = vec![0.0; at_once * block * stride];
         let mut wide = Vec::new();
         if size_of::<T>() < size_of::<f32>() {
@@ -284,9 +259,9 @@ impl<T: Stored> Work<'_, T> {
         let weights = &self.weights.data[from..from + part.len() * per_input];
         Arch::new().dispatch(Forward {
             block: self.weights.block,
-            x: &self.input.data[part.start * self.input.stride..],
-            x_stride: self.input.stride,
-            len: self.strip.lines * self.geometry.row() - self.geometry.pad,
+            x: &self.input.0[part.start * self.input.1..],
+            x_stride: self.input.1,
+            len: self.strip.lines * self.geometry.row() - self.geometry.margin,
             weights: T::widen(weights, wide),
             taps: self.taps,
             out,
@@ -307,17 +282,17 @@ pub(super) fn tall<S: Simd>(block: usize) -> bool {
 }
 
 /// The forward sum of one block of channels over one run of pixels.
-struct Forward<'a> {
-    block: usize,
-    x: &'a [f32],
-    x_stride: usize,
-    len: usize,
-    weights: &'a [f32],
-    taps: &'a [usize],
-    out: &'a mut [f32],
-    out_stride: usize,
+pub(super) struct Forward<'a> {
+    pub block: usize,
+    pub x: &'a [f32],
+    pub x_stride: usize,
+    pub len: usize,
+    pub weights: &'a [f32],
+    pub taps: &'a [usize],
+    pub out: &'a mut [f32],
+    pub out_stride: usize,
     /// Whether `out` holds the sums over other inputs.
-    add: bool,
+    pub add: bool,
 }
 
 impl WithSimd for Forward<'_> {
@@ -344,6 +319,11 @@ impl Forward<'_> {
                     at += S::F32_LANES;
                 }
                 2 => {
+                    self.tile::<S, M, 2>(simd, at);
+                    at += 2 * S::F32_LANES;
+                }
+                // Rather than three and one, which would wait for its own sums.
+                4 => {
                     self.tile::<S, M, 2>(simd, at);
                     at += 2 * S::F32_LANES;
                 }

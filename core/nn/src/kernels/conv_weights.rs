@@ -7,6 +7,7 @@
 use super::{
     conv::{TASKS, block, tall},
     strips::{Geometry, Input, Maps},
+    winograd, winograd_weights,
 };
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -20,10 +21,13 @@ const SIDE: usize = 32;
 /// For every output of `dy`, input of `x` and tap, the sum over all pixels of `dy` times the pixel
 /// of `x` that the tap saw. Shape `[output][input][tap]`.
 pub(crate) fn weight_gradient(geometry: Geometry, x: Maps<'_>, dy: Maps<'_>) -> Vec<f32> {
+    if winograd::pays(geometry, x.channels(), dy.channels()) {
+        return winograd_weights::weight_gradient(block(), geometry, x, dy);
+    }
     in_blocks(block(), geometry, x, dy)
 }
 
-fn in_blocks(block: usize, geometry: Geometry, x: Maps<'_>, dy: Maps<'_>) -> Vec<f32> {
+pub(super) fn in_blocks(block: usize, geometry: Geometry, x: Maps<'_>, dy: Maps<'_>) -> Vec<f32> {
     let (inputs, outputs, taps) = (x.channels(), dy.channels(), geometry.taps());
     let strips = geometry.strips((CHUNK / block / geometry.row()).max(1));
     let most = strips.iter().map(|strip| strip.lines).max().unwrap_or(0);
@@ -151,7 +155,7 @@ impl Backward<'_> {
 
 /// Adds to `sums` the products of M rows with T shifted runs.
 #[inline(always)]
-fn tap_sums<S: Simd, const M: usize, const T: usize>(
+pub(super) fn tap_sums<S: Simd, const M: usize, const T: usize>(
     simd: S,
     rows: &[&[S::f32s]; M],
     run: &[f32],
@@ -184,16 +188,19 @@ fn tap_sums<S: Simd, const M: usize, const T: usize>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use crate::kernels::conv::{Packed, correlate, write_rows};
+    use crate::kernels::{
+        conv::{plain, write_rows},
+        conv_packed::Packed,
+    };
 
-    fn values(count: usize) -> Vec<f32> {
+    pub(crate) fn values(count: usize) -> Vec<f32> {
         let value = |i: usize| ((i * 37 + 11) % 101) as f32 / 50.0 - 1.0;
         (0..count).map(value).collect()
     }
 
-    fn assert_close(ours: &[f32], theirs: &[f32]) {
+    pub(crate) fn assert_close(ours: &[f32], theirs: &[f32]) {
         assert_eq!(ours.len(), theirs.len());
         let largest = theirs.iter().fold(0.0f32, |a, v| a.max(v.abs()));
         for (at, (a, b)) in ours.iter().zip(theirs).enumerate() {
@@ -211,6 +218,7 @@ mod tests {
                 height,
                 width,
                 pad: 1,
+                margin: 1,
             };
             let (inputs, outputs, taps, area) = (90, 19, 9, height * width);
             let (x, w) = (
@@ -218,12 +226,10 @@ mod tests {
                 values(outputs * inputs * taps),
             );
             let run = |block: usize| {
-                let packed = Packed::<f32>::in_blocks(block, [outputs, inputs, taps], |o, i, t| {
-                    w[(o * inputs + i) * taps + t]
-                });
+                let packed = Packed::<f32>::in_blocks(block, [outputs, inputs, taps], &w);
                 let x = Maps::new(&x, inputs);
                 let mut out = vec![0.0; batch * outputs * area];
-                correlate(geometry, x, &packed, (&mut out, 1), |out, band| {
+                plain(geometry, x, &packed, (&mut out, 1), |out, band| {
                     write_rows(out, band, width, &[]);
                 });
                 let gradient = in_blocks(block, geometry, x, Maps::new(&out, outputs));

@@ -199,7 +199,7 @@ impl<T: Stored> Right for Packed<T> {
 }
 
 /// What weights are kept as. Whatever it is, sums are formed in f32.
-pub(crate) trait Stored: Copy + Send + Sync {
+pub(crate) trait Stored: Copy + Default + Send + Sync {
     /// The nearest value of this type.
     fn of(value: f32) -> Self;
 

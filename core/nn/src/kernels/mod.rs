@@ -8,6 +8,7 @@ pub(crate) mod activation;
 pub(crate) mod adam;
 pub(crate) mod attention;
 pub(crate) mod conv;
+pub(crate) mod conv_packed;
 pub(crate) mod conv_weights;
 pub(crate) mod cross_entropy;
 pub(crate) mod descent;
@@ -21,9 +22,13 @@ pub(crate) mod pointwise;
 pub(crate) mod pool;
 pub(crate) mod rows;
 pub(crate) mod separable;
+pub(crate) mod strided;
 pub(crate) mod strips;
 pub(crate) mod transpose;
 pub(crate) mod windows;
+pub(crate) mod winograd;
+pub(crate) mod winograd_maps;
+pub(crate) mod winograd_weights;
 
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
 use pulp::{Arch, Simd, WithSimd};
@@ -71,11 +76,11 @@ pub(crate) fn buffer(length: usize) -> Vec<f32> {
 /// `length` values, made in parts of `part` (the last may be shorter): `compute(index, values)` fills
 /// one, which stays in the cache until it is copied to its place, so that nothing need be zeroed
 /// before. Returns what it returned, too.
-pub(crate) fn assemble<R: Send>(
+pub(crate) fn assemble<T: Copy + Default + Send, R: Send>(
     length: usize,
     part: usize,
-    compute: impl Fn(usize, &mut [f32]) -> R + Sync,
-) -> (Vec<f32>, Vec<R>) {
+    compute: impl Fn(usize, &mut [T]) -> R + Sync,
+) -> (Vec<T>, Vec<R>) {
     /// Values below which a task is not worth its start.
     const TASK: usize = 1 << 14;
     let part = part.max(1);
@@ -86,7 +91,7 @@ pub(crate) fn assemble<R: Send>(
         .with_min_len(TASK.div_ceil(part))
         .enumerate()
         .map_init(
-            || vec![0.0; part.min(length)],
+            || vec![T::default(); part.min(length)],
             |scratch, (index, to)| {
                 let from = &mut scratch[..to.len()];
                 let result = compute(index, from);

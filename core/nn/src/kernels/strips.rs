@@ -6,8 +6,10 @@
 //! serves as the right border of a row and the left border of the next, and the lines of zeros
 //! below an image as the upper border of its successor, so that a strip may hold several images.
 
+use rayon::prelude::*;
+
 /// Zeros behind the last pixel, so that whole vectors may be read there.
-const SLACK: usize = 64;
+pub(super) const SLACK: usize = 64;
 
 /// How images become lines: their rows, and behind each image as many lines of zeros as a window
 /// reaches beyond it.
@@ -21,16 +23,18 @@ pub(crate) struct Geometry {
     pub width: usize,
     /// Zeros on every side: (k - 1) / 2 for a k×k window.
     pub pad: usize,
+    /// Zeros between the last column of a row and the first of the next.
+    pub margin: usize,
 }
 
 impl Geometry {
     /// Distance between vertical neighbours.
     pub fn row(&self) -> usize {
-        self.width + self.pad
+        self.width + self.margin
     }
 
     /// Lines from one image to the next.
-    fn period(&self) -> usize {
+    pub fn period(&self) -> usize {
         self.height + self.pad
     }
 
@@ -128,11 +132,18 @@ impl<'a> Maps<'a> {
         self.channels
     }
 
+    /// A row of pixels; phases have none.
+    pub fn row(&self, geometry: Geometry, image: usize, channel: usize, y: usize) -> &'a [f32] {
+        debug_assert!(!self.phases);
+        let Geometry { height, width, .. } = geometry;
+        let start = ((image * self.channels + channel) * height + y) * width;
+        &self.data[start..start + width]
+    }
+
     fn read(&self, geometry: Geometry, image: usize, channel: usize, y: usize, to: &mut [f32]) {
         let Geometry { height, width, .. } = geometry;
         if !self.phases {
-            let start = ((image * self.channels + channel) * height + y) * width;
-            to.copy_from_slice(&self.data[start..start + width]);
+            to.copy_from_slice(self.row(geometry, image, channel, y));
             return;
         }
         let (i, j) = (channel / 2 % 2, channel % 2);
@@ -177,8 +188,11 @@ impl Input {
     pub fn fill(&mut self, maps: Maps<'_>, first: usize, strip: Strip) {
         let (geometry, row) = (self.geometry, self.geometry.row());
         let (halo, period) = (self.halo, geometry.period());
-        for (channel, run) in self.data.chunks_exact_mut(self.stride).enumerate() {
-            let lines = run[halo..].chunks_mut(row).take(self.lines + 2 * halo);
+        let most = self.lines;
+        let runs = self.data.par_chunks_exact_mut(self.stride).enumerate();
+        // One alone is little work.
+        runs.with_min_len(16).for_each(|(channel, run)| {
+            let lines = run[halo..].chunks_mut(row).take(most + 2 * halo);
             for (at, to) in lines.enumerate() {
                 let to = &mut to[..geometry.width];
                 // Counted from the first row of the strip's first image.
@@ -195,7 +209,7 @@ impl Input {
                     _ => to.fill(0.0),
                 }
             }
-        }
+        });
     }
 }
 
@@ -208,6 +222,7 @@ mod tests {
         height: 2,
         width: 3,
         pad: 1,
+        margin: 1,
     };
 
     fn window(source: &[f32], strip: Strip, line: usize, x: usize) -> Vec<f32> {
@@ -274,6 +289,7 @@ mod tests {
             height: 1,
             width: 2,
             pad: 0,
+            margin: 0,
         };
         let source = [1., 2., 3., 4., 5., 6., 7., 8.];
         let mut input = Input::new(geometry, 4, 1, 0);

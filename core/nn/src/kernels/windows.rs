@@ -10,6 +10,7 @@
 use super::{
     buffer,
     matrix::{self, Left, Product, Right, Rows, Start, multiply, multiply_block},
+    strided::Planes,
 };
 use rayon::prelude::*;
 use std::ops::Range;
@@ -55,7 +56,7 @@ impl Windows {
     }
 
     /// Whether the matrix of windows is the feature map itself.
-    fn is_plain(&self) -> bool {
+    pub(super) fn is_plain(&self) -> bool {
         let free = self.stride == [1; 2] && self.padding == [0; 2];
         free && self.kernel == [1; 2] && self.size == self.places
     }
@@ -95,6 +96,14 @@ impl Windows {
     /// Convolves: `x` is `[batch, inputs, size]`, `weight` `[outputs, inputs / groups, kernel]`,
     /// `bias` empty or `[outputs]`; the result is `[batch, outputs, places]`.
     pub fn correlate(&self, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
+        match Planes::new(self) {
+            Some(planes) => planes.correlate(x, weight, bias),
+            _ => self.multiply(x, weight, bias),
+        }
+    }
+
+    /// [`Windows::correlate`] as a product of matrices.
+    pub(super) fn multiply(&self, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
         let (outputs, depth) = (self.group_outputs(), self.depth());
         let mut out = buffer(self.batch * self.outputs * self.count());
         if out.is_empty() {

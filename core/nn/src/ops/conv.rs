@@ -3,7 +3,8 @@
 use super::{fused, like};
 use crate::kernels::{
     buffer, channel_sums,
-    conv::{Packed, correlate, write_phases, write_rows},
+    conv::{correlate, write_phases, write_rows},
+    conv_packed::Packed,
     conv_weights::weight_gradient,
     matrix::Stored,
     strips::{Geometry, Maps},
@@ -97,6 +98,7 @@ fn geometry(x: &Shape, pad: usize) -> Result<Geometry> {
         height,
         width,
         pad,
+        margin: pad,
     })
 }
 
@@ -125,10 +127,7 @@ impl Conv {
 
     fn pack<T: Stored>(weight: &[f32], shape: &Shape) -> Result<Packed<T>> {
         let (outputs, inputs, side, _) = shape.dims4()?;
-        let taps = side * side;
-        Ok(Packed::new(outputs, inputs, taps, |output, input, tap| {
-            weight[(output * inputs + input) * taps + tap]
-        }))
+        Ok(Packed::new([outputs, inputs, side * side], weight))
     }
 
     /// Gradients of input and weights.
@@ -141,14 +140,7 @@ impl Conv {
         let dx = x.track_op().then(|| {
             // The same sum with inputs and outputs exchanged and the window turned by 180 degrees.
             let packed = with_values(weight, |weight| {
-                Ok(Packed::<f32>::new(
-                    inputs,
-                    outputs,
-                    taps,
-                    |input, output, tap| {
-                        weight[(output * inputs + input) * taps + (taps - 1 - tap)]
-                    },
-                ))
+                Ok(Packed::<f32>::turned([inputs, outputs, taps], weight))
             })?;
             like(convolve(Maps::new(dy, outputs), geometry, &packed, &[]), x)
         });
@@ -391,7 +383,7 @@ impl<T: Stored> CustomOp1 for Frozen<T> {
 
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let geometry = geometry(x.shape(), self.pad)?;
-        let turned = self.weight.turned();
+        let turned = self.weight.turn();
         let dx = with_values(dy, |dy| {
             let dy = Maps::new(dy, turned.inputs());
             Ok(convolve(dy, geometry, &turned, &[]))
@@ -421,9 +413,7 @@ impl CustomOp3 for ConvTranspose {
         let bias = values(bias, bias_layout)?;
         let geometry = geometry(x_layout.shape(), 0)?;
         let (inputs, outputs, _, _) = weight_layout.shape().dims4()?;
-        let packed = Packed::<f32>::new(4 * outputs, inputs, 1, |output, input, _| {
-            weight[input * 4 * outputs + output]
-        });
+        let packed = Packed::<f32>::turned([4 * outputs, inputs, 1], weight);
         let Geometry {
             batch,
             height,
@@ -451,12 +441,7 @@ impl CustomOp3 for ConvTranspose {
         let geometry = geometry(x.shape(), 0)?;
         let dx = x.track_op().then(|| {
             let packed = with_values(weight, |weight| {
-                Ok(Packed::<f32>::new(
-                    inputs,
-                    4 * outputs,
-                    1,
-                    |input, output, _| weight[input * 4 * outputs + output],
-                ))
+                Ok(Packed::<f32>::new([inputs, 4 * outputs, 1], weight))
             })?;
             let dx = with_values(dy, |dy| {
                 Ok(convolve(Maps::phases(dy, outputs), geometry, &packed, &[]))
@@ -482,13 +467,14 @@ mod tests {
     use crate::testing::{check_gradients, close, random};
 
     /// Sizes with odd sides, partial blocks of channels and more than one band of rows.
-    const SHAPES: [[usize; 6]; 5] = [
+    const SHAPES: [[usize; 6]; 6] = [
         // batch, inputs, outputs, height, width, k
         [2, 3, 5, 7, 9, 3],
         [1, 17, 9, 5, 4, 1],
         [3, 2, 8, 1, 1, 3],
         [1, 1, 2, 60, 50, 5],
         [2, 8, 16, 13, 33, 3],
+        [2, 20, 17, 13, 33, 3],
     ];
 
     #[test]
@@ -576,18 +562,23 @@ mod tests {
 
     #[test]
     fn results_do_not_depend_on_the_number_of_threads() {
-        let x = candle_core::Var::from_tensor(&random("x", &[4, 8, 40, 40])).unwrap();
-        let w = candle_core::Var::from_tensor(&random("w", &[8, 8, 3, 3])).unwrap();
-        let run = |threads: usize| {
+        let run = |threads: usize, channels: usize| {
+            let (x, w) = ([4, channels, 40, 40], [channels, channels, 3, 3]);
+            let x = candle_core::Var::from_tensor(&random("x", &x)).unwrap();
+            let w = candle_core::Var::from_tensor(&random("w", &w)).unwrap();
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
             pool.unwrap().install(|| {
                 let y = conv2d(&x, &w, None).unwrap();
                 let grads = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
-                let grad = grads.get(&w).unwrap().flatten_all().unwrap();
-                grad.to_vec1::<f32>().unwrap()
+                [&x, &w].map(|var| {
+                    let grad = grads.get(var).unwrap().flatten_all().unwrap();
+                    grad.to_vec1::<f32>().unwrap()
+                })
             })
         };
-        assert_eq!(run(1), run(5));
+        for channels in [8, 40] {
+            assert_eq!(run(1, channels), run(5, channels));
+        }
     }
 
     #[test]
