@@ -329,6 +329,12 @@ impl Tile<'_> {
         for (run, weights) in runs.zip(weights.chunks_exact(self.taps.len())) {
             let run = &run[at..];
             for (&tap, weights) in self.taps.iter().zip(weights) {
+                if at == 0 {
+                    // The weights behind these: the processor does not guess in time that they
+                    // are next.
+                    let next = weights.as_ptr().wrapping_add(self.weights.len());
+                    _mm_prefetch::<_MM_HINT_T1>(next.cast());
+                }
                 let from = run[tap..tap + V * LANES].as_ptr();
                 let mut pixels = [splat(0); V];
                 for (v, pixels) in pixels.iter_mut().enumerate() {

@@ -11,8 +11,10 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Columns of a panel: four vectors.
-const COLUMNS: usize = 4 * LANES;
+/// Vectors in a row of a panel.
+const VECTORS: usize = 4;
+/// Columns of a panel.
+const COLUMNS: usize = VECTORS * LANES;
 /// Pairs of a block.
 const PAIRS: usize = 128;
 /// Rows of a tile: with four vectors each, their sums fill 24 of 32 registers.
@@ -177,9 +179,13 @@ impl Product<'_> {
         let (first, pairs) = (panel * COLUMNS, self.right.depth.div_ceil(2));
         let words = &self.right.words[first * pairs..][..COLUMNS * pairs];
         for (block, words) in words.chunks(PAIRS * COLUMNS).enumerate() {
+            let tiles = rows.len().div_ceil(HIGH);
+            let ahead = VECTORS.div_ceil(tiles);
             let mut row = rows.start;
             while row < rows.end {
+                let index = (row - rows.start) / HIGH;
                 let tile = Tile {
+                    ahead: (index * ahead).min(VECTORS)..((index + 1) * ahead).min(VECTORS),
                     product: self,
                     block,
                     words,
@@ -213,6 +219,9 @@ struct Tile<'a> {
     row: usize,
     /// The panel's first column.
     first: usize,
+    /// Vectors of each row of the block behind this one that are brought into the L2 cache
+    /// meanwhile: the processor does not guess in time that they are next.
+    ahead: Range<usize>,
 }
 
 impl Tile<'_> {
@@ -252,6 +261,10 @@ impl Tile<'_> {
             // matrix are PAIRS apart, and as many of each as the panel is deep have a value.
             unsafe {
                 let row = self.words.as_ptr().add(k * COLUMNS);
+                for vector in self.ahead.clone() {
+                    let next = row.wrapping_add(self.words.len() + vector * LANES);
+                    _mm_prefetch::<_MM_HINT_T1>(next.cast());
+                }
                 let mut columns = [splat(0); U];
                 for (u, columns) in columns.iter_mut().enumerate() {
                     *columns = load(row.add(u * LANES));
