@@ -89,8 +89,8 @@ def case(name):
         stride = 2 if "stride 2" in name else 1
         batch, channels, size = numbers[-3:]
         side = int(kind[-1])
-        x = torch.randn(batch, channels, size, size, requires_grad=backward)
-        w = torch.randn(channels, channels, side, side, requires_grad=backward)
+        x = torch.randn(batch, channels, size, size, dtype=dtype, requires_grad=backward)
+        w = torch.randn(channels, channels, side, side, dtype=dtype, requires_grad=backward)
         f = lambda: F.conv2d(x, w, None, stride, side // 2)
         return summed(f, x, w) if backward else without_gradients(f)
     if kind == "linear":

@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use diffaug_nn::{
     diffusion::{PerBlock, UNet, UNetConfig},
     layers::{BatchNorm, Conv2d, ConvTranspose2x2, Mode},
-    ops::{self, Activation, Attention, Convolution, PackedLinear},
+    ops::{self, Activation, Attention, Convolution, PackedConv2d, PackedLinear},
     optim::{Config, Optimizer},
     params::{Params, Scope},
     testing::random,
@@ -21,7 +21,7 @@ use std::{io::BufRead, time::Instant};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// All cases; `compare.py` has the same.
-const CASES: [&str; 36] = [
+const CASES: [&str; 41] = [
     "conv3 1x320x32",
     "conv3 4x64x128",
     "conv3 8x32x64",
@@ -38,6 +38,11 @@ const CASES: [&str; 36] = [
     "conv1 4x64x128",
     "conv1 8x32x64",
     "conv1 backward 4x64x128",
+    "conv3 packed 1x640x16",
+    "conv3 packed bf16 1x320x32",
+    "conv3 packed bf16 1x640x16",
+    "conv3 packed bf16 1x1280x8",
+    "conv1 packed bf16 1x320x32",
     "linear 1024x640x5120",
     "linear packed 77x2048x640",
     "linear packed bf16 77x2048x640",
@@ -132,19 +137,21 @@ fn case(name: &str) -> Result<Case> {
         .split([' ', 'x'])
         .filter_map(|word| word.parse().ok())
         .collect();
-    let backward = name.contains("backward");
+    let (backward, narrow) = (name.contains("backward"), name.contains("bf16"));
     match name.split(' ').next().unwrap_or_default() {
+        "conv3" if name.contains("packed") => packed_conv(&numbers, 3, narrow),
+        "conv1" if name.contains("packed") => packed_conv(&numbers, 1, narrow),
         "conv3" if name.contains("stride 2") => conv(&numbers[1..], 3, 2, backward),
         "conv3" => conv(&numbers, 3, 1, backward),
         "conv1" => conv(&numbers, 1, 1, backward),
-        "linear" => linear(&numbers, name.contains("packed"), name.contains("bf16")),
+        "linear" => linear(&numbers, name.contains("packed"), narrow),
         "attention" => attention(&numbers, backward),
         "gelu" if name.contains("tanh") => pointwise(&numbers, ops::gelu_tanh),
         "gelu" => pointwise(&numbers, ops::gelu),
         "group" => group_norm(&numbers),
         "layer" => layer_norm(&numbers),
         "train" => train(&numbers),
-        "unet" => unet(&numbers, name.contains("bf16")),
+        "unet" => unet(&numbers, narrow),
         other => candle_core::bail!("there is no case `{other}`"),
     }
 }
@@ -168,6 +175,19 @@ fn conv(numbers: &[usize], side: usize, stride: usize, backward: bool) -> Result
         spec.forward(&x, &w, None)?.sum_all()?.backward()?;
         Ok(())
     }))
+}
+
+fn packed_conv(numbers: &[usize], side: usize, narrow: bool) -> Result<Case> {
+    let &[batch, channels, size] = numbers else {
+        candle_core::bail!("a convolution has three numbers");
+    };
+    let x = random("x", &[batch, channels, size, size]);
+    let mut w = random("w", &[channels, channels, side, side]);
+    if narrow {
+        w = w.to_dtype(DType::BF16)?;
+    }
+    let packed = PackedConv2d::new(&w, None)?;
+    Ok(Box::new(move || packed.forward(&x).map(drop)))
 }
 
 fn linear(numbers: &[usize], packed: bool, narrow: bool) -> Result<Case> {

@@ -7,6 +7,8 @@
 pub(crate) mod activation;
 pub(crate) mod adam;
 pub(crate) mod attention;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod bf16;
 pub(crate) mod conv;
 pub(crate) mod conv_packed;
 pub(crate) mod conv_weights;

@@ -1,6 +1,8 @@
 //! Convolution and its transpose.
 
 use super::{fused, like};
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::bf16::conv::Paired;
 use crate::kernels::{
     buffer, channel_sums,
     conv::{correlate, write_phases, write_rows},
@@ -274,6 +276,9 @@ pub(super) fn bias_gradient(bias: &Tensor, dy: &Tensor) -> Result<Tensor> {
 /// [`conv2d`] with weights that do not change: on a processor they are kept in the order in which
 /// they are read, in the type that they came in, so that bf16 and f16 take half the memory. Sums
 /// are formed in f32. Gradients flow to the input, as adapters on frozen weights need.
+///
+/// Where the processor multiplies bf16 numbers itself, bf16 weights meet an input that is rounded
+/// to bf16, as in [`PackedLinear`](super::PackedLinear).
 #[derive(Clone)]
 pub struct PackedConv2d {
     weight: Weight,
@@ -283,11 +288,75 @@ pub struct PackedConv2d {
 
 #[derive(Clone)]
 enum Weight {
-    F32(Arc<Packed<f32>>),
-    Bf16(Arc<Packed<bf16>>),
-    F16(Arc<Packed<f16>>),
+    Packed(Arc<dyn Kernel>),
     /// On another device, as it is.
     Tensor(Tensor),
+}
+
+/// Packed weights.
+trait Kernel: Send + Sync {
+    fn inputs(&self) -> usize;
+
+    fn outputs(&self) -> usize;
+
+    /// Convolves maps of the given geometry and adds a bias that may be empty.
+    fn forward(&self, x: &[f32], geometry: Geometry, bias: &[f32]) -> Vec<f32>;
+
+    /// The gradient of the input.
+    fn backward(&self, dy: &[f32], geometry: Geometry) -> Vec<f32>;
+}
+
+impl<T: Stored> Kernel for Packed<T> {
+    fn inputs(&self) -> usize {
+        self.inputs()
+    }
+
+    fn outputs(&self) -> usize {
+        self.outputs()
+    }
+
+    fn forward(&self, x: &[f32], geometry: Geometry, bias: &[f32]) -> Vec<f32> {
+        convolve(Maps::new(x, self.inputs()), geometry, self, bias)
+    }
+
+    fn backward(&self, dy: &[f32], geometry: Geometry) -> Vec<f32> {
+        self.turned().forward(dy, geometry, &[])
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Kernel for Paired {
+    fn inputs(&self) -> usize {
+        self.inputs()
+    }
+
+    fn outputs(&self) -> usize {
+        self.outputs()
+    }
+
+    fn forward(&self, x: &[f32], geometry: Geometry, bias: &[f32]) -> Vec<f32> {
+        self.convolve(x, geometry, bias)
+    }
+
+    fn backward(&self, dy: &[f32], geometry: Geometry) -> Vec<f32> {
+        self.turned().forward(dy, geometry, &[])
+    }
+}
+
+/// bf16 weights as this processor multiplies them fastest.
+fn narrow(weight: &[f32], shape: &Shape) -> Result<Arc<dyn Kernel>> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let (outputs, inputs, side, _) = shape.dims4()?;
+        let taps = side * side;
+        let paired = Paired::new([outputs, inputs, taps], |output, input, tap| {
+            weight[(output * inputs + input) * taps + tap]
+        });
+        if let Some(paired) = paired {
+            return Ok(Arc::new(paired));
+        }
+    }
+    Ok(Arc::new(Conv::pack::<bf16>(weight, shape)?))
 }
 
 impl std::fmt::Debug for PackedConv2d {
@@ -316,12 +385,12 @@ impl PackedConv2d {
         let bias = bias.map(|bias| bias.to_dtype(DType::F32)?.contiguous());
         let (dtype, shape) = (weight.dtype(), weight.shape());
         let weight = with_values(&weight.to_dtype(DType::F32)?, |weight| {
-            Ok(match dtype {
-                DType::F32 => Weight::F32(Arc::new(Conv::pack(weight, shape)?)),
-                DType::BF16 => Weight::Bf16(Arc::new(Conv::pack(weight, shape)?)),
-                DType::F16 => Weight::F16(Arc::new(Conv::pack(weight, shape)?)),
+            Ok(Weight::Packed(match dtype {
+                DType::F32 => Arc::new(Conv::pack::<f32>(weight, shape)?),
+                DType::BF16 => narrow(weight, shape)?,
+                DType::F16 => Arc::new(Conv::pack::<f16>(weight, shape)?),
                 other => bail!("weights of a convolution are f32, bf16 or f16, not {other:?}"),
-            })
+            }))
         })?;
         Ok(PackedConv2d {
             weight,
@@ -336,15 +405,10 @@ impl PackedConv2d {
     /// # Errors
     /// When `x` does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.weight {
-            Weight::F32(weight) => self.run(weight, x),
-            Weight::Bf16(weight) => self.run(weight, x),
-            Weight::F16(weight) => self.run(weight, x),
-            Weight::Tensor(weight) => conv2d(x, weight, self.bias.as_ref()),
-        }
-    }
-
-    fn run<T: Stored + 'static>(&self, weight: &Arc<Packed<T>>, x: &Tensor) -> Result<Tensor> {
+        let weight = match &self.weight {
+            Weight::Packed(weight) => weight.clone(),
+            Weight::Tensor(weight) => return conv2d(x, weight, self.bias.as_ref()),
+        };
         let (expected, channels) = (weight.inputs(), x.dim(1)?);
         if channels != expected {
             bail!("a convolution of {expected} channels cannot take {channels}");
@@ -354,20 +418,20 @@ impl PackedConv2d {
             None => Vec::new(),
         };
         x.contiguous()?.apply_op1(Frozen {
-            weight: weight.clone(),
+            weight,
             bias,
             pad: self.side / 2,
         })
     }
 }
 
-struct Frozen<T> {
-    weight: Arc<Packed<T>>,
+struct Frozen {
+    weight: Arc<dyn Kernel>,
     bias: Vec<f32>,
     pad: usize,
 }
 
-impl<T: Stored> CustomOp1 for Frozen<T> {
+impl CustomOp1 for Frozen {
     fn name(&self) -> &'static str {
         "packed conv2d"
     }
@@ -375,19 +439,16 @@ impl<T: Stored> CustomOp1 for Frozen<T> {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (batch, _, height, width) = layout.shape().dims4()?;
         let geometry = geometry(layout.shape(), self.pad)?;
-        let x = Maps::new(values(x, layout)?, self.weight.inputs());
-        let y = convolve(x, geometry, &self.weight, &self.bias);
+        let y = self
+            .weight
+            .forward(values(x, layout)?, geometry, &self.bias);
         let shape = Shape::from((batch, self.weight.outputs(), height, width));
         Ok((CpuStorage::F32(y), shape))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let geometry = geometry(x.shape(), self.pad)?;
-        let turned = self.weight.turn();
-        let dx = with_values(dy, |dy| {
-            let dy = Maps::new(dy, turned.inputs());
-            Ok(convolve(dy, geometry, &turned, &[]))
-        })?;
+        let dx = with_values(dy, |dy| Ok(self.weight.backward(dy, geometry)))?;
         Ok(Some(like(dx, x)?))
     }
 }
@@ -535,6 +596,17 @@ mod tests {
         check_gradients(&inputs, |v| conv_transpose2x2(&v[0], &v[1], &v[2]));
     }
 
+    /// bf16 weights widened as they are read, as on a processor without an instruction for them.
+    fn widened(weight: &Tensor, bias: &Tensor) -> PackedConv2d {
+        let wide = weight.to_dtype(DType::F32).unwrap();
+        let packed = with_values(&wide, |values| Conv::pack::<bf16>(values, weight.shape()));
+        PackedConv2d {
+            weight: Weight::Packed(Arc::new(packed.unwrap())),
+            bias: Some(bias.clone()),
+            side: weight.dims()[2],
+        }
+    }
+
     #[test]
     fn packed_weights_of_every_type_hand_gradients_to_their_input() {
         for (x, w) in [([2, 3, 5, 4], [10, 3, 3, 3]), ([1, 9, 3, 7], [3, 9, 1, 1])] {
@@ -542,11 +614,68 @@ mod tests {
             let bias = random("bias", &w.dims()[..1]);
             for dtype in [DType::F32, DType::BF16, DType::F16] {
                 let w = w.to_dtype(dtype).unwrap();
-                let packed = PackedConv2d::new(&w, Some(&bias)).unwrap();
+                let packed = match dtype {
+                    DType::BF16 => widened(&w, &bias),
+                    _ => PackedConv2d::new(&w, Some(&bias)).unwrap(),
+                };
                 let rounded = w.to_dtype(DType::F32).unwrap();
                 let expected = conv2d(&x, &rounded, Some(&bias)).unwrap();
                 close(&packed.forward(&x).unwrap(), &expected, 1e-6);
                 check_gradients(std::slice::from_ref(&x), |v| packed.forward(&v[0]));
+            }
+        }
+    }
+
+    #[test]
+    fn bf16_weights_are_as_close_to_the_widened_as_a_rounded_input() {
+        let many = [[1, 200, 20, 9, 8, 3], [2, 5, 9, 70, 90, 3]];
+        for [b, ci, co, h, w, k] in SHAPES.into_iter().chain(many) {
+            let x = random("x", &[b, ci, h, w]);
+            let weight = random("weight", &[co, ci, k, k]);
+            let weight = weight.to_dtype(DType::BF16).unwrap();
+            let bias = random("bias", &[co]);
+            let packed = PackedConv2d::new(&weight, Some(&bias)).unwrap();
+            let slow = widened(&weight, &bias);
+            // No product is off by more than 2⁻⁸ of itself.
+            let wide = weight.to_dtype(DType::F32).unwrap();
+            let sizes = conv2d(&x.abs().unwrap(), &wide.abs().unwrap(), None).unwrap();
+            let room = ((sizes * 2f64.powi(-8)).unwrap() + 1e-6).unwrap();
+            let off = packed.forward(&x).unwrap() - slow.forward(&x).unwrap();
+            let worst = (off.unwrap().abs().unwrap() / room).unwrap();
+            let worst = worst.max_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!(worst <= 1.0, "{b}x{ci}x{h}x{w} to {co}: {worst}");
+            // An input that is in bf16 already loses nothing.
+            let narrow = x.to_dtype(DType::BF16).unwrap();
+            let narrow = narrow.to_dtype(DType::F32).unwrap();
+            let expected = slow.forward(&narrow).unwrap();
+            close(&packed.forward(&narrow).unwrap(), &expected, 1e-5);
+            let gradient = |packed: &PackedConv2d| {
+                let x = candle_core::Var::from_tensor(&x).unwrap();
+                let y = packed.forward(&x).unwrap();
+                let y = (&y * random("dy", y.dims())).unwrap();
+                let grads = y.sum_all().unwrap().backward().unwrap();
+                grads.get(&x).unwrap().clone()
+            };
+            close(&gradient(&packed), &gradient(&slow), 1e-6);
+        }
+    }
+
+    #[test]
+    fn an_image_depends_neither_on_its_neighbours_nor_on_threads() {
+        let x = random("x", &[3, 20, 30, 33]);
+        let (w, bias) = (random("w", &[40, 20, 3, 3]), random("bias", &[40]));
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let packed = PackedConv2d::new(&w.to_dtype(dtype).unwrap(), Some(&bias)).unwrap();
+            let run = |threads: usize, x: &Tensor| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+                let y = pool.unwrap().install(|| packed.forward(x)).unwrap();
+                y.flatten_from(1).unwrap().to_vec2::<f32>().unwrap()
+            };
+            let whole = run(1, &x);
+            assert_eq!(whole, run(5, &x));
+            for image in 0..3 {
+                let alone = run(2, &x.narrow(0, image, 1).unwrap());
+                assert_eq!(whole[image], alone[0]);
             }
         }
     }

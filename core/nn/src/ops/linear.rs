@@ -2,6 +2,8 @@
 //! once for inference.
 
 use super::{fused, like};
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::bf16::matrix::{self as pairs, Paired};
 use crate::kernels::{
     buffer, column_sums,
     matrix::{Columns, Left, Packed, Product, Right, Rows, Start, Stored, Turned, multiply},
@@ -207,6 +209,11 @@ impl CustomOp3 for Linear {
 /// A linear map whose weights do not change: on a processor they are kept in the order in which
 /// they are read, in the type that they came in, so that bf16 and f16 take half the memory. Sums
 /// are formed in f32. Gradients flow to the input, as adapters on frozen weights need.
+///
+/// Where the processor multiplies bf16 numbers itself (AVX512-BF16), bf16 weights meet an input
+/// that is rounded to bf16, too: each product then differs by up to 2⁻⁹ of itself from that with
+/// the input in f32, which f32 and f16 weights get everywhere. A row's result depends neither on
+/// the rows beside it nor on the number of threads, on one machine.
 #[derive(Clone)]
 pub struct PackedLinear {
     weight: Weight,
@@ -215,11 +222,68 @@ pub struct PackedLinear {
 
 #[derive(Clone)]
 enum Weight {
-    F32(Arc<Packed<f32>>),
-    Bf16(Arc<Packed<bf16>>),
-    F16(Arc<Packed<f16>>),
+    Packed(Arc<dyn Map>),
     /// On another device, as it is.
     Tensor(Tensor),
+}
+
+/// Packed weights.
+trait Map: Send + Sync {
+    fn inputs(&self) -> usize;
+
+    fn outputs(&self) -> usize;
+
+    /// The rows of `x` times the weights, plus a bias that may be empty.
+    fn forward(&self, x: &[f32], bias: &[f32]) -> Vec<f32>;
+
+    /// The gradient of the input.
+    fn backward(&self, dy: &[f32]) -> Vec<f32>;
+}
+
+impl<T: Stored> Map for Packed<T> {
+    fn inputs(&self) -> usize {
+        self.depth()
+    }
+
+    fn outputs(&self) -> usize {
+        self.columns()
+    }
+
+    fn forward(&self, x: &[f32], bias: &[f32]) -> Vec<f32> {
+        product(x, self, bias)
+    }
+
+    fn backward(&self, dy: &[f32]) -> Vec<f32> {
+        product(dy, Turned(self), &[])
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Map for Paired {
+    fn inputs(&self) -> usize {
+        self.depth()
+    }
+
+    fn outputs(&self) -> usize {
+        self.columns()
+    }
+
+    fn forward(&self, x: &[f32], bias: &[f32]) -> Vec<f32> {
+        self.multiply(x, bias)
+    }
+
+    fn backward(&self, dy: &[f32]) -> Vec<f32> {
+        product(dy, pairs::Turned(self), &[])
+    }
+}
+
+/// bf16 weights as this processor multiplies them fastest.
+fn narrow(source: &impl Right) -> Arc<dyn Map> {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(paired) = Paired::new(source) {
+        return Arc::new(paired);
+    }
+    Arc::new(Packed::<bf16>::new(source))
 }
 
 impl std::fmt::Debug for PackedLinear {
@@ -251,12 +315,12 @@ impl PackedLinear {
                 columns: outputs,
                 stride: inputs,
             };
-            Ok(match weight.dtype() {
-                DType::F32 => Weight::F32(Arc::new(Packed::new(&source))),
-                DType::BF16 => Weight::Bf16(Arc::new(Packed::new(&source))),
-                DType::F16 => Weight::F16(Arc::new(Packed::new(&source))),
+            Ok(Weight::Packed(match weight.dtype() {
+                DType::F32 => Arc::new(Packed::<f32>::new(&source)),
+                DType::BF16 => narrow(&source),
+                DType::F16 => Arc::new(Packed::<f16>::new(&source)),
                 other => bail!("weights of a linear map are f32, bf16 or f16, not {other:?}"),
-            })
+            }))
         })?;
         Ok(PackedLinear {
             weight,
@@ -270,48 +334,43 @@ impl PackedLinear {
     /// When `x` does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.weight {
-            Weight::F32(weight) => self.run(weight, x),
-            Weight::Bf16(weight) => self.run(weight, x),
-            Weight::F16(weight) => self.run(weight, x),
+            Weight::Packed(weight) => {
+                check(x.shape(), weight.inputs(), weight.outputs(), None)?;
+                let bias = match &self.bias {
+                    Some(bias) => bias.to_vec1()?,
+                    None => Vec::new(),
+                };
+                let weight = weight.clone();
+                x.contiguous()?.apply_op1(Frozen { weight, bias })
+            }
             Weight::Tensor(weight) => {
                 check(x.shape(), weight.dim(1)?, weight.dim(0)?, None)?;
                 composed(x, weight, self.bias.as_ref())
             }
         }
     }
-
-    fn run<T: Stored + 'static>(&self, weight: &Arc<Packed<T>>, x: &Tensor) -> Result<Tensor> {
-        check(x.shape(), weight.depth(), weight.columns(), None)?;
-        let bias = match &self.bias {
-            Some(bias) => bias.to_vec1()?,
-            None => Vec::new(),
-        };
-        let weight = weight.clone();
-        x.contiguous()?.apply_op1(Frozen { weight, bias })
-    }
 }
 
-struct Frozen<T> {
-    weight: Arc<Packed<T>>,
+struct Frozen {
+    weight: Arc<dyn Map>,
     bias: Vec<f32>,
 }
 
-impl<T: Stored> CustomOp1 for Frozen<T> {
+impl CustomOp1 for Frozen {
     fn name(&self) -> &'static str {
         "packed linear"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let y = product(values(x, layout)?, &*self.weight, &self.bias);
+        let y = self.weight.forward(values(x, layout)?, &self.bias);
         Ok((
             CpuStorage::F32(y),
-            with_last(layout.shape(), self.weight.columns()),
+            with_last(layout.shape(), self.weight.outputs()),
         ))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let turned = Turned(&*self.weight);
-        let dx = with_values(dy, |dy| Ok(product(dy, turned, &[])))?;
+        let dx = with_values(dy, |dy| Ok(self.weight.backward(dy)))?;
         Ok(Some(like(dx, x)?))
     }
 }
@@ -334,12 +393,40 @@ mod tests {
         }
     }
 
+    /// bf16 weights widened as they are read, as on a processor without an instruction for them.
+    fn widened(weight: &Tensor) -> PackedLinear {
+        let (columns, depth) = weight.dims2().unwrap();
+        let wide = weight.to_dtype(DType::F32).unwrap();
+        let packed = with_values(&wide, |data| {
+            Ok(Packed::<bf16>::new(&Columns {
+                data,
+                depth,
+                columns,
+                stride: depth,
+            }))
+        });
+        PackedLinear {
+            weight: Weight::Packed(Arc::new(packed.unwrap())),
+            bias: None,
+        }
+    }
+
+    fn gradient(packed: &PackedLinear, x: &Tensor, dy: &Tensor) -> Tensor {
+        let x = candle_core::Var::from_tensor(x).unwrap();
+        let y = (packed.forward(&x).unwrap() * dy).unwrap();
+        let grads = y.sum_all().unwrap().backward().unwrap();
+        grads.get(&x).unwrap().clone()
+    }
+
     #[test]
     fn packed_weights_of_every_type_hand_gradients_to_their_input() {
         let (x, w) = (random("x", &[5, 9]), random("w", &[70, 9]));
         for dtype in [DType::F32, DType::BF16, DType::F16] {
             let w = w.to_dtype(dtype).unwrap();
-            let packed = PackedLinear::new(&w, None).unwrap();
+            let packed = match dtype {
+                DType::BF16 => widened(&w),
+                _ => PackedLinear::new(&w, None).unwrap(),
+            };
             let rounded = w.to_dtype(DType::F32).unwrap();
             let expected = composed(&x, &rounded, None).unwrap();
             close(&packed.forward(&x).unwrap(), &expected, 1e-5);
@@ -348,11 +435,67 @@ mod tests {
         // More outputs and inputs than a panel and a block are deep.
         let (x, w) = (random("x", &[3, 450]), random("w", &[500, 450]));
         let packed = PackedLinear::new(&w, None).unwrap();
-        let x = candle_core::Var::from_tensor(&x).unwrap();
         let dy = random("dy", &[3, 500]);
-        let y = (packed.forward(&x).unwrap() * &dy).unwrap();
-        let grads = y.sum_all().unwrap().backward().unwrap();
-        close(grads.get(&x).unwrap(), &dy.matmul(&w).unwrap(), 1e-5);
+        close(&gradient(&packed, &x, &dy), &dy.matmul(&w).unwrap(), 1e-5);
+    }
+
+    /// Every remainder of rows, columns and depth, more than one block, panel and task of each.
+    const SHAPES: [[usize; 3]; 6] = [
+        // rows, inputs, outputs
+        [1, 1, 1],
+        [5, 7, 17],
+        [8, 31, 49],
+        [77, 514, 130],
+        [134, 300, 65],
+        [3, 256, 64],
+    ];
+
+    #[test]
+    fn bf16_weights_are_as_close_to_the_widened_as_a_rounded_input() {
+        for [rows, inputs, outputs] in SHAPES {
+            let x = random("x", &[rows, inputs]);
+            let w = random("w", &[outputs, inputs]);
+            let bias = random("bias", &[outputs]);
+            let w = w.to_dtype(DType::BF16).unwrap();
+            let packed = PackedLinear::new(&w, Some(&bias)).unwrap();
+            let slow = widened(&w);
+            let ours = packed.forward(&x).unwrap();
+            let exact = (slow.forward(&x).unwrap().broadcast_add(&bias)).unwrap();
+            // No product is off by more than 2⁻⁸ of itself.
+            let wide = w.to_dtype(DType::F32).unwrap();
+            let sizes = composed(&x.abs().unwrap(), &wide.abs().unwrap(), None).unwrap();
+            let room = ((sizes * 2f64.powi(-8)).unwrap() + 1e-6).unwrap();
+            let off = (&ours - &exact).unwrap().abs().unwrap();
+            let worst = (off / room).unwrap().max_all().unwrap();
+            let worst = worst.to_scalar::<f32>().unwrap();
+            assert!(worst <= 1.0, "{rows}x{inputs}x{outputs}: {worst}");
+            // An input that is in bf16 already loses nothing.
+            let narrow = x.to_dtype(DType::BF16).unwrap();
+            let narrow = narrow.to_dtype(DType::F32).unwrap();
+            let exact = (slow.forward(&narrow).unwrap().broadcast_add(&bias)).unwrap();
+            close(&packed.forward(&narrow).unwrap(), &exact, 1e-5);
+            let dy = random("dy", &[rows, outputs]);
+            let expected = gradient(&slow, &x, &dy);
+            close(&gradient(&packed, &x, &dy), &expected, 1e-6);
+        }
+    }
+
+    #[test]
+    fn a_row_depends_neither_on_its_neighbours_nor_on_threads() {
+        let (x, w) = (random("x", &[200, 300]), random("w", &[150, 300]));
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let packed = PackedLinear::new(&w.to_dtype(dtype).unwrap(), None).unwrap();
+            let run = |threads: usize, x: &Tensor| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+                pool.unwrap().install(|| packed.forward(x)).unwrap()
+            };
+            let whole = run(1, &x).to_vec2::<f32>().unwrap();
+            assert_eq!(whole, run(5, &x).to_vec2::<f32>().unwrap());
+            for row in [0, 7, 199] {
+                let alone = run(2, &x.narrow(0, row, 1).unwrap());
+                assert_eq!(whole[row], alone.to_vec2::<f32>().unwrap()[0]);
+            }
+        }
     }
 
     #[test]
