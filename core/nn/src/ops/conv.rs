@@ -320,7 +320,7 @@ impl<T: Stored> Kernel for Packed<T> {
     }
 
     fn backward(&self, dy: &[f32], geometry: Geometry) -> Vec<f32> {
-        self.turned().forward(dy, geometry, &[])
+        self.turn().forward(dy, geometry, &[])
     }
 }
 

@@ -8,6 +8,7 @@ mod words;
 
 pub use clip::{ClipConfig, ClipOutput, ClipText, HiddenAct};
 pub use tokenizer::{Tokenizer, Tokens};
+pub(crate) use words::{symbol, words};
 
 use candle_core::Tensor;
 use diffaug::{Error, Result};

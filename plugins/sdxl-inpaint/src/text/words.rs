@@ -99,6 +99,20 @@ fn is_chinese(c: char) -> bool {
     )
 }
 
+/// The words of `texts`, as vocabularies spell them.
+///
+/// # Errors
+/// Never for these rules.
+pub(crate) fn words(texts: &[String]) -> Result<Vec<String>> {
+    let rules = Words::new()?;
+    Ok(texts.iter().flat_map(|text| rules.of(text)).collect())
+}
+
+/// The character that stands for `byte` in a vocabulary.
+pub(crate) fn symbol(byte: u8) -> char {
+    SYMBOLS[usize::from(byte)]
+}
+
 /// Each byte of `word` as its symbol.
 fn spelled(word: &str) -> String {
     word.bytes()

@@ -7,7 +7,7 @@
 
 use super::{LANES, Pair, Shared, load, of_pair, pair, splat, woven};
 use crate::kernels::{
-    conv,
+    conv_packed::Packed,
     strips::{Geometry, Strip},
 };
 use rayon::prelude::*;
@@ -76,14 +76,19 @@ impl Paired {
 
     /// In f32, the weights with which the gradient of the input is a convolution of the result's
     /// gradient: inputs and outputs exchanged, the window turned by 180 degrees.
-    pub fn turned(&self) -> conv::Packed<f32> {
+    pub fn turned(&self) -> Packed<f32> {
         let pairs = self.inputs.div_ceil(2);
-        let at = |input: usize, output: usize, tap: usize| {
-            let place = (output / BLOCK * pairs + input / 2) * self.taps;
-            let place = (place + self.taps - 1 - tap) * BLOCK + output % BLOCK;
-            of_pair(self.words[place], input % 2 == 1)
-        };
-        conv::Packed::new(self.inputs, self.outputs, self.taps, at)
+        let mut plain = Vec::with_capacity(self.outputs * self.inputs * self.taps);
+        for output in 0..self.outputs {
+            for input in 0..self.inputs {
+                let place = (output / BLOCK * pairs + input / 2) * self.taps;
+                plain.extend((place..place + self.taps).map(|place| {
+                    let word = self.words[place * BLOCK + output % BLOCK];
+                    of_pair(word, input % 2 == 1)
+                }));
+            }
+        }
+        Packed::turned([self.inputs, self.outputs, self.taps], &plain)
     }
 
     /// Convolves `x`, rounded to bf16, and adds `bias` (empty, or a value for each output).
