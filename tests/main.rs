@@ -10,6 +10,7 @@ mod abi;
 mod cli;
 #[cfg(all(target_os = "linux", not(feature = "cuda")))]
 mod cuda;
+mod doctor;
 mod manifests;
 mod misbehave;
 #[cfg(feature = "builtin")]

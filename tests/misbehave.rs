@@ -181,7 +181,7 @@ fn an_option_out_of_range_is_pointed_at() {
     "#);
     assert_snapshot!(sandbox.run("check m.toml --set dataset.count=9 --set generator.mode=wild"), @r"
     exit 1
-    error: unknown variant `wild`, expected one of `well`, `panic-on-build`, `panic`, `panic-in-thread`, `missing-file`, `fewer-answers`, `other-size`, `stray-label`, `duplicate-ids`, `log`, `slow`, `hang`, `reject`
+    error: unknown variant `wild`, expected one of `well`, `panic-on-build`, `panic-on-inspect`, `fail-on-inspect`, `greedy`, `panic`, `panic-in-thread`, `missing-file`, `fewer-answers`, `other-size`, `stray-label`, `duplicate-ids`, `log`, `slow`, `hang`, `reject`
      --> --set:1:16
       |
     1 | generator.mode=wild

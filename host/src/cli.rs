@@ -80,6 +80,8 @@ pub enum Command {
         #[arg(long)]
         data: bool,
     },
+    /// Say what a manifest needs, and what of that is missing: weights, memory, device, features.
+    Doctor(ManifestArgs),
     /// Run the whole pipeline; a run that was cut short goes on where it stopped.
     Run(ManifestArgs),
     /// Run the pipeline up to one training.

@@ -8,6 +8,7 @@ mod commands;
 mod failure;
 mod load;
 mod logging;
+mod machine;
 mod manifest;
 mod pipeline;
 mod registry;

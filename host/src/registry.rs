@@ -8,7 +8,7 @@ use crate::{
 };
 use diffaug::{
     Backend, BoxDataset, BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator, Context, Entry,
-    Error, Result, ResultExt, abi, error::ErrorKind,
+    Error, Inspection, Result, ResultExt, abi, error::ErrorKind,
 };
 use sha2::{Digest, Sha256};
 use std::{
@@ -188,10 +188,19 @@ impl Registry {
             let path = search(&want.path, folders)?;
             registry.load(&path, want.sha256.as_deref(), log_level)?;
         }
-        if backend(device) == Backend::Cuda {
-            registry.add_cuda(device, log_level)?;
-        }
+        registry.add_device(device, log_level)?;
         Ok(registry)
+    }
+
+    /// Loads what `device` needs besides.
+    ///
+    /// # Errors
+    /// When that is not there, or cannot be loaded.
+    pub fn add_device(&mut self, device: &str, log_level: u8) -> Result<(), Failure> {
+        match backend(device) {
+            Backend::Cuda => self.add_cuda(device, log_level),
+            _ => Ok(()),
+        }
     }
 
     /// Loads the plugins for CUDA from beside the program: linked in, they would keep it from
@@ -289,6 +298,12 @@ impl<S: Kind> Offer<S> {
         (self.entry.check)(json.as_str().into()).into_result()
     }
 
+    /// Says what a stage of these options needs, without building it.
+    pub fn inspect(&self, options: &serde_json::Value, context: &Context) -> Result<Inspection> {
+        let json = options.to_string();
+        (self.entry.inspect)(json.as_str().into(), context).into_result()
+    }
+
     /// Builds the stage.
     pub fn build(&self, options: &serde_json::Value, context: &Context) -> Result<S> {
         let json = options.to_string();
@@ -297,7 +312,7 @@ impl<S: Kind> Offer<S> {
 }
 
 /// What plugins have to be built for to compute on `device`.
-fn backend(device: &str) -> Backend {
+pub fn backend(device: &str) -> Backend {
     match device.split(':').next() {
         Some("cuda") => Backend::Cuda,
         Some("metal") => Backend::Metal,
@@ -306,7 +321,7 @@ fn backend(device: &str) -> Backend {
 }
 
 /// Where the plugins for CUDA are looked for: beside the program.
-fn cuda_library() -> Result<PathBuf> {
+pub fn cuda_library() -> Result<PathBuf> {
     let program = std::env::current_exe().and_then(std::fs::canonicalize);
     let program = program.or_error(
         ErrorKind::Internal,

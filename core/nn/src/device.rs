@@ -3,12 +3,36 @@
 use candle_core::Device;
 use diffaug::{Error, ErrorKind, Result, ResultExt};
 
+/// A device's name, understood.
+enum Kind {
+    Cpu,
+    Cuda(usize),
+    Metal(usize),
+}
+
 /// Opens the device called `cpu`, `cuda`, `cuda:N`, `metal` or `metal:N`; without a number it is
 /// the first of its kind.
 ///
 /// # Errors
 /// When the name is another, when this build lacks the feature for it, or when the driver says no.
 pub fn open(name: &str) -> Result<Device> {
+    let failed = || format!("cannot use device `{name}`");
+    match parse(name)? {
+        Kind::Cpu => Ok(Device::Cpu),
+        Kind::Cuda(index) => Device::new_cuda(index).or_error(ErrorKind::Config, failed),
+        Kind::Metal(index) => Device::new_metal(index).or_error(ErrorKind::Config, failed),
+    }
+}
+
+/// Checks, without touching it, that this build can compute on the device called `name`.
+///
+/// # Errors
+/// Those of [`open`], but for the driver's.
+pub fn check(name: &str) -> Result<()> {
+    parse(name).map(drop)
+}
+
+fn parse(name: &str) -> Result<Kind> {
     let (kind, index) = match name.split_once(':') {
         Some((kind, index)) => (kind, index.parse().map_err(|_| unknown(name))?),
         None => (name, 0),
@@ -19,13 +43,12 @@ pub fn open(name: &str) -> Result<Device> {
         ))
         .at("device")
     };
-    let failed = || format!("cannot use device `{name}`");
     match kind {
-        "cpu" if name == "cpu" => Ok(Device::Cpu),
+        "cpu" if name == "cpu" => Ok(Kind::Cpu),
         "cuda" if !cfg!(feature = "cuda") => Err(missing("cuda")),
-        "cuda" => Device::new_cuda(index).or_error(ErrorKind::Config, failed),
+        "cuda" => Ok(Kind::Cuda(index)),
         "metal" if !cfg!(feature = "metal") => Err(missing("metal")),
-        "metal" => Device::new_metal(index).or_error(ErrorKind::Config, failed),
+        "metal" => Ok(Kind::Metal(index)),
         _ => Err(unknown(name)),
     }
 }
@@ -62,5 +85,7 @@ mod tests {
         let error = open("cuda:0").unwrap_err();
         let expected = "device `cuda:0` needs a build with the feature `cuda`";
         assert_eq!(error.to_string(), expected);
+        assert_eq!(check("cuda:0").unwrap_err(), error);
+        assert!(check("cpu").is_ok());
     }
 }

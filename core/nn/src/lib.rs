@@ -5,6 +5,7 @@
 //! processor or have a wrong gradient; on other devices they are made of candle's.
 
 pub mod batch;
+pub mod budget;
 mod checkpoint;
 pub mod device;
 pub mod diffusion;

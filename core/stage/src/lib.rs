@@ -54,13 +54,15 @@
 //! # fn main() {}
 //! ```
 //!
-//! The host measures masks, resizes, splits, augments and scores; a plugin need not.
+//! The host measures masks, resizes, splits, augments and scores; a plugin need not. A stage with a
+//! model says in [`FromConfig::inspect`] how large it is and what it lacks, for `diffaug doctor`.
 
 pub mod abi;
 pub mod augment;
 pub mod data;
 pub mod error;
 pub mod image;
+pub mod inspect;
 pub mod lesion;
 pub mod log;
 pub mod metrics;
@@ -76,6 +78,7 @@ pub use {abi_stable, inventory};
 
 pub use data::*;
 pub use error::{Error, ErrorKind, Result, ResultExt};
+pub use inspect::{Component, Inspection, human_bytes};
 pub use registry::{Backend, Entry, FromConfig};
 pub use stage::*;
 
@@ -84,6 +87,7 @@ pub mod prelude {
     pub use crate::data::*;
     pub use crate::error::{Error, ErrorKind, Result, ResultExt};
     pub use crate::export_plugin;
+    pub use crate::inspect::{Component, Inspection};
     pub use crate::registry::{Backend, FromConfig};
     pub use crate::stage::{
         BoxDataset, BoxPromptBank, BoxSegmenter, Context, Dataset, Generator, PromptBank, Reporter,

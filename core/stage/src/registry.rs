@@ -1,6 +1,6 @@
 //! What a plugin registers, and how a stage is built from its options.
 
-use crate::{error::*, stage::*};
+use crate::{error::*, inspect::Inspection, stage::*};
 use abi_stable::{
     StableAbi,
     std_types::{RResult, RStr, RString},
@@ -27,6 +27,17 @@ pub trait FromConfig: Sized {
     /// # Errors
     /// When a file or the device that the options name cannot be used.
     fn from_config(config: Self::Config, context: &Context) -> Result<Self>;
+
+    /// Says what the stage would need, for `diffaug doctor`: parameters, memory, and what is
+    /// missing. Options are parsed and validated. It may look whether files are there and read
+    /// their headers, but loads no weights and leaves the device alone.
+    ///
+    /// # Errors
+    /// When nothing at all can be said; what is merely not there belongs to
+    /// [`Inspection::missing`].
+    fn inspect(_config: &Self::Config, _context: &Context) -> Result<Inspection> {
+        Ok(Inspection::default())
+    }
 }
 
 /// What a plugin's computations run on.
@@ -57,6 +68,8 @@ pub struct Entry<S> {
     pub schema: extern "C" fn() -> RString,
     /// Parses and validates options (JSON) without building anything.
     pub check: extern "C" fn(RStr<'_>) -> RResult<(), Error>,
+    /// Says what a stage of these options (JSON) needs, without building it.
+    pub inspect: extern "C" fn(RStr<'_>, &Context) -> RResult<Inspection, Error>,
     /// Builds the stage from its options (JSON).
     pub build: extern "C" fn(RStr<'_>, &Context) -> RResult<S, Error>,
 }
@@ -99,6 +112,13 @@ extern "C" fn check<T: FromConfig>(json: RStr<'_>) -> RResult<(), Error> {
     guard(|| parse::<T>(json).map(drop))
 }
 
+extern "C" fn inspect<T: FromConfig>(
+    json: RStr<'_>,
+    context: &Context,
+) -> RResult<Inspection, Error> {
+    guard(|| T::inspect(&parse::<T>(json)?, context))
+}
+
 macro_rules! constructors {
     ($($method:ident: $Trait:ident => $Boxed:ident, $build:ident;)+) => {
         $(
@@ -123,6 +143,7 @@ macro_rules! constructors {
                         backend,
                         schema: schema::<T>,
                         check: check::<T>,
+                        inspect: inspect::<T>,
                         build: $build::<T>,
                     }
                 }
@@ -163,4 +184,96 @@ macro_rules! export_plugin {
     };
     (@backend) => { $crate::Backend::Cpu };
     (@backend $backend:path) => { $backend };
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::data::*;
+    use abi_stable::std_types::{RSlice, RVec};
+    use serde::Deserialize;
+
+    #[derive(Deserialize, JsonSchema)]
+    #[serde(deny_unknown_fields)]
+    struct Options {
+        width: u64,
+    }
+
+    /// A segmenter that cannot be built.
+    struct Wide;
+
+    impl FromConfig for Wide {
+        type Config = Options;
+
+        fn validate(options: &Options) -> Result<()> {
+            match options.width {
+                0 => Err(Error::config("`width` is 0, expected at least 1").at("width")),
+                _ => Ok(()),
+            }
+        }
+
+        fn from_config(_: Options, _: &Context) -> Result<Self> {
+            Err(Error::internal("inspection needs no stage"))
+        }
+
+        fn inspect(options: &Options, context: &Context) -> Result<Inspection> {
+            assert!(options.width < 100, "too wide");
+            let mut inspection = Inspection {
+                run_bytes: options.width * u64::from(context.size),
+                ..Inspection::default()
+            };
+            inspection.miss("a file");
+            Ok(inspection)
+        }
+    }
+
+    impl Segmenter for Wide {
+        fn classes(&self) -> Result<RVec<Class>> {
+            Ok(RVec::new())
+        }
+        fn segment(
+            &self,
+            _: RSlice<'_, ImageRef<'_>>,
+            _: &Reporter<'_>,
+        ) -> Result<RVec<Segmentation>> {
+            Ok(RVec::new())
+        }
+    }
+
+    fn inspect_wide(json: &str) -> Result<Inspection> {
+        let entry = Entry::<BoxSegmenter>::segmenter::<Wide>("wide", "0.1.0", "", Backend::Cpu);
+        let context = Context {
+            size: 96,
+            ..Context::default()
+        };
+        (entry.inspect)(json.into(), &context).into_result()
+    }
+
+    #[test]
+    fn an_inspection_builds_nothing() {
+        let inspection = inspect_wide(r#"{"width": 2}"#).unwrap();
+        assert_eq!(inspection.run_bytes, 192);
+        assert_eq!(inspection.missing[0], "a file");
+        assert!(inspection.components.is_empty());
+    }
+
+    #[test]
+    fn options_are_validated_before_an_inspection() {
+        assert_eq!(inspect_wide(r#"{"width": 0}"#).unwrap_err().field, "width");
+        let error = inspect_wide(r#"{"widht": 1}"#).unwrap_err();
+        assert!(
+            error.message.starts_with("unknown field `widht`"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_panic_of_an_inspection_is_an_error() {
+        let error = inspect_wide(r#"{"width": 100}"#).unwrap_err();
+        assert_eq!(
+            (error.kind, error.message.as_str()),
+            (ErrorKind::Panic, "too wide")
+        );
+    }
 }

@@ -27,6 +27,9 @@ pub struct Context {
     pub seed: u64,
     /// The largest image, in pixels, that may be decoded.
     pub max_pixels: u64,
+    /// Side in pixels of the square that the run resizes images to; 0 where they keep their own
+    /// size.
+    pub size: u32,
 }
 
 impl Default for Context {
@@ -35,6 +38,7 @@ impl Default for Context {
             device: "cpu".into(),
             seed: 0,
             max_pixels: crate::image::DEFAULT_MAX_PIXELS,
+            size: 0,
         }
     }
 }

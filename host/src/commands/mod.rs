@@ -1,6 +1,7 @@
 //! One file a verb. Each returns its result or a failure; none decides an exit code.
 
 mod check;
+mod doctor;
 mod plugins;
 mod run;
 mod schema;
@@ -27,6 +28,7 @@ use std::path::PathBuf;
 pub fn dispatch(command: Command, global: &Global, ui: Ui) -> Result<(), Failure> {
     match command {
         Command::Check { args, data } => check::check(&args, data, global, ui),
+        Command::Doctor(args) => doctor::doctor(&args, global, ui),
         Command::Run(args) | Command::Evaluate(args) => run::run(&args, Goal::Scores, global, ui),
         Command::Train(Train::Generator(args)) => run::run(&args, Goal::Generator, global, ui),
         Command::Train(Train::Segmenter(args)) => run::run(&args, Goal::Segmenter, global, ui),
@@ -55,18 +57,33 @@ fn open(
     global: &Global,
     ui: Ui,
 ) -> Result<(Manifest, Document, Registry), Failure> {
+    let (manifest, document) = read(args, global)?;
+    let registry = load(&manifest, &document, &manifest.device, global, ui)?;
+    Ok((manifest, document, registry))
+}
+
+/// Reads a manifest with its overrides.
+fn read(args: &ManifestArgs, global: &Global) -> Result<(Manifest, Document), Failure> {
     let mut overrides = args.set.clone();
     if let Some(device) = &global.device {
         overrides.push(format!("device={device}"));
     }
-    let (manifest, document) = Manifest::read(&args.manifest, &overrides)?;
-    let (libraries, device) = (&manifest.libraries, &manifest.device);
-    let registry = wire::registry(&global.plugin_dir, libraries, device, ui);
-    let registry = registry.map_err(|failure| match failure.error.field.as_str() {
+    Manifest::read(&args.manifest, &overrides)
+}
+
+/// Loads what a manifest names, and what `device` needs.
+fn load(
+    manifest: &Manifest,
+    document: &Document,
+    device: &str,
+    global: &Global,
+    ui: Ui,
+) -> Result<Registry, Failure> {
+    let registry = wire::registry(&global.plugin_dir, &manifest.libraries, device, ui);
+    registry.map_err(|failure| match failure.error.field.as_str() {
         "" => failure,
         _ => document.place("", failure),
-    })?;
-    Ok((manifest, document, registry))
+    })
 }
 
 /// What there is without a manifest: as one would have it that names `libraries`.

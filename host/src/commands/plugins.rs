@@ -92,7 +92,7 @@ fn row(l: &Listing<'_>) -> Vec<String> {
     ]
 }
 
-fn backend(backend: Backend) -> &'static str {
+pub fn backend(backend: Backend) -> &'static str {
     match backend {
         Backend::Cpu => "cpu",
         Backend::Cuda => "cuda",

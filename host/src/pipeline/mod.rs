@@ -90,6 +90,15 @@ pub fn inspect(
     Ok((data.counts(), data.info.name.to_string()))
 }
 
+/// How many samples of `dataset` are to train, to validate and to test, and what it is called.
+///
+/// # Errors
+/// When it cannot be listed or divided.
+pub fn divide(dataset: BoxDataset, manifest: &Manifest) -> Result<([usize; 3], String)> {
+    let data = Data::open(dataset, manifest)?;
+    Ok((data.counts(), data.info.name.to_string()))
+}
+
 fn open_data(wire: &Wire<'_>) -> Result<Data, Failure> {
     let table = &wire.manifest.dataset;
     let dataset: BoxDataset = wire.build("dataset", table, &table.json(), wire.manifest.seed)?;

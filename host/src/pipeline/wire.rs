@@ -3,7 +3,7 @@
 use crate::{
     failure::Failure,
     manifest::{Document, Library, Manifest, StageTable},
-    registry::{Kind, Registry, Wanted},
+    registry::{Kind, Offer, Registry, Wanted},
     ui::Ui,
 };
 use diffaug::{
@@ -47,8 +47,12 @@ pub fn registry(
             },
         })
         .collect();
-    // The run folder's log wants `info` whatever the terminal shows.
-    Registry::new(&all, &wanted, device, ui.log_level().max(3))
+    Registry::new(&all, &wanted, device, log_level(ui))
+}
+
+/// What libraries are to tell: the run folder's log wants `info` whatever the terminal shows.
+pub fn log_level(ui: Ui) -> u8 {
+    ui.log_level().max(3)
 }
 
 impl Wire<'_> {
@@ -58,6 +62,7 @@ impl Wire<'_> {
             device: self.manifest.device.as_str().into(),
             seed,
             max_pixels: u64::from(self.manifest.images.max_megapixels) * 1_000_000,
+            size: self.manifest.images.size.unwrap_or(0),
         }
     }
 
@@ -78,11 +83,11 @@ impl Wire<'_> {
             .map_err(|error| self.place(at, table, error))
     }
 
-    fn find<S: Kind>(
-        &self,
-        at: &str,
-        table: &StageTable,
-    ) -> Result<&crate::registry::Offer<S>, Failure> {
+    /// The offer that table `at` asks for.
+    ///
+    /// # Errors
+    /// With the caret at the table's `use`.
+    pub fn find<S: Kind>(&self, at: &str, table: &StageTable) -> Result<&Offer<S>, Failure> {
         let found = self.registry.find::<S>(&table.name, &self.manifest.device);
         found.map_err(|failure| self.document.place(&format!("{at}.use"), failure))
     }

@@ -2,6 +2,7 @@
 //! with batch normalisation and windows that keep the size.
 
 mod config;
+mod inspect;
 mod model;
 mod segmenter;
 

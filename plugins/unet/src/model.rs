@@ -74,6 +74,23 @@ impl UNet {
         })
     }
 
+    /// Number of parameters and of running statistics, without building it.
+    pub fn count(outputs: usize, width: usize, depth: usize) -> (u64, u64) {
+        let (outputs, width) = (outputs as u64, width as u64);
+        let channels = |level: usize| width << level;
+        let norm = |channels: u64| 2 * channels;
+        let double = |from: u64, to: u64| 9 * from * to + norm(to) + 9 * to * to + norm(to);
+        let mut parameters = double(3, width) + width * outputs + outputs;
+        let mut statistics = 2 * norm(width);
+        for level in 0..depth {
+            let (here, below) = (channels(level), channels(level + 1));
+            let grow = 4 * below * here + here;
+            parameters += double(here, below) + grow + double(2 * here, here);
+            statistics += 2 * norm(below) + 2 * norm(here);
+        }
+        (parameters, statistics)
+    }
+
     /// Logits for `[batch, 3, height, width]`; both sides are multiples of 2^depth.
     ///
     /// # Errors
@@ -106,6 +123,18 @@ mod tests {
             let mut params = Params::new(&Device::Cpu, 0);
             UNet::new(params.root(), outputs, 64, 4).unwrap();
             assert_eq!(params.count(), count);
+        }
+    }
+
+    #[test]
+    fn counting_needs_no_network() {
+        for (outputs, width, depth) in [(1, 64, 4), (3, 5, 1), (1, 1, 5), (2, 12, 3)] {
+            let mut params = Params::new(&Device::Cpu, 0);
+            UNet::new(params.root(), outputs, width, depth).unwrap();
+            let all: usize = params.all().map(|(_, var)| var.elem_count()).sum();
+            let (parameters, statistics) = UNet::count(outputs, width, depth);
+            assert_eq!(parameters, params.count() as u64);
+            assert_eq!(parameters + statistics, all as u64);
         }
     }
 

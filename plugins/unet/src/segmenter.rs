@@ -259,6 +259,10 @@ impl FromConfig for Segmenter {
             seed,
         })
     }
+
+    fn inspect(options: &Options, context: &Context) -> Result<Inspection> {
+        crate::inspect::inspect(options, context)
+    }
 }
 
 impl Stage for Segmenter {

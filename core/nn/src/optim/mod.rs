@@ -124,7 +124,7 @@ impl Rule {
     }
 
     /// What is remembered of every tensor: the prefixes of its names in a checkpoint.
-    fn slots(&self) -> Vec<&'static str> {
+    pub(crate) fn slots(&self) -> Vec<&'static str> {
         match *self {
             Rule::AdamW { .. } => vec!["first", "second"],
             Rule::Sgd { momentum, .. } if momentum > 0.0 => vec!["momentum"],

@@ -1,0 +1,221 @@
+//! What a model will need before there is one: for [`FromConfig::inspect`](diffaug::FromConfig).
+//!
+//! A plugin counts its parameters from its options or from the headers of its files ([`stored`]),
+//! and estimates its activations; what training keeps besides ([`Upkeep`]) is the same for all that
+//! are trained by [`crate::fit`].
+
+use crate::optim::Rule;
+use diffaug::{
+    Error, ErrorKind, Result, ResultExt,
+    prelude::{RString, RVec},
+};
+use pulp::{Arch, Simd, WithSimd};
+use safetensors::tensor::Metadata;
+use std::{collections::BTreeMap, fs::File, io::Read, path::Path};
+
+/// Bytes of an f32 value.
+pub const F32: u64 = 4;
+
+/// The vectors that this build's loops use on this processor: `avx512`, `avx2`, `neon` or `none`.
+pub fn simd() -> &'static str {
+    struct Lanes;
+    impl WithSimd for Lanes {
+        type Output = usize;
+        fn with_simd<S: Simd>(self, _: S) -> usize {
+            S::F32_LANES
+        }
+    }
+    match Arch::new().dispatch(Lanes) {
+        16 => "avx512",
+        8 => "avx2",
+        4 => "neon",
+        _ => "none",
+    }
+}
+
+/// The features that this build has, and its vectors: for
+/// [`Inspection::features`](diffaug::Inspection).
+pub fn features() -> RVec<RString> {
+    let compiled = [
+        ("cuda", cfg!(feature = "cuda")),
+        ("cudnn", cfg!(feature = "cudnn")),
+        ("flash-attn", cfg!(feature = "flash-attn")),
+        ("metal", cfg!(feature = "metal")),
+        ("mkl", cfg!(feature = "mkl")),
+    ];
+    let compiled = compiled.into_iter().filter(|(_, there)| *there);
+    let names = compiled.map(|(name, _)| name).chain([simd()]);
+    names.map(RString::from).collect()
+}
+
+/// What a training by [`crate::fit`] keeps besides activations, in bytes; all of it is f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Upkeep {
+    /// Weights, what the optimiser remembers of them, and their running mean.
+    pub lasting: u64,
+    /// Gradients, while a step is made.
+    pub gradients: u64,
+    /// Copies, while a checkpoint is written: they are in the machine's memory, whatever the device.
+    pub checkpoint: u64,
+}
+
+impl Upkeep {
+    /// For `values` that are stored, of which `rule` changes `trainable`; with a running mean if
+    /// `averaged`.
+    pub fn new(values: u64, trainable: u64, rule: &Rule, averaged: bool) -> Self {
+        let states = rule.slots().len() as u64 * trainable;
+        let mean = u64::from(averaged) * trainable;
+        let lasting = F32 * (values + states + mean);
+        Upkeep {
+            lasting,
+            gradients: F32 * trainable,
+            // The optimiser's are made tensors before the file is put together.
+            checkpoint: F32 * states + lasting,
+        }
+    }
+
+    /// The largest amount of memory of the device that is in use at once, with `activations` for a
+    /// step.
+    pub fn peak(&self, activations: u64, on_processor: bool) -> u64 {
+        let step = self.lasting + self.gradients + activations;
+        let checkpoint = match on_processor {
+            true => self.lasting + self.checkpoint,
+            false => 0,
+        };
+        step.max(checkpoint)
+    }
+}
+
+/// What the header of a safetensors file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Shapes by name.
+    pub tensors: BTreeMap<String, Vec<usize>>,
+    /// Number of values of all tensors.
+    pub values: u64,
+    /// What they take in the file.
+    pub bytes: u64,
+}
+
+/// The longest header that the format allows.
+const LONGEST_HEADER: u64 = 100_000_000;
+
+/// Reads the header of a safetensors file, and compares the file's length with it.
+///
+/// # Errors
+/// When the file cannot be read, is of another kind, or is shorter or longer than its header says.
+pub fn stored(path: &Path) -> Result<Stored> {
+    let shown = path.display();
+    let unreadable = || format!("cannot read the weights `{shown}`");
+    let foreign = || format!("`{shown}` is not a safetensors file");
+    let mut file = File::open(path).or_error(ErrorKind::Model, unreadable)?;
+    let length = file
+        .metadata()
+        .or_error(ErrorKind::Model, unreadable)?
+        .len();
+    let mut prefix = [0; 8];
+    let read = file.read_exact(&mut prefix);
+    read.or_error(ErrorKind::Model, foreign)?;
+    let size = u64::from_le_bytes(prefix);
+    if size > LONGEST_HEADER.min(length.saturating_sub(8)) {
+        return Err(Error::model(foreign()));
+    }
+    let mut header = vec![0; size as usize];
+    let read = file.read_exact(&mut header);
+    read.or_error(ErrorKind::Model, unreadable)?;
+    let header: Metadata = serde_json::from_slice(&header).or_error(ErrorKind::Model, foreign)?;
+    let bytes = header.data_len() as u64;
+    let expected = bytes.saturating_add(8 + size);
+    if length != expected {
+        return Err(Error::model(format!(
+            "`{shown}` has {length} bytes, but its header tells of {expected}"
+        )));
+    }
+    let tensors = header.tensors().into_iter();
+    let tensors: BTreeMap<_, _> = tensors.map(|(n, info)| (n, info.shape.clone())).collect();
+    // A header may tell of anything.
+    let count = |shape: &Vec<usize>| {
+        shape
+            .iter()
+            .fold(1, |n: u64, &side| n.saturating_mul(side as u64))
+    };
+    Ok(Stored {
+        values: tensors.values().map(count).fold(0, u64::saturating_add),
+        tensors,
+        bytes,
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::{params::Params, weights};
+    use candle_core::Device;
+    use std::fs;
+
+    #[test]
+    fn the_vectors_are_those_that_the_processor_has() {
+        #[cfg(target_arch = "x86_64")]
+        let wide = std::arch::is_x86_feature_detected!("avx2");
+        #[cfg(not(target_arch = "x86_64"))]
+        let wide = false;
+        assert_eq!(matches!(simd(), "avx2" | "avx512"), wide);
+        assert!(features().contains(&RString::from(simd())));
+    }
+
+    #[test]
+    fn upkeep_counts_what_each_rule_remembers() {
+        let of = |rule: &Rule, averaged| Upkeep::new(110, 100, rule, averaged);
+        let adam = of(&Rule::default(), false);
+        assert_eq!((adam.lasting, adam.gradients), (1240, 400));
+        assert_eq!(adam.checkpoint, 800 + 1240);
+        assert_eq!(of(&Rule::default(), true).lasting, 1640);
+        assert_eq!(of(&Rule::sgd(0.0), false).lasting, 440);
+        assert_eq!(of(&Rule::sgd(0.9), false).lasting, 840);
+        // Wide networks on small images take most for their checkpoint, but not on a device.
+        assert_eq!(adam.peak(0, true), 1240 + 2040);
+        assert_eq!(adam.peak(0, false), 1640);
+        assert_eq!(adam.peak(9000, true), 10640);
+    }
+
+    #[test]
+    fn a_header_tells_what_a_file_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.safetensors");
+        let mut params = Params::new(&Device::Cpu, 0);
+        params.root().uniform("a", &[3, 2], 1.0).unwrap();
+        params.root().buffer("b", &[5], 1.0).unwrap();
+        weights::save(&path, &params).unwrap();
+        let stored = stored(&path).unwrap();
+        assert_eq!((stored.values, stored.bytes), (11, 44));
+        assert_eq!(stored.tensors["a"], [3, 2]);
+    }
+
+    #[test]
+    fn what_is_no_whole_file_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.safetensors");
+        let message = || stored(&path).unwrap_err().to_string();
+        assert!(message().starts_with("cannot read the weights `"));
+        for junk in [&b"PK"[..], b"PK\x03\x04 and the rest of an archive"] {
+            fs::write(&path, junk).unwrap();
+            assert!(
+                message().contains("is not a safetensors file"),
+                "{}",
+                message()
+            );
+        }
+        let mut params = Params::new(&Device::Cpu, 0);
+        params.root().uniform("a", &[3, 2], 1.0).unwrap();
+        weights::save(&path, &params).unwrap();
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, &whole[..whole.len() - 4]).unwrap();
+        let told = format!(
+            "has {} bytes, but its header tells of {}",
+            whole.len() - 4,
+            whole.len()
+        );
+        assert!(message().ends_with(&told), "{}", message());
+    }
+}

@@ -1,0 +1,390 @@
+//! `diffaug doctor`: what does a run of this manifest need, and what of that is missing?
+//!
+//! No weights are loaded: stages say what they need through `inspect`, and what they say is held
+//! against the machine. Only the dataset is opened, as by `check --data`.
+
+mod fit;
+mod text;
+
+use super::plugins::backend;
+use crate::{
+    cli::{Global, ManifestArgs},
+    failure::Failure,
+    machine::{self, Gpu, Machine, Memory, NoGpus},
+    manifest::{Background, Manifest, StageTable},
+    pipeline::{
+        self,
+        wire::{self, Wire},
+    },
+    registry::{self, Kind},
+    ui::Ui,
+};
+use diffaug::{
+    Backend, BoxDataset, BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator, Error, Inspection,
+};
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Everything that is known before a run.
+#[derive(Debug, Serialize)]
+struct Report {
+    manifest: String,
+    machine: Machine,
+    device: Device,
+    program: Program,
+    /// Where the dataset is there.
+    data: Option<Data>,
+    stages: Vec<Stage>,
+    notes: Vec<Remark>,
+    missing: Vec<Remark>,
+}
+
+/// What is computed on.
+#[derive(Debug, Serialize)]
+struct Device {
+    /// As the manifest has it.
+    name: String,
+    /// For CUDA: the GPU that this is, where `nvidia-smi` tells.
+    gpu: Option<Gpu>,
+    /// Where the plugins for CUDA are looked for.
+    cuda_library: PathBuf,
+    /// Whether they are there.
+    cuda_library_found: bool,
+}
+
+/// The program itself.
+#[derive(Debug, Serialize)]
+struct Program {
+    version: &'static str,
+    /// Cargo features that concern devices.
+    features: Vec<&'static str>,
+}
+
+/// What the dataset holds.
+#[derive(Debug, Serialize)]
+struct Data {
+    name: String,
+    train: usize,
+    validation: usize,
+    test: usize,
+}
+
+/// A stage of the manifest.
+#[derive(Debug, Serialize)]
+struct Stage {
+    /// Its table: `generator`, `evaluate.segmenter`.
+    stage: &'static str,
+    plugin: String,
+    version: String,
+    backend: &'static str,
+    /// `built in`, or the library's path.
+    origin: String,
+    features: Vec<String>,
+    /// For stages that may be trained.
+    weights: Option<Weights>,
+    components: Vec<Component>,
+    /// Bytes; 0 where there is no telling.
+    run_bytes: u64,
+    /// Bytes; 0 where it cannot be trained.
+    train_bytes: u64,
+    /// Whether the run trains it.
+    is_trained: bool,
+}
+
+/// Where a stage's weights come from.
+#[derive(Debug, Serialize)]
+struct Weights {
+    /// The manifest's option `weights`, or the folder that the run leaves them in.
+    path: PathBuf,
+    /// Whether it is the run that makes them.
+    from_run: bool,
+    there: bool,
+}
+
+/// A network of a stage.
+#[derive(Debug, Serialize)]
+struct Component {
+    name: String,
+    parameters: u64,
+    trainable: u64,
+    bytes: u64,
+}
+
+/// A sentence about a stage, or about something else that is named.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Remark {
+    about: String,
+    text: String,
+}
+
+/// Prints what a manifest needs; fails when some of it is missing.
+pub fn doctor(args: &ManifestArgs, global: &Global, ui: Ui) -> Result<(), Failure> {
+    let (manifest, document) = super::read(args, global)?;
+    // As for a processor, so that a device that is missing does not keep the rest from being told.
+    let mut registry = super::load(&manifest, &document, "cpu", global, ui)?;
+    let device = registry.add_device(&manifest.device, wire::log_level(ui));
+    let wire = Wire {
+        registry: &registry,
+        document: &document,
+        manifest: &manifest,
+    };
+    wire.check_all()?;
+    let report = examine(&wire, device)?;
+    let json = serde_json::to_value(&report).map_err(Error::internal)?;
+    ui.result(|| report.text(), &json);
+    match report.missing.len() {
+        0 => Ok(()),
+        count => {
+            let things = if count == 1 { "thing" } else { "things" };
+            let name = document.name();
+            let message = format!("`{name}` cannot run here: {count} {things} missing");
+            Err(Error::data(message).into())
+        }
+    }
+}
+
+fn examine(wire: &Wire<'_>, loaded: Result<(), Failure>) -> Result<Report, Failure> {
+    let path = registry::cuda_library()?;
+    let mut report = Report {
+        manifest: wire.document.name().to_owned(),
+        machine: Machine::here(),
+        device: Device {
+            name: wire.manifest.device.clone(),
+            gpu: None,
+            cuda_library_found: path.exists(),
+            cuda_library: path,
+        },
+        program: Program {
+            version: env!("CARGO_PKG_VERSION"),
+            features: features(),
+        },
+        data: None,
+        stages: Vec::new(),
+        notes: Vec::new(),
+        missing: Vec::new(),
+    };
+    report.device(wire, loaded)?;
+    report.stages(wire)?;
+    report.data(wire)?;
+    report.compare(wire.manifest);
+    Ok(report)
+}
+
+/// What this program was compiled with.
+fn features() -> Vec<&'static str> {
+    let all = [
+        ("builtin", cfg!(feature = "builtin")),
+        ("cuda", cfg!(feature = "cuda")),
+        ("cudnn", cfg!(feature = "cudnn")),
+        ("flash-attn", cfg!(feature = "flash-attn")),
+        ("metal", cfg!(feature = "metal")),
+        ("mkl", cfg!(feature = "mkl")),
+    ];
+    let there = all.into_iter().filter(|(_, there)| *there);
+    there.map(|(name, _)| name).collect()
+}
+
+impl Report {
+    fn note(&mut self, about: &str, text: impl ToString) {
+        self.notes.push(Remark {
+            about: about.into(),
+            text: text.to_string(),
+        });
+    }
+
+    fn miss(&mut self, about: &str, text: impl ToString) {
+        self.missing.push(Remark {
+            about: about.into(),
+            text: text.to_string(),
+        });
+    }
+
+    /// Whether plugins for the device are there, and the device itself.
+    fn device(&mut self, wire: &Wire<'_>, loaded: Result<(), Failure>) -> Result<(), Failure> {
+        if let Err(failure) = loaded {
+            if failure.error.is_fault() {
+                return Err(failure);
+            }
+            self.miss("device", &failure.error);
+            if let Some(hint) = &failure.hint {
+                self.note("device", hint);
+            }
+        }
+        let name = wire.manifest.device.as_str();
+        let offered = wire.registry.list();
+        match registry::backend(name) {
+            Backend::Cuda => self.gpu(name),
+            Backend::Metal if offered.iter().all(|l| l.backend != Backend::Metal) => {
+                let text = "no plugin is there that was built with the feature `metal`";
+                self.miss("device", text);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn gpu(&mut self, name: &str) {
+        let index = name.split_once(':').map_or("0", |(_, index)| index);
+        // Another word is for the plugins to refuse.
+        let Ok(index) = index.parse() else { return };
+        let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+        let index = machine::listed_at(index, visible.as_deref());
+        let all = match machine::gpus() {
+            Ok(all) => all,
+            Err(NoGpus::NoTool) => {
+                let text = "`nvidia-smi` is not there, so nothing is known of GPU and driver";
+                return self.note("device", text);
+            }
+            Err(NoGpus::Says(text)) => {
+                return self.miss("device", format!("`nvidia-smi` says `{text}`"));
+            }
+        };
+        let count = all.len();
+        self.device.gpu = all.into_iter().find(|gpu| Some(gpu.index) == index);
+        if self.device.gpu.is_none() {
+            let text = format!("`{name}` is none of the {count} GPUs that `nvidia-smi` lists");
+            self.miss("device", text);
+        }
+    }
+
+    fn stages(&mut self, wire: &Wire<'_>) -> Result<(), Failure> {
+        let m = wire.manifest;
+        self.stage::<BoxDataset>(wire, "dataset", &m.dataset)?;
+        self.stage::<BoxPromptBank>(wire, "prompts", &m.prompts)?;
+        self.stage::<BoxGenerator>(wire, "generator", &m.generator)?;
+        self.stage::<BoxValidator>(wire, "validator", &m.validator)?;
+        self.stage::<BoxSegmenter>(wire, "segmenter", &m.segmenter)?;
+        if let Some(table) = &m.evaluate.segmenter {
+            self.stage::<BoxSegmenter>(wire, "evaluate.segmenter", table)?;
+        }
+        Ok(())
+    }
+
+    fn stage<S: Kind>(
+        &mut self,
+        wire: &Wire<'_>,
+        at: &'static str,
+        table: &StageTable,
+    ) -> Result<(), Failure> {
+        let offer = wire.find::<S>(at, table)?;
+        let context = wire.context(wire.manifest.seed);
+        let needs = match offer.inspect(&table.json(), &context) {
+            Ok(needs) => needs,
+            Err(error) if error.is_fault() => return Err(wire.place(at, table, error)),
+            Err(error) => {
+                let mut nothing = Inspection::default();
+                nothing.miss(error);
+                nothing
+            }
+        };
+        let weights = weights(wire.manifest, at, table, &needs);
+        // A stage that says nothing of itself still gets a path.
+        if let Some(weights) = &weights
+            && needs == Inspection::default()
+            && !weights.from_run
+            && !weights.there
+        {
+            self.miss(
+                at,
+                format!("weights `{}` are not there", weights.path.display()),
+            );
+        }
+        needs.notes.iter().for_each(|text| self.note(at, text));
+        needs.missing.iter().for_each(|text| self.miss(at, text));
+        let from_run = weights.as_ref().is_some_and(|weights| weights.from_run);
+        let is_trained = match at {
+            "evaluate.segmenter" => true,
+            // Without one of its own, the evaluation trains this one.
+            "segmenter" => from_run || wire.manifest.evaluate.segmenter.is_none(),
+            _ => from_run,
+        };
+        let component = |c: &diffaug::Component| Component {
+            name: c.name.to_string(),
+            parameters: c.parameters,
+            trainable: c.trainable,
+            bytes: c.bytes,
+        };
+        self.stages.push(Stage {
+            stage: at,
+            plugin: table.name.clone(),
+            version: offer.entry.version.to_string(),
+            backend: backend(offer.entry.backend),
+            origin: offer.origin.to_string(),
+            features: needs.features.iter().map(ToString::to_string).collect(),
+            weights,
+            components: needs.components.iter().map(component).collect(),
+            run_bytes: needs.run_bytes,
+            train_bytes: needs.train_bytes,
+            is_trained: is_trained && needs.train_bytes > 0,
+        });
+        Ok(())
+    }
+
+    /// Whether there is something to learn from and to paint on; no image is decoded.
+    fn data(&mut self, wire: &Wire<'_>) -> Result<(), Failure> {
+        let m = wire.manifest;
+        let offer = wire.find::<BoxDataset>("dataset", &m.dataset)?;
+        let dataset = offer.build(&m.dataset.json(), &wire.context(m.seed));
+        match dataset.and_then(|dataset| pipeline::divide(dataset, m)) {
+            Ok(([train, validation, test], name)) => {
+                self.data = Some(Data {
+                    name,
+                    train,
+                    validation,
+                    test,
+                });
+            }
+            Err(error) if error.is_fault() => {
+                return Err(wire.place("dataset", &m.dataset, error));
+            }
+            Err(error) => self.miss("dataset", error),
+        }
+        let external = m.synthesis.external.as_deref();
+        if let Some(folder) = external.filter(|_| m.synthesis.background == Background::External)
+            && !folder.is_dir()
+        {
+            self.miss(
+                "synthesis",
+                format!("folder `{}` is not there", folder.display()),
+            );
+        }
+        Ok(())
+    }
+
+    /// The memory that the device has, and what has it.
+    fn memory(&self) -> Option<(Memory, &'static str)> {
+        if registry::backend(&self.device.name) == Backend::Cuda {
+            let gpu = self.device.gpu.as_ref()?;
+            if let Some(memory) = gpu.memory {
+                return Some((memory, "this GPU"));
+            }
+        }
+        Some((self.machine.memory?, "this machine"))
+    }
+}
+
+/// Where the weights of a stage come from.
+fn weights(m: &Manifest, at: &str, table: &StageTable, needs: &Inspection) -> Option<Weights> {
+    if let Some(given) = table.given_weights() {
+        let path = PathBuf::from(given);
+        // What is no path is one to the plugin, which would say if it were missing.
+        let known = !needs.components.is_empty() && needs.missing.is_empty();
+        return Some(Weights {
+            there: path.exists() || known,
+            path,
+            from_run: false,
+        });
+    }
+    let (folder, done) = match at {
+        "generator" => ("generator", "generator.json"),
+        "segmenter" => ("segmenter", "segmenter.json"),
+        "evaluate.segmenter" => ("evaluate", "result.json"),
+        _ => return None,
+    };
+    let within = |name: &str| m.output().join(name);
+    Some(Weights {
+        path: within(folder),
+        from_run: true,
+        there: within(done).exists(),
+    })
+}

@@ -1,0 +1,213 @@
+//! The report as text: short lists and one table, all of which can be read without colour.
+
+use super::{Data, Remark, Report, Stage, Weights};
+use crate::ui::table;
+use diffaug::human_bytes;
+
+impl Report {
+    /// The whole report.
+    pub(super) fn text(&self) -> String {
+        let plugins = self.stages.iter().map(|s| (s.stage, plugin(s)));
+        let weights = self.stages.iter().filter_map(|stage| {
+            let weights = stage.weights.as_ref()?;
+            Some((stage.stage, from(weights)))
+        });
+        let remark = |r: &Remark| format!("  {}: {}", r.about, r.text);
+        let remarks = |all: &[Remark]| all.iter().map(remark).collect::<Vec<_>>().join("\n");
+        let missing = match self.missing.as_slice() {
+            [] => "nothing is missing".into(),
+            some => section("missing", &remarks(some)),
+        };
+        let parts = [
+            section("machine", &aligned(self.machine_lines())),
+            section("stages", &aligned(plugins)),
+            section("data", &aligned(self.data_line())),
+            section("weights", &aligned(weights)),
+            self.models(),
+            section("notes", &remarks(&self.notes)),
+            missing,
+        ];
+        let parts = parts.into_iter().filter(|part| !part.is_empty());
+        parts.collect::<Vec<_>>().join("\n\n")
+    }
+
+    fn machine_lines(&self) -> Vec<(&'static str, String)> {
+        let machine = &self.machine;
+        let cores = match machine.cores {
+            1 => "1 core".into(),
+            n => format!("{n} cores"),
+        };
+        let name = machine.processor.as_deref().unwrap_or("unknown");
+        let memory = machine.memory.map(|m| {
+            let [total, free] = [m.total, m.available].map(human_bytes);
+            format!("{total}, {free} of it free")
+        });
+        let mut lines = vec![
+            ("processor", format!("{name}, {cores}, {}", machine.simd)),
+            ("memory", memory.unwrap_or_else(|| "unknown".into())),
+            ("device", self.device.name.clone()),
+        ];
+        if let Some(gpu) = &self.device.gpu {
+            let memory = gpu.memory.map_or_else(String::new, |m| {
+                let [total, free] = [m.total, m.available].map(human_bytes);
+                format!(", {total}, {free} of it free")
+            });
+            let text = format!("{}{memory}, driver {}", gpu.name, gpu.driver);
+            lines.push(("GPU", text));
+        }
+        let library = self.device.cuda_library.display();
+        let found = there(self.device.cuda_library_found);
+        lines.push(("CUDA plugins", format!("{library} ({found})")));
+        let features = match self.program.features.as_slice() {
+            [] => "none".into(),
+            some => some.join(", "),
+        };
+        let version = self.program.version;
+        lines.push((
+            "program",
+            format!("diffaug {version}, features: {features}"),
+        ));
+        lines
+    }
+
+    fn data_line(&self) -> Option<(&str, String)> {
+        let Data {
+            name,
+            train,
+            validation,
+            test,
+        } = self.data.as_ref()?;
+        let text = format!("{train} to train, {validation} to validate, {test} to test");
+        Some((name, text))
+    }
+
+    /// The models, a network a line and, where there are several, one for all of a stage.
+    fn models(&self) -> String {
+        let rows: Vec<Vec<String>> = self.stages.iter().flat_map(rows).collect();
+        if rows.is_empty() {
+            return "no stage tells of a model".into();
+        }
+        let header = [
+            "model",
+            "part",
+            "parameters",
+            "trainable",
+            "weights",
+            "to run",
+            "to train",
+        ];
+        table(&header, &rows)
+    }
+}
+
+fn rows(stage: &Stage) -> Vec<Vec<String>> {
+    let row = |part: &str, figures: [u64; 3], memory: [String; 2]| {
+        let [parameters, trainable, bytes] = figures;
+        let [run, train] = memory;
+        vec![
+            stage.stage.into(),
+            part.into(),
+            grouped(parameters),
+            grouped(trainable),
+            human_bytes(bytes),
+            run,
+            train,
+        ]
+    };
+    let memory = || {
+        [stage.run_bytes, stage.train_bytes].map(|bytes| match bytes {
+            0 => "-".into(),
+            bytes => human_bytes(bytes),
+        })
+    };
+    let figures = |c: &super::Component| [c.parameters, c.trainable, c.bytes];
+    let parts = stage.components.as_slice();
+    if let [only] = parts {
+        return vec![row(&only.name, figures(only), memory())];
+    }
+    let blank = || [String::new(), String::new()];
+    let mut rows: Vec<_> = parts
+        .iter()
+        .map(|c| row(&c.name, figures(c), blank()))
+        .collect();
+    if !rows.is_empty() || stage.run_bytes > 0 || stage.train_bytes > 0 {
+        let sum = |place: usize| parts.iter().map(|c| figures(c)[place]).sum();
+        rows.push(row("all", [sum(0), sum(1), sum(2)], memory()));
+    }
+    rows
+}
+
+/// A number with commas between thousands.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn plugin(stage: &Stage) -> String {
+    let Stage {
+        plugin,
+        version,
+        backend,
+        origin,
+        ..
+    } = stage;
+    let features = match stage.features.as_slice() {
+        [] => String::new(),
+        some => format!(", features: {}", some.join(", ")),
+    };
+    format!("{plugin} {version} for {backend}, {origin}{features}")
+}
+
+fn from(weights: &Weights) -> String {
+    let path = weights.path.display();
+    match (weights.from_run, weights.there) {
+        (false, there_) => format!("{path} ({})", there(there_)),
+        (true, true) => format!("made by the run in {path} (there)"),
+        (true, false) => format!("made by the run in {path} (not yet)"),
+    }
+}
+
+fn there(there: bool) -> &'static str {
+    if there { "there" } else { "not there" }
+}
+
+fn section(title: &str, lines: &str) -> String {
+    match lines {
+        "" => String::new(),
+        lines => format!("{title}\n{lines}"),
+    }
+}
+
+/// Lines of a name and a text, the texts below each other.
+fn aligned<'a>(lines: impl IntoIterator<Item = (&'a str, String)>) -> String {
+    let lines: Vec<_> = lines.into_iter().collect();
+    let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let lines = lines.iter();
+    let lines = lines.map(|(name, text)| format!("  {name:width$}  {text}"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_are_set_apart() {
+        let cases = [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (2_567_478_084, "2,567,478,084"),
+        ];
+        for (number, text) in cases {
+            assert_eq!(grouped(number), text);
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The memory that `inspect` foretells is that which a process takes, within a factor of two.
+//!
+//! Every case runs in a process of its own, for the largest size of a process never falls. The
+//! factors in `src/inspect.rs` were chosen with the figures that this prints:
+//!
+//! ```sh
+//! cargo test -p diffaug-unet --test memory -- --nocapture
+//! ```
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use diffaug::stage::{Segmenter as _, Silent, with_reporter};
+use diffaug::{Context, human_bytes, prelude::*};
+use diffaug_unet::{Options, Segmenter};
+use std::{env, fs, path::Path, process::Command};
+
+/// Options, and the side of the images: maps take most, then weights and their checkpoint, then one
+/// padded image at a time, then what stands in for a graphics card.
+const CASES: [(&str, u32); 4] = [
+    (r#"{"width": 12, "depth": 3, "batch": 6}"#, 96),
+    (r#"{"width": 48, "depth": 4, "batch": 2, "ema": 0.9}"#, 32),
+    (
+        r#"{"width": 8, "depth": 2, "batch": 1, "optimizer": "sgd"}"#,
+        253,
+    ),
+    (
+        r#"{"width": 4, "depth": 2, "batch": 2, "precision": "f16"}"#,
+        96,
+    ),
+];
+
+/// Tells a child process its case, and whether it trains or answers.
+const CASE: &str = "DIFFAUG_MEMORY_CASE";
+/// Tells it where the weights are.
+const WEIGHTS: &str = "DIFFAUG_MEMORY_WEIGHTS";
+
+/// Grey images with a square.
+struct Squares {
+    side: u32,
+    count: u64,
+}
+
+impl Dataset for Squares {
+    fn info(&self) -> Result<DatasetInfo> {
+        Ok(DatasetInfo::single_class("squares", "square"))
+    }
+
+    fn items(&self) -> Result<RVec<Item>> {
+        let ids = (0..self.count).map(|i| Item::new(&i.to_string()));
+        Ok(ids.collect())
+    }
+
+    fn sample(&self, index: u64) -> Result<Sample> {
+        let pixels = (self.side * self.side) as usize;
+        let mut labels = vec![0; pixels];
+        labels[pixels / 2..][..20].fill(1);
+        Ok(Sample {
+            id: (index % self.count).to_string().into(),
+            image: Image::new(self.side, self.side, vec![90; 3 * pixels])?,
+            mask: Mask::new(self.side, self.side, labels)?,
+            attributes: Attributes::new(),
+        })
+    }
+}
+
+fn squares(side: u32, count: u64) -> BoxDataset {
+    BoxDataset::new(Squares { side, count })
+}
+
+/// A line of this process's status, in bytes.
+fn status(name: &str) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let kib = line.unwrap().trim().split(' ').next().unwrap();
+    kib.parse::<u64>().unwrap() * 1024
+}
+
+/// Lets a child process work: the memory that it took at most, and the estimate.
+fn child(case: usize, what: &str, weights: &Path) -> [u64; 2] {
+    let mut child = Command::new(env::current_exe().unwrap());
+    child.args(["--exact", "--ignored", "--nocapture", "one_case"]);
+    child
+        .env(CASE, format!("{what} {case}"))
+        .env(WEIGHTS, weights);
+    let output = child.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}");
+    let figures = text.lines().find_map(|line| line.split_once("peak "));
+    let (peak, estimate) = figures.unwrap().1.split_once(' ').unwrap();
+    [peak, estimate].map(|bytes| bytes.parse().unwrap())
+}
+
+#[test]
+fn estimates_are_within_a_factor_of_two() {
+    for (case, (options, side)) in CASES.iter().enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        for what in ["training", "answering"] {
+            let [peak, estimate] = child(case, what, folder.path());
+            let ratio = estimate as f64 / peak as f64;
+            println!(
+                "{options} at {side}x{side}: {what} takes {}, estimated {} ({ratio:.2})",
+                human_bytes(peak),
+                human_bytes(estimate)
+            );
+            assert!(
+                (0.5..=2.0).contains(&ratio),
+                "{options}, {what}: {ratio:.2}"
+            );
+        }
+    }
+}
+
+/// Trains or answers, and prints what that took at most beyond what there was before.
+#[test]
+#[ignore = "runs in a process of its own"]
+fn one_case() {
+    let Ok(case) = env::var(CASE) else { return };
+    let (what, case) = case.split_once(' ').unwrap();
+    let (json, side) = CASES[case.parse::<usize>().unwrap()];
+    let mut options: Options = serde_json::from_str(json).unwrap();
+    let context = Context {
+        size: side,
+        ..Context::default()
+    };
+    let needs = Segmenter::inspect(&options, &context).unwrap();
+    let (folder, batch) = (env::var(WEIGHTS).unwrap(), options.batch);
+    let start = status("VmRSS:");
+    let estimate = if what == "training" {
+        options.epochs = 2;
+        let segmenter = Segmenter::from_config(options, &context).unwrap();
+        let data = [squares(side, 2 * batch as u64), squares(side, 1)];
+        let out = folder.as_str().into();
+        with_reporter(&Silent, |r| segmenter.fit(&data[0], &data[1], out, r)).unwrap();
+        needs.train_bytes
+    } else {
+        options.weights = Some(folder.into());
+        let segmenter = Segmenter::from_config(options, &context).unwrap();
+        let sample = squares(side, 1).sample(0).unwrap();
+        let images = vec![sample.image.view(); 2 * batch];
+        with_reporter(&Silent, |r| segmenter.segment(images.as_slice().into(), r)).unwrap();
+        needs.run_bytes
+    };
+    println!("peak {} {estimate}", status("VmHWM:") - start);
+}

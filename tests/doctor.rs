@@ -1,0 +1,237 @@
+//! `diffaug doctor`: what a manifest needs is told, and what of that is missing.
+
+use crate::util::{Output, Sandbox, misbehave};
+use insta::assert_snapshot;
+
+/// The report without what differs between machines.
+fn stable(output: &Output) -> String {
+    let text = output.to_string();
+    let lines = text.lines().map(|line| {
+        let mut line = line.to_owned();
+        for name in ["processor   ", "memory   ", "CUDA plugins", "program"] {
+            if let Some(rest) = line.strip_prefix(&format!("  {name}")) {
+                let blanks = rest.len() - rest.trim_start().len();
+                line = format!("  {name}{}…", &rest[..blanks]);
+            }
+        }
+        for name in ["avx512", "avx2", "neon"] {
+            line = line.replace(&format!("features: {name}"), "features: [SIMD]");
+        }
+        line + "\n"
+    });
+    lines.collect()
+}
+
+/// The manifest of the quickstart, in the sandbox.
+#[cfg(feature = "builtin")]
+fn quickstart(sandbox: &Sandbox) {
+    let path = crate::util::root().join("manifests/quickstart.toml");
+    sandbox.write("quickstart.toml", std::fs::read(path).unwrap());
+}
+
+/// A sandbox with `misbehave.so` and a manifest `m.toml` for it.
+fn sandbox() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.library("diffaug-misbehave", "misbehave.so");
+    sandbox.write("m.toml", misbehave());
+    sandbox
+}
+
+/// An `nvidia-smi` that prints `text` and exits with `code`; runs `diffaug ARGS` with no other.
+#[cfg(target_os = "linux")]
+fn with_nvidia_smi(sandbox: &Sandbox, text: &str, code: u8, args: &str) -> Output {
+    use std::{fs, os::unix::fs::PermissionsExt};
+    sandbox.write("smi/answer", text);
+    let answer = sandbox.path("smi/answer").display().to_string();
+    // Nothing but what the shell itself has, for it is alone on the path.
+    let script =
+        format!("#!/bin/sh\nwhile read -r line; do echo \"$line\"; done <{answer}\nexit {code}\n");
+    sandbox.write("smi/nvidia-smi", script);
+    let tool = sandbox.path("smi/nvidia-smi");
+    fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = sandbox.command(args);
+    command.env("PATH", sandbox.path("smi"));
+    command.env_remove("CUDA_VISIBLE_DEVICES");
+    sandbox.finish(command)
+}
+
+#[test]
+#[cfg(feature = "builtin")]
+fn a_manifest_that_can_run_lacks_nothing() {
+    let sandbox = Sandbox::new();
+    quickstart(&sandbox);
+    assert_snapshot!(stable(&sandbox.run("doctor quickstart.toml")), @"");
+}
+
+#[test]
+#[cfg(feature = "builtin")]
+fn missing_weights_are_named() {
+    let sandbox = Sandbox::new();
+    quickstart(&sandbox);
+    let args =
+        "doctor quickstart.toml --set generator.weights=nowhere --set segmenter.weights=away";
+    let output = sandbox.run(args);
+    output.refused("`quickstart.toml` cannot run here: 2 things missing");
+    let (_, missing) = output.stdout.split_once("\nmissing\n").unwrap();
+    assert_snapshot!(missing, @r"
+      generator: weights `nowhere` are not there
+      segmenter: weights `away` are not there
+    ");
+    assert!(output.stdout.contains("| unet | "), "{output}");
+}
+
+#[test]
+#[cfg(feature = "builtin")]
+fn what_a_run_has_trained_is_there() {
+    let sandbox = Sandbox::new();
+    quickstart(&sandbox);
+    let small = "--set dataset.size=32 --set images.size=32 --set dataset.train=8 \
+        --set dataset.validation=2 --set dataset.test=2 --set segmenter.epochs=1 \
+        --set segmenter.width=2 --set segmenter.depth=1";
+    sandbox
+        .run(&format!("train segmenter quickstart.toml -q {small}"))
+        .ok();
+    let told = sandbox
+        .run(&format!("doctor quickstart.toml --json {small}"))
+        .ok();
+    let weights = |at: usize| told.json()["stages"][at]["weights"].clone();
+    assert_eq!(weights(2)["there"], false);
+    assert_eq!(weights(4)["there"], true);
+    assert_eq!(weights(4)["path"], "runs/quickstart/segmenter");
+    // As weights of another run they tell of their own network, not of the manifest's.
+    let given = "doctor quickstart.toml --json --set segmenter.weights=runs/quickstart/segmenter";
+    let told = sandbox.run(given).ok().json();
+    let stage = &told["stages"][4];
+    assert_eq!(stage["weights"]["from_run"], false);
+    assert_eq!(stage["components"][0]["parameters"], 599);
+    assert_eq!(stage["is_trained"], true);
+}
+
+#[test]
+#[cfg(feature = "builtin")]
+fn data_that_is_not_there_is_named() {
+    let sandbox = Sandbox::new();
+    quickstart(&sandbox);
+    let args = "doctor quickstart.toml --set dataset.use=kvasir-seg --set dataset.root=nowhere \
+        --set synthesis.external=elsewhere --set synthesis.background=external";
+    let output = sandbox.run(args);
+    output.refused("2 things missing");
+    let (_, missing) = output.stdout.split_once("\nmissing\n").unwrap();
+    assert_snapshot!(missing, @"");
+}
+
+#[test]
+fn the_report_is_json() {
+    let output = sandbox().run("doctor m.toml --json --set segmenter.mode=greedy");
+    assert_eq!(output.code, Some(1));
+    let report = output.json();
+    assert_eq!(report["manifest"], "m.toml");
+    assert_eq!(report["data"]["name"], "squares");
+    assert_eq!(report["data"]["train"], 7);
+    assert!(report["machine"]["cores"].as_u64() > Some(0));
+    let stage = &report["stages"][4];
+    assert_eq!(stage["stage"], "segmenter");
+    assert_eq!(stage["origin"], "./misbehave.so");
+    assert_eq!(stage["components"][0]["parameters"], 1_u64 << 48);
+    assert_eq!(stage["components"][0]["trainable"], 1_u64 << 47);
+    assert_eq!(stage["run_bytes"], 1_u64 << 51);
+    assert_eq!(stage["features"][0], "beads");
+    assert_eq!(report["missing"][0]["about"], "segmenter");
+    assert_eq!(report["missing"][0]["text"], "an abacus is not there");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn what_does_not_fit_is_told_stage_by_stage() {
+    let sandbox = sandbox();
+    let greedy = "doctor m.toml --set generator.mode=greedy --set segmenter.mode=greedy --set images.size=64";
+    let output = sandbox.run(greedy);
+    output.refused("4 things missing");
+    assert!(
+        output
+            .stdout
+            .contains("\n  generator: needs 8.0 PiB to train, this machine has ")
+    );
+    assert!(
+        output
+            .stdout
+            .contains("\n  segmenter: needs 8.0 PiB to train, this machine has ")
+    );
+    let args = format!("{greedy} --device cuda:1");
+    let gpus = "0, NVIDIA A, 81559, 81000, 550.54\n1, NVIDIA B, 4096, 2048, 550.54\n";
+    assert_snapshot!(stable(&with_nvidia_smi(&sandbox, gpus, 0, &args)), @"");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_gpu_that_is_not_there_is_named() {
+    let sandbox = sandbox();
+    let missing = |text: &str, code| {
+        let output = with_nvidia_smi(&sandbox, text, code, "doctor m.toml --device cuda:1");
+        output.refused("1 thing missing");
+        let (_, missing) = output.stdout.split_once("\nmissing\n").unwrap();
+        missing.trim().to_owned()
+    };
+    assert_eq!(
+        missing("0, NVIDIA A, 81559, 81000, 550.54\n", 0),
+        "device: `cuda:1` is none of the 1 GPUs that `nvidia-smi` lists"
+    );
+    assert_eq!(
+        missing("No devices were found\n", 6),
+        "device: `nvidia-smi` says `No devices were found`"
+    );
+    let mut command = sandbox.command("doctor m.toml --device cuda");
+    command.env("PATH", sandbox.path("nothing"));
+    let output = sandbox.finish(command).ok();
+    assert!(
+        output.stdout.contains("`nvidia-smi` is not there"),
+        "{output}"
+    );
+}
+
+#[test]
+#[cfg(all(feature = "builtin", not(feature = "cuda")))]
+fn without_plugins_for_cuda_the_rest_is_still_told() {
+    let sandbox = Sandbox::with_program();
+    quickstart(&sandbox);
+    let mut command = sandbox.command("doctor quickstart.toml --device cuda");
+    command.env("PATH", sandbox.path("nothing"));
+    let output = sandbox.finish(command);
+    output.refused("`quickstart.toml` cannot run here: 2 things missing");
+    let (_, missing) = output.stdout.split_once("\nmissing\n").unwrap();
+    assert_snapshot!(missing, @"");
+    assert!(output.stdout.contains("| segmenter | unet | "), "{output}");
+}
+
+#[test]
+fn a_panic_of_an_inspection_is_a_fault() {
+    let output = sandbox().run("doctor m.toml --set generator.mode=panic-on-inspect");
+    assert_snapshot!(output, @r"
+    exit 2
+    error: generator `misbehave` panicked: inspected to panic
+    ");
+}
+
+#[test]
+fn a_stage_that_cannot_tell_lacks_something() {
+    let output = sandbox().run("doctor m.toml --set dataset.mode=fail-on-inspect");
+    output.refused("1 thing missing");
+    assert!(
+        output
+            .stdout
+            .ends_with("\nmissing\n  dataset: nothing can be said\n"),
+        "{output}"
+    );
+}
+
+#[test]
+fn a_wrong_manifest_is_pointed_at() {
+    assert_snapshot!(sandbox().run("doctor m.toml --set dataset.count=3"), @r"
+    exit 1
+    error: `count` must be at least 4
+     --> --set:1:15
+      |
+    1 | dataset.count=3
+      |               ^
+    ");
+}
