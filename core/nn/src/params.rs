@@ -39,7 +39,8 @@ impl Adapters {
         self.alpha / self.rank as f64
     }
 
-    fn fits(&self, path: &str) -> bool {
+    /// Whether the layer of that name gets one.
+    pub fn fits(&self, path: &str) -> bool {
         self.targets.iter().any(|target| {
             let before = path.strip_suffix(target.as_str());
             before.is_some_and(|before| before.is_empty() || before.ends_with('.'))

@@ -8,7 +8,7 @@ use crate::{
     training::Fit,
 };
 use candle_core::Device;
-use diffaug::{Context, prelude::*};
+use diffaug::{Context, Inspection, prelude::*};
 use diffaug_nn::device;
 use std::{collections::BTreeMap, path::Path};
 
@@ -38,6 +38,10 @@ impl FromConfig for SdxlInpaint {
             seed,
             model,
         })
+    }
+
+    fn inspect(options: &Options, context: &Context) -> Result<Inspection> {
+        crate::inspect::inspect(options, context)
     }
 }
 

@@ -8,6 +8,7 @@ mod autoencoder;
 pub mod checkpoint;
 mod generator;
 pub mod hub;
+mod inspect;
 mod loader;
 pub mod lora;
 mod noise;

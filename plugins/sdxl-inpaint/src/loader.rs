@@ -118,6 +118,11 @@ fn opening(options: &Options, variant: Option<&str>) -> checkpoint::Options {
     }
 }
 
+/// Whether the model that `weights` names is on this machine, so that [`find`] asks no hub.
+pub fn is_there(weights: &str, options: &Options) -> bool {
+    hub::is_there(weights, &opening(options, None))
+}
+
 /// Loads the model that `weights` names.
 ///
 /// # Errors

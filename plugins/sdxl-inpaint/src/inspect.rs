@@ -1,0 +1,236 @@
+//! What a model needs, from its configurations and the headers of its files.
+//!
+//! Weights are counted exactly. Activations are estimates, in maps of a network's first level
+//! (`c` channels, `p` pixels of a batch, in f32): an answer holds about 16 of them for the denoising
+//! network and 8 for the autoencoder, which works picture by picture but at their full size;
+//! training keeps the results of every layer, [`RESNET`] maps for a residual block and [`BLOCK`] for
+//! a transformer's, of which recomputation leaves one for each.
+
+use crate::{
+    checkpoint::{Checkpoint, Component as Part},
+    loader::{self, Found},
+    options::Options,
+    training::{Init, Method, architecture::Architecture},
+};
+use candle_core::Device;
+use diffaug::{Component, Context, Inspection, Result};
+use diffaug_nn::{
+    budget::{self, F32, Upkeep},
+    device,
+    diffusion::{Autoencoder, AutoencoderConfig, PerBlock, UNet, UNetConfig},
+    optim::Rule,
+    params::Params,
+};
+
+/// Side of the pictures where nothing tells it.
+const ASSUMED: u64 = 256;
+/// Maps that a residual block keeps for the backward pass.
+const RESNET: u64 = 8;
+/// Those of a transformer block: three normalisations, two attentions, a gated map of four times
+/// the width.
+const BLOCK: u64 = 24;
+/// Maps of the first level that are in use at once for an answer.
+const ANSWER: u64 = 16;
+/// The same for the autoencoder.
+const DECODE: u64 = 8;
+
+/// What a generator of these options needs.
+pub fn inspect(options: &Options, context: &Context) -> Result<Inspection> {
+    let mut inspection = Inspection {
+        features: budget::features(),
+        ..Inspection::default()
+    };
+    if let Err(error) = device::check(&context.device) {
+        inspection.miss(error);
+    }
+    let side = side(options, context);
+    match (&options.weights, options.train.init, &options.base) {
+        (Some(weights), ..) => match find(weights, "weights", options, &mut inspection) {
+            Some(found) => model(&found, options, side, false, &mut inspection)?,
+            None => {}
+        },
+        (None, Init::Scratch, _) => scratch(&options.train.architecture, options, side, &mut inspection)?,
+        (None, Init::Base, Some(base)) => match find(base, "base", options, &mut inspection) {
+            Some(found) => model(&found, options, side, true, &mut inspection)?,
+            None => {}
+        },
+        (None, Init::Base, None) => inspection.miss(
+            "neither `weights` nor `base` names a model, and `train.init` is not `scratch`",
+        ),
+    }
+    inspection.note("memory for activations is an estimate from the sizes of the networks");
+    Ok(inspection)
+}
+
+/// The side of the pictures that the model sees.
+fn side(options: &Options, context: &Context) -> u64 {
+    match (options.resolution, context.size) {
+        (Some(side), _) => u64::from(side),
+        (None, 0) => ASSUMED,
+        (None, side) => u64::from(side),
+    }
+}
+
+/// The model, if it is there; says so if not.
+fn find(
+    name: &str,
+    field: &str,
+    options: &Options,
+    inspection: &mut Inspection,
+) -> Option<Found> {
+    if !loader::is_there(name, options) {
+        inspection.miss(format!(
+            "{field} `{name}` are not there: a hub id is fetched when the model is loaded, anything else has to be put there"
+        ));
+        return None;
+    }
+    match loader::find(name, field, options) {
+        Ok(found) => Some(found),
+        Err(error) => {
+            inspection.miss(error);
+            None
+        }
+    }
+}
+
+/// A model that there is, to be used or trained.
+fn model(
+    found: &Found,
+    options: &Options,
+    side: u64,
+    trained: bool,
+    inspection: &mut Inspection,
+) -> Result<()> {
+    let checkpoint = &found.checkpoint;
+    let bytes = options.dtype.dtype().size_in_bytes() as u64;
+    let config = loader::unet_config(checkpoint)?;
+    let unet = count(&checkpoint.unet)?;
+    let adapters = adapter_values(checkpoint, options)?;
+    let trainable = match (trained, options.train.method) {
+        (false, _) => 0,
+        (true, Method::Lora) => adapters,
+        (true, Method::Full) => unet,
+    };
+    let mut push = |name: &str, parameters: u64, trainable: u64, bytes: u64| {
+        inspection.components.push(Component {
+            name: name.into(),
+            parameters,
+            trainable,
+            bytes: parameters * bytes,
+        });
+    };
+    let text = [Some(&checkpoint.text_encoder), checkpoint.text_encoder_2.as_ref()];
+    for (name, part) in ["text_encoder", "text_encoder_2"].iter().zip(text) {
+        if let Some(part) = part {
+            push(name, count(part)?, 0, bytes);
+        }
+    }
+    push("vae", count(&checkpoint.vae)?, 0, F32);
+    push("unet", unet, trainable, bytes);
+    let weights: u64 = inspection.components.iter().map(|part| part.bytes).sum();
+    let vae: AutoencoderConfig = serde_json::from_value(checkpoint.vae.config.clone())?;
+    memory(&config, &vae, options, (side, weights, trainable), inspection);
+    Ok(())
+}
+
+/// A small model that there will be.
+fn scratch(
+    architecture: &Architecture,
+    options: &Options,
+    side: u64,
+    inspection: &mut Inspection,
+) -> Result<()> {
+    let side = options.resolution.map_or(side, u64::from);
+    let (config, vae) = (architecture.unet(), architecture.autoencoder(side as usize));
+    // Small enough to be built.
+    let mut params = Params::new(&Device::Cpu, 0);
+    UNet::new(params.root(), &config)?;
+    let unet = params.count() as u64;
+    let mut params = Params::new(&Device::Cpu, 0);
+    Autoencoder::new(params.root(), &vae)?;
+    let parts = [("vae", params.count() as u64), ("unet", unet)];
+    for (name, parameters) in parts {
+        inspection.components.push(Component {
+            name: name.into(),
+            parameters,
+            trainable: parameters,
+            bytes: F32 * parameters,
+        });
+    }
+    inspection.note("the text encoder is not counted: its vocabulary comes from the prompts");
+    let weights: u64 = inspection.components.iter().map(|part| part.bytes).sum();
+    memory(&config, &vae, options, (side, weights, unet), inspection);
+    Ok(())
+}
+
+/// Estimates the memory for answers and, if anything is trained, for training.
+fn memory(
+    config: &UNetConfig,
+    vae: &AutoencoderConfig,
+    options: &Options,
+    (side, weights, trainable): (u64, u64, u64),
+    inspection: &mut Inspection,
+) {
+    let first = |channels: &[usize]| channels.first().copied().unwrap_or(0) as u64;
+    let latent = side.div_ceil(vae.downsampling() as u64).pow(2);
+    let guided = if options.guidance > 1.0 { 2 } else { 1 };
+    let batch = options.batch as u64 * guided;
+    let unet = ANSWER * F32 * first(&config.block_out_channels) * latent * batch;
+    let decode = DECODE * F32 * first(&vae.block_out_channels) * side.pow(2);
+    inspection.run_bytes = weights + unet.max(decode);
+    if trainable == 0 {
+        return;
+    }
+    let train = &options.train;
+    let upkeep = Upkeep::new(trainable, trainable, &Rule::default(), train.ema.is_some());
+    let maps = kept(config, latent * train.batch as u64, train.checkpointing);
+    inspection.train_bytes = weights + upkeep.peak(maps + decode, true);
+}
+
+/// What the denoising network keeps for the backward pass, in bytes; `pixels` are those of a
+/// batch's latents.
+fn kept(config: &UNetConfig, pixels: u64, checkpointing: bool) -> u64 {
+    let levels = config.block_out_channels.iter().enumerate();
+    let layers = levels.map(|(level, channels)| {
+        let values = (*channels as u64 * pixels) >> (2 * level);
+        let blocks = match &config.transformer_layers_per_block {
+            PerBlock::All(layers) => *layers,
+            PerBlock::Each(layers) => layers.get(level).copied().unwrap_or(0),
+        };
+        let attends = config.down_block_types.get(level).is_some_and(|kind| kind.starts_with("Cross"));
+        let blocks = if attends { blocks as u64 } else { 0 };
+        // Down, and once more up.
+        let stages = 2 * config.layers_per_block as u64 + 1;
+        let of_stage = match checkpointing {
+            true => 1,
+            false => RESNET + BLOCK * blocks,
+        };
+        F32 * values * stages * of_stage
+    });
+    layers.sum()
+}
+
+/// Values of all tensors of a network.
+fn count(part: &Part) -> Result<u64> {
+    let source = part.source()?;
+    let sizes = source.names().into_iter().filter_map(|name| source.shape(&name));
+    Ok(sizes.map(|shape| shape.iter().product::<usize>() as u64).sum())
+}
+
+/// Values of the adapters that would be trained.
+fn adapter_values(checkpoint: &Checkpoint, options: &Options) -> Result<u64> {
+    let train = &options.train;
+    let source = checkpoint.unet.source()?;
+    let adapters = diffaug_nn::params::Adapters {
+        rank: train.rank,
+        alpha: 1.0,
+        targets: train.targets.clone(),
+    };
+    let values = source.names().into_iter().filter_map(|name| {
+        let layer = name.strip_suffix(".weight")?;
+        let shape = source.shape(&name)?;
+        let (outputs, inputs) = (shape.first()?, shape[1..].iter().product::<usize>());
+        adapters.fits(layer).then(|| train.rank * (outputs + inputs))
+    });
+    Ok(values.sum::<usize>() as u64)
+}
