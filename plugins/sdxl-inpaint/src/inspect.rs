@@ -49,14 +49,15 @@ pub fn inspect(options: &Options, context: &Context) -> Result<Inspection> {
             Some(found) => model(&found, options, side, false, &mut inspection)?,
             None => {}
         },
-        (None, Init::Scratch, _) => scratch(&options.train.architecture, options, side, &mut inspection)?,
+        (None, Init::Scratch, _) => {
+            scratch(&options.train.architecture, options, side, &mut inspection)?
+        }
         (None, Init::Base, Some(base)) => match find(base, "base", options, &mut inspection) {
             Some(found) => model(&found, options, side, true, &mut inspection)?,
             None => {}
         },
-        (None, Init::Base, None) => inspection.miss(
-            "neither `weights` nor `base` names a model, and `train.init` is not `scratch`",
-        ),
+        (None, Init::Base, None) => inspection
+            .miss("neither `weights` nor `base` names a model, and `train.init` is not `scratch`"),
     }
     inspection.note("memory for activations is an estimate from the sizes of the networks");
     Ok(inspection)
@@ -72,12 +73,7 @@ fn side(options: &Options, context: &Context) -> u64 {
 }
 
 /// The model, if it is there; says so if not.
-fn find(
-    name: &str,
-    field: &str,
-    options: &Options,
-    inspection: &mut Inspection,
-) -> Option<Found> {
+fn find(name: &str, field: &str, options: &Options, inspection: &mut Inspection) -> Option<Found> {
     if !loader::is_there(name, options) {
         inspection.miss(format!(
             "{field} `{name}` are not there: a hub id is fetched when the model is loaded, anything else has to be put there"
@@ -119,7 +115,10 @@ fn model(
             bytes: parameters * bytes,
         });
     };
-    let text = [Some(&checkpoint.text_encoder), checkpoint.text_encoder_2.as_ref()];
+    let text = [
+        Some(&checkpoint.text_encoder),
+        checkpoint.text_encoder_2.as_ref(),
+    ];
     for (name, part) in ["text_encoder", "text_encoder_2"].iter().zip(text) {
         if let Some(part) = part {
             push(name, count(part)?, 0, bytes);
@@ -129,7 +128,13 @@ fn model(
     push("unet", unet, trainable, bytes);
     let weights: u64 = inspection.components.iter().map(|part| part.bytes).sum();
     let vae: AutoencoderConfig = serde_json::from_value(checkpoint.vae.config.clone())?;
-    memory(&config, &vae, options, (side, weights, trainable), inspection);
+    memory(
+        &config,
+        &vae,
+        options,
+        (side, weights, trainable),
+        inspection,
+    );
     Ok(())
 }
 
@@ -197,7 +202,10 @@ fn kept(config: &UNetConfig, pixels: u64, checkpointing: bool) -> u64 {
             PerBlock::All(layers) => *layers,
             PerBlock::Each(layers) => layers.get(level).copied().unwrap_or(0),
         };
-        let attends = config.down_block_types.get(level).is_some_and(|kind| kind.starts_with("Cross"));
+        let attends = config
+            .down_block_types
+            .get(level)
+            .is_some_and(|kind| kind.starts_with("Cross"));
         let blocks = if attends { blocks as u64 } else { 0 };
         // Down, and once more up.
         let stages = 2 * config.layers_per_block as u64 + 1;
@@ -213,8 +221,13 @@ fn kept(config: &UNetConfig, pixels: u64, checkpointing: bool) -> u64 {
 /// Values of all tensors of a network.
 fn count(part: &Part) -> Result<u64> {
     let source = part.source()?;
-    let sizes = source.names().into_iter().filter_map(|name| source.shape(&name));
-    Ok(sizes.map(|shape| shape.iter().product::<usize>() as u64).sum())
+    let sizes = source
+        .names()
+        .into_iter()
+        .filter_map(|name| source.shape(&name));
+    Ok(sizes
+        .map(|shape| shape.iter().product::<usize>() as u64)
+        .sum())
 }
 
 /// Values of the adapters that would be trained.
@@ -230,7 +243,9 @@ fn adapter_values(checkpoint: &Checkpoint, options: &Options) -> Result<u64> {
         let layer = name.strip_suffix(".weight")?;
         let shape = source.shape(&name)?;
         let (outputs, inputs) = (shape.first()?, shape[1..].iter().product::<usize>());
-        adapters.fits(layer).then(|| train.rank * (outputs + inputs))
+        adapters
+            .fits(layer)
+            .then(|| train.rank * (outputs + inputs))
     });
     Ok(values.sum::<usize>() as u64)
 }

@@ -11,7 +11,9 @@ mod tiny_autoencoder;
 mod transformer;
 mod unet;
 
-pub use autoencoder::{Autoencoder, AutoencoderConfig, Decoder, Encoder, Posterior, SampleSize};
+pub use autoencoder::{
+    Autoencoder, AutoencoderConfig, Decoder, Encoder, Posterior, SampleSize, modern_name,
+};
 pub use embedding::{TimestepEmbedding, sinusoids};
 pub use resnet::{Downsample, ResnetBlock, Upsample};
 pub use tiny_autoencoder::{TinyAutoencoder, TinyAutoencoderConfig};

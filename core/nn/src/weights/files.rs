@@ -90,6 +90,12 @@ impl Files {
     fn copy(&self, place: &Place) -> Result<Tensor> {
         let (path, file) = &self.files[place.file];
         let read = || {
+            let end = place.start + place.len as u64;
+            if file.metadata()?.len() < end {
+                return Err(Error::model(
+                    "the file has become shorter since it was opened",
+                ));
+            }
             let mapping = map(file, place.start, place.len)?;
             let view = TensorView::new(place.dtype, place.shape.clone(), &mapping)?;
             Ok::<_, Error>(view.load(&Device::Cpu)?)
@@ -120,9 +126,9 @@ impl Source for Files {
 /// `len` bytes of `file` from `start` on.
 #[allow(unsafe_code)]
 fn map(file: &File, start: u64, len: usize) -> std::io::Result<memmap2::Mmap> {
-    // SAFETY: the bytes must not change while they are mapped. Nothing here writes to a file that
-    // may be mapped (files are replaced by renaming), and a mapping lasts no longer than the
-    // copying of one tensor.
+    // SAFETY: the bytes must not change, nor the file become shorter, while they are mapped. Nothing
+    // here writes to a file that may be mapped (files are replaced by renaming), its length has just
+    // been looked at, and a mapping lasts no longer than the copying of one tensor.
     unsafe { memmap2::MmapOptions::new().offset(start).len(len).map(file) }
 }
 
@@ -148,7 +154,7 @@ fn header(file: &mut File, path: &Path) -> Result<(Metadata, u64)> {
             .split_first_chunk()
             .ok_or_else(|| Error::model(format!("it has {size} bytes")))?;
         let length = u64::from_le_bytes(*length);
-        if length == 0 || length > LONGEST_HEADER || length > size - PREFIX {
+        if length == 0 || length > LONGEST_HEADER || length > size.saturating_sub(PREFIX) {
             return Err(Error::model(format!(
                 "its header would have {length} bytes, the file has {size}"
             )));
@@ -216,6 +222,20 @@ mod tests {
         assert_eq!(take("ids").to_vec1::<i64>().unwrap(), [0, 1, 2, 3]);
         assert_eq!(take("empty").dims(), [0, 2]);
         assert!(files.take("x").unwrap().is_none() && files.names().is_empty());
+
+        let mut files = Files::open(&[&first]).unwrap();
+        File::options()
+            .write(true)
+            .open(&first)
+            .unwrap()
+            .set_len(8)
+            .unwrap();
+        let error = files.take("x").unwrap_err().to_string();
+        assert!(
+            error.contains("tensor `x`") && error.contains("has become shorter"),
+            "{error}"
+        );
+        write(&first, &[("x", &x)]);
 
         let error = Files::open(&[&first, &first]).unwrap_err().to_string();
         assert!(error.contains("is both in"), "{error}");

@@ -10,7 +10,7 @@ pub(crate) use layout::{Chosen, ModelIndex, choose, read_json, shards};
 
 use diffaug::{Error, ErrorKind, Result, ResultExt};
 use diffaug_nn::{
-    diffusion::{UNetConfig, original::Original},
+    diffusion::{UNetConfig, modern_name, original::Original},
     weights::{Files, Renamed, Source},
 };
 use serde_json::Value;
@@ -123,7 +123,9 @@ impl Component {
                 let files = Files::open(files)?;
                 Ok(match kind {
                     Kind::Unet => Box::new(files),
-                    Kind::Autoencoder => Box::new(Renamed::new(files, autoencoder_name)?),
+                    Kind::Autoencoder => Box::new(Renamed::new(files, |name| {
+                        Some(modern_name(name).unwrap_or_else(|| name.to_owned()))
+                    })?),
                     Kind::Clip { projection } | Kind::OpenClip { projection, .. } => {
                         Box::new(Renamed::new(files, |name| clip_name(name, *projection))?)
                     }
@@ -186,24 +188,6 @@ impl Component {
             Weights::Part { file, .. } => vec![file],
         }
     }
-}
-
-/// Names of the autoencoder's attention from before diffusers 0.17 are put right.
-fn autoencoder_name(name: &str) -> Option<String> {
-    const OLD: [(&str, &str); 4] = [
-        ("query", "to_q"),
-        ("key", "to_k"),
-        ("value", "to_v"),
-        ("proj_attn", "to_out.0"),
-    ];
-    if let Some((place, rest)) = name.split_once(".attentions.0.") {
-        for (old, new) in OLD {
-            if let Some(kind) = rest.strip_prefix(old).and_then(|r| r.strip_prefix('.')) {
-                return Some(format!("{place}.attentions.0.{new}.{kind}"));
-            }
-        }
-    }
-    Some(name.to_owned())
 }
 
 /// Leaves out what is no weight of a text encoder. Files from before 2022 and of transformers since

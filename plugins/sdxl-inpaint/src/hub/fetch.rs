@@ -2,7 +2,7 @@
 
 use super::{Id, is_commit};
 use crate::checkpoint::{Checkpoint, Chosen, ModelIndex, Options, choose, read_json, shards};
-use diffaug::{Error, ErrorKind, Result, ResultExt};
+use diffaug::{Error, Result};
 use diffaug_nn::weights::Files;
 use hf_hub::{
     Cache, Repo, RepoType,
@@ -13,12 +13,16 @@ use hf_hub::{
 };
 use std::{
     env, fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
 /// How often a download that broke off is taken up again.
 const RETRIES: usize = 2;
 const ENDPOINT: &str = "https://huggingface.co";
+
+/// The files of an autoencoder that is by itself.
+const AUTOENCODER: [&str; 2] = ["config.json", "diffusion_pytorch_model.safetensors"];
 
 /// A hub and the cache for it.
 #[derive(Debug)]
@@ -64,13 +68,35 @@ impl Hub {
         })
     }
 
-    /// The folder of `id` in the cache, complete.
+    /// The folder of the pipeline `id` in the cache, complete.
     pub fn fetch(&self, id: &Id, options: &Options) -> Result<PathBuf> {
         let cached = self.cached(id, options);
+        self.get(id, cached, |download| download.all(options))
+    }
+
+    /// The folder of the autoencoder `id` in the cache, complete.
+    pub fn fetch_autoencoder(&self, id: &Id) -> Result<PathBuf> {
+        let cached = self.snapshot(id).and_then(|folder| {
+            let whole = AUTOENCODER.iter().all(|file| folder.join(file).is_file());
+            match whole {
+                true => Ok((folder, true)),
+                false => Err(Error::model("it is not in the cache")),
+            }
+        });
+        self.get(id, cached, |download| download.autoencoder())
+    }
+
+    /// What is in the cache, with whether it is just what is wanted, or what `fetch` fetches.
+    fn get(
+        &self,
+        id: &Id,
+        cached: Result<(PathBuf, bool)>,
+        fetch: impl FnOnce(&Download<'_>) -> Result<PathBuf, Failure>,
+    ) -> Result<PathBuf> {
         if let (true, Ok((folder, true))) = (id.is_pinned(), &cached) {
             return Ok(folder.clone());
         }
-        let cause = match self.online(id, options) {
+        let cause = match self.online(id, fetch) {
             Ok(folder) => return Ok(folder),
             Err(Failure::Refused(error)) => return Err(error),
             Err(Failure::Unreachable(error)) => error,
@@ -86,15 +112,20 @@ impl Hub {
         }
     }
 
-    /// The folder of `id` in the cache if it is whole, and whether all of its weights are of the
-    /// variant that is wanted.
-    fn cached(&self, id: &Id, options: &Options) -> Result<(PathBuf, bool)> {
+    /// The folder of `id` in the cache, as far as it is there.
+    fn snapshot(&self, id: &Id) -> Result<PathBuf> {
         let place = self.cache.path().join(repo(id, "main").folder_name());
         let commit = match id.is_pinned() {
             true => id.revision.clone(),
             false => fs::read_to_string(place.join("refs").join(&id.revision))?,
         };
-        let folder = place.join("snapshots").join(commit.trim());
+        Ok(place.join("snapshots").join(commit.trim()))
+    }
+
+    /// The folder of the pipeline `id` in the cache if it is whole, and whether all of its weights
+    /// are of the variant that is wanted.
+    pub fn cached(&self, id: &Id, options: &Options) -> Result<(PathBuf, bool)> {
+        let folder = self.snapshot(id)?;
         let checkpoint = Checkpoint::open(&folder, options)?;
         let as_wanted = checkpoint
             .components()
@@ -102,7 +133,11 @@ impl Hub {
         Ok((folder, as_wanted))
     }
 
-    fn online(&self, id: &Id, options: &Options) -> Result<PathBuf, Failure> {
+    fn online(
+        &self,
+        id: &Id,
+        fetch: impl FnOnce(&Download<'_>) -> Result<PathBuf, Failure>,
+    ) -> Result<PathBuf, Failure> {
         if self.offline {
             return Err(Failure::Unreachable(Error::model("HF_HUB_OFFLINE is set")));
         }
@@ -113,7 +148,7 @@ impl Hub {
         if self.token.is_some() {
             builder = builder.with_token(self.token.clone());
         }
-        let api = builder.build().map_err(|error| failure(error, id))?;
+        let api = builder.build().map_err(|error| failure(error, id, None))?;
         let revision = revision(&api, id)?;
         let commit = &revision.commit;
         if !id.is_pinned() {
@@ -126,7 +161,7 @@ impl Hub {
             repo: repo(id, commit),
             revision: &revision,
         };
-        let folder = download.all(options)?;
+        let folder = fetch(&download)?;
         if !id.is_pinned() {
             // So that the branch is found without the hub.
             let branch = self.cache.repo(repo(id, &id.revision));
@@ -144,7 +179,7 @@ fn repo(id: &Id, revision: &str) -> Repo {
 /// What the hub says of `id`.
 fn revision(api: &Api, id: &Id) -> Result<Revision, Failure> {
     let info = api.repo(repo(id, &id.revision)).info();
-    let info = info.map_err(|error| failure(error, id))?;
+    let info = info.map_err(|error| failure(error, id, None))?;
     if !is_commit(&info.sha) {
         let sha = info.sha;
         return Err(Failure::Refused(Error::model(format!(
@@ -161,36 +196,51 @@ fn revision(api: &Api, id: &Id) -> Result<Revision, Failure> {
     })
 }
 
-/// What an error of the hub's client means.
-fn failure(error: ApiError, id: &Id) -> Failure {
+/// What an error of the hub's client means, met at `file` or at the description of `id`.
+fn failure(error: ApiError, id: &Id, file: Option<&str>) -> Failure {
     let error = match error {
         ApiError::TooManyRetries(last) => *last,
         other => other,
     };
-    let ApiError::RequestError(request) = error else {
-        let local = matches!(
-            error,
-            ApiError::LockAcquisition(_) | ApiError::InvalidResume
-        );
-        let error = Error::model(&error);
-        return match local {
-            true => Failure::Refused(error.context(format!("cannot fetch `{id}`"))),
-            false => Failure::Unreachable(error),
-        };
+    let cannot = match file {
+        Some(file) => format!("cannot fetch `{file}` of `{id}`"),
+        None => format!("cannot ask for `{id}`"),
     };
-    match *request {
-        ureq::Error::StatusCode(code @ (401 | 403)) => Failure::Refused(Error::model(format!(
-            "the hub refuses `{id}` (status {code}): it is gated, private or not there; accept its terms in a browser and set HF_TOKEN"
-        ))),
-        ureq::Error::StatusCode(404) => Failure::Refused(Error::model(format!(
-            "the hub has no revision `{}` of `{}`",
-            id.revision, id.repo
-        ))),
-        ureq::Error::StatusCode(code) => Failure::Refused(Error::model(format!(
-            "the hub answered with status {code} for `{id}`"
-        ))),
-        other => Failure::Unreachable(Error::model(other)),
+    match error {
+        ApiError::RequestError(request) => match *request {
+            ureq::Error::StatusCode(code) => Failure::Refused(status(code, id, file)),
+            other => Failure::Unreachable(Error::model(other).context(cannot)),
+        },
+        ApiError::IoError(io) if !is_local(io.kind()) => {
+            Failure::Unreachable(Error::model(io).context(cannot))
+        }
+        other => Failure::Refused(Error::model(other).context(cannot)),
     }
+}
+
+/// Whether an error is that of a disk, not of a connection.
+fn is_local(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::PermissionDenied
+            | ErrorKind::StorageFull
+            | ErrorKind::QuotaExceeded
+            | ErrorKind::ReadOnlyFilesystem
+            | ErrorKind::NotADirectory
+            | ErrorKind::AlreadyExists
+    )
+}
+
+/// What a status that is no success means.
+fn status(code: u16, id: &Id, file: Option<&str>) -> Error {
+    Error::model(match (code, file) {
+        (401 | 403, _) => format!(
+            "the hub refuses `{id}` (status {code}): it is gated, private or not there; accept its terms in a browser and set HF_TOKEN"
+        ),
+        (404, None) => format!("the hub has no revision `{}` of `{}`", id.revision, id.repo),
+        (404, Some(file)) => format!("`{id}` has no file `{file}` on the hub"),
+        _ => format!("the hub answered with status {code} for `{id}`"),
+    })
 }
 
 /// The fetching of one revision.
@@ -239,6 +289,14 @@ impl Download<'_> {
         })
     }
 
+    /// Fetches an autoencoder that is by itself.
+    fn autoencoder(&self) -> Result<PathBuf, Failure> {
+        for file in AUTOENCODER {
+            self.file(file)?;
+        }
+        Ok(self.folder())
+    }
+
     fn weights(&self, network: &str, options: &Options) -> Result<(), Failure> {
         let prefix = format!("{network}/");
         let own = |file: &String| Some(file.strip_prefix(&prefix)?.to_owned());
@@ -278,17 +336,12 @@ impl Download<'_> {
     /// The path of `file` in the cache, fetched if it is not there or broken.
     fn file(&self, file: &str) -> Result<PathBuf, Failure> {
         let path = self.folder().join(file);
-        if path.exists() {
-            if sound(&path).is_ok() {
-                return Ok(path);
-            }
-            discard(&path);
+        if path.exists() && sound(&path).is_ok() {
+            return Ok(path);
         }
-        let fail = |error| match failure(error, self.id) {
-            Failure::Refused(error) | Failure::Unreachable(error) => Failure::Unreachable(
-                error.context(format!("cannot fetch `{file}` of `{}`", self.id)),
-            ),
-        };
+        // A link to a file that is gone would be in the way too.
+        discard(&path);
+        let fail = |error| failure(error, self.id, Some(file));
         let repo = self.api.repo(self.repo.clone());
         let metadata = self.api.metadata(&repo.url(file)).map_err(fail)?;
         let size = metadata.size() as u64;

@@ -28,12 +28,24 @@ pub fn locate(weights: &str, options: &Options) -> Result<PathBuf> {
     }
 }
 
-/// The folder of an autoencoder.
+/// Whether the checkpoint that `weights` names is on this machine; asks no hub.
+pub fn is_there(weights: &str, options: &Options) -> bool {
+    match Name::parse(weights) {
+        Ok(Name::Path(_)) => true,
+        Ok(Name::Model(id)) => Hub::from_env().is_ok_and(|hub| hub.cached(&id, options).is_ok()),
+        Err(_) => false,
+    }
+}
+
+/// [`locate`] for an autoencoder that is by itself, in the layout of diffusers.
 ///
 /// # Errors
-/// When there is none.
+/// Those of [`locate`].
 pub fn locate_autoencoder(name: &str) -> Result<PathBuf> {
-    Ok(PathBuf::from(name))
+    match Name::parse(name)? {
+        Name::Path(path) => Ok(path),
+        Name::Model(id) => Hub::from_env()?.fetch_autoencoder(&id),
+    }
 }
 
 /// A model of the hub at a revision.

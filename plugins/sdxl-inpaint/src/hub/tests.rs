@@ -21,7 +21,7 @@ const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 #[derive(Default)]
 struct Shelf {
     files: HashMap<String, Vec<u8>>,
-    /// The word without which nothing is given out.
+    /// The word without which no file is given out; the model is described to everybody.
     token: Option<String>,
     /// A file of which the last byte is withheld.
     short: Option<String>,
@@ -132,9 +132,6 @@ fn respond(
     token: Option<String>,
 ) -> Response {
     let none = |status| (status, Vec::new(), Vec::new());
-    if shelf.token.is_some() && shelf.token != token {
-        return none("401 Unauthorized");
-    }
     if let Some(revision) = path.strip_prefix("/api/models/org/tiny/revision/") {
         if revision != "main" && revision != COMMIT {
             return none("404 Not Found");
@@ -146,6 +143,9 @@ fn respond(
             .collect();
         let info = json!({"sha": COMMIT, "siblings": files});
         return ("200 OK", Vec::new(), info.to_string().into_bytes());
+    }
+    if shelf.token.is_some() && shelf.token != token {
+        return none("401 Unauthorized");
     }
     let resolve = format!("/org/tiny/resolve/{COMMIT}/");
     let (name, elsewhere) = match path.strip_prefix("/cdn/") {
@@ -380,6 +380,15 @@ fn a_refusal_is_one_sentence() {
         text.contains("`org/tiny` cannot be used: `vae` has no weights"),
         "{text}"
     );
+    server.change(|shelf| shelf.token = None);
+    let missing = "diffusion_pytorch_model-00002-of-00002.safetensors";
+    server.change(|shelf| {
+        shelf.files = pipeline();
+        shelf.files.remove(&format!("unet/{missing}"));
+    });
+    let text = error(&hub, "main");
+    let expected = format!("`org/tiny` has no file `unet/{missing}` on the hub");
+    assert_eq!(text, expected);
     hub.offline = true;
     server.asked();
     assert!(error(&hub, "main").ends_with("HF_HUB_OFFLINE is set"));

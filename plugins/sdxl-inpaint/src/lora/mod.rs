@@ -15,7 +15,6 @@ use diffaug_nn::{
 use names::{Key, Role};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,

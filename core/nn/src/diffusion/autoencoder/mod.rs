@@ -9,7 +9,7 @@ mod names;
 mod trunk;
 
 pub use config::{AutoencoderConfig, SampleSize};
-pub use names::{modern_name, modernise};
+pub use names::modern_name;
 
 use super::resnet::{Downsample, Upsample};
 use crate::{layers::Conv2d, params::Scope};

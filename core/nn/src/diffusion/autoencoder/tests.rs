@@ -182,7 +182,7 @@ fn halves_made_alone_are_those_of_the_whole() {
     assert!(params.left_over().is_empty());
     let x = &fixture.rest["in.x"];
     let moments = encoder.forward(x).unwrap();
-    assert_eq!(moments.dims(), [2, 8, 6, 10]);
+    assert_eq!(moments.dims(), [2, 8, 4, 7]);
     close(&moments, &whole.encoder.forward(x).unwrap(), 1e-5);
     let mut params = half("decoder.");
     let decoder = Decoder::new(params.root(), &fixture.config).unwrap();
@@ -224,12 +224,9 @@ fn old_checkpoints_load() {
         ] {
             old = old.replace(new, name);
         }
-        match tensor.rank() {
-            2 => (old, tensor.unsqueeze(2).unwrap().unsqueeze(3).unwrap()),
-            _ => (old, tensor.clone()),
-        }
+        (old, tensor.clone())
     });
-    let renamed = old.map(|(name, tensor)| modernise(name, tensor).unwrap());
+    let renamed = old.map(|(name, tensor)| (modern_name(&name).unwrap_or(name), tensor));
     let mut params = Params::frozen(&Device::Cpu, renamed.collect());
     let net = Autoencoder::new(params.root(), &fixture.config).unwrap();
     assert!(params.left_over().is_empty());
@@ -308,8 +305,9 @@ fn a_configuration_that_contradicts_itself_is_named() {
         let mut params = Params::new(&Device::Cpu, 0);
         let error = Autoencoder::new(params.root(), &config).unwrap_err();
         let alone = Decoder::new(params.root(), &config).unwrap_err();
-        assert_eq!(error.to_string(), alone.to_string());
-        error.to_string()
+        let [error, alone] = [error, alone].map(|error| error.to_string());
+        assert_eq!(error.lines().next(), alone.lines().next());
+        error
     };
     assert!(fails(|c| c.up_block_types.truncate(1)).contains("`up_block_types` needs as many"));
     assert!(fails(|c| c.block_out_channels.clear()).contains("which has 0 and at least one"));

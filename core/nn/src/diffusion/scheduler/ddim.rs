@@ -11,10 +11,9 @@ use diffaug::Error;
 
 #[derive(Clone, Debug)]
 pub(super) struct Ddim {
-    prediction: Prediction,
+    output: Output,
     /// ᾱ before and after each step.
     alpha_bars: Vec<[f64; 2]>,
-    clip: Option<f64>,
     eta: f64,
 }
 
@@ -39,9 +38,8 @@ impl Ddim {
             [grid.alpha_bars[t], after]
         };
         Ok(Ddim {
-            prediction: solvable(config, grid)?,
+            output: Output::new(config, grid)?,
             alpha_bars: grid.timesteps.iter().map(pair).collect(),
-            clip: clip(config)?,
             eta,
         })
     }
@@ -54,9 +52,9 @@ impl Ddim {
         noise: &mut impl FnMut() -> Result<Tensor>,
     ) -> Result<Step> {
         let [now, after] = self.alpha_bars[i];
-        let z0 = clean(self.prediction, Level::of_alpha_bar(now), self.clip, x, output)?;
+        let z0 = self.output.clean(output, x, now)?;
         // Noise is that of the network even where the clean latent was clipped.
-        let [of_x, of_output] = self.prediction.noise(Level::of_alpha_bar(now));
+        let [of_x, of_output] = self.output.prediction.noise(Level::of_alpha_bar(now));
         let variance = (1.0 - after) / (1.0 - now) * (1.0 - now / after);
         let deviation = self.eta * variance.max(0.0).sqrt();
         let direction = (1.0 - after - deviation * deviation).max(0.0).sqrt();
@@ -72,42 +70,44 @@ impl Ddim {
     }
 }
 
-/// The clean latent, cut off if that is wanted.
-pub(super) fn clean(
+/// How DDIM and DDPM take what the network answers.
+#[derive(Clone, Debug)]
+pub(super) struct Output {
     prediction: Prediction,
-    level: Level,
+    /// Where the clean latent is cut off, if anywhere.
     clip: Option<f64>,
-    x: &Tensor,
-    output: &Tensor,
-) -> Result<Tensor> {
-    let [of_x, of_output] = prediction.clean(level);
-    let z0 = combine(&[(of_x, x), (of_output, output)])?;
-    match clip {
-        Some(range) => z0.clamp(-range as f32, range as f32),
-        None => Ok(z0),
-    }
 }
 
-/// Where the clean latent is cut off, if anywhere.
-pub(super) fn clip(config: &SchedulerConfig) -> diffaug::Result<Option<f64>> {
-    let range = config.clip_sample_range.unwrap_or(1.0);
-    if range <= 0.0 || range.is_nan() {
-        return Err(out_of_range("clip_sample_range", range, "a number above 0"));
-    }
-    Ok(config.clip_sample.unwrap_or(true).then_some(range))
-}
-
-/// What is predicted, if the clean latent follows from it at every timestep of `grid`.
-pub(super) fn solvable(config: &SchedulerConfig, grid: &Grid) -> diffaug::Result<Prediction> {
-    let prediction = config.prediction()?;
-    let lost = |t: &&f64| grid.alpha_bars[**t as usize] == 0.0;
-    match grid.timesteps.iter().find(lost) {
-        Some(t) if prediction == Prediction::Epsilon => {
-            let message = format!(
-                "`prediction_type` is `epsilon`, but with `rescale_betas_zero_snr` timestep {t} holds no signal, and the clean latent does not follow from its noise"
-            );
-            Err(Error::config(message).at("prediction_type"))
+impl Output {
+    /// For `config`, if the clean latent follows from the answer at every timestep of `grid`.
+    pub(super) fn new(config: &SchedulerConfig, grid: &Grid) -> diffaug::Result<Self> {
+        let range = config.clip_sample_range.unwrap_or(1.0);
+        if range <= 0.0 || range.is_nan() {
+            return Err(out_of_range("clip_sample_range", range, "a number above 0"));
         }
-        _ => Ok(prediction),
+        let prediction = config.prediction()?;
+        let lost = |t: &&f64| grid.alpha_bars[**t as usize] == 0.0;
+        match grid.timesteps.iter().find(lost) {
+            Some(t) if prediction == Prediction::Epsilon => {
+                let message = format!(
+                    "`prediction_type` is `epsilon`, but with `rescale_betas_zero_snr` timestep {t} holds no signal, and the clean latent does not follow from its noise"
+                );
+                Err(Error::config(message).at("prediction_type"))
+            }
+            _ => Ok(Output {
+                prediction,
+                clip: config.clip_sample.unwrap_or(true).then_some(range),
+            }),
+        }
+    }
+
+    /// The clean latent behind the noisy `x`.
+    pub(super) fn clean(&self, output: &Tensor, x: &Tensor, alpha_bar: f64) -> Result<Tensor> {
+        let [of_x, of_output] = self.prediction.clean(Level::of_alpha_bar(alpha_bar));
+        let z0 = combine(&[(of_x, x), (of_output, output)])?;
+        match self.clip {
+            Some(range) => z0.clamp(-range as f32, range as f32),
+            None => Ok(z0),
+        }
     }
 }

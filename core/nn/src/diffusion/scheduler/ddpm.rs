@@ -2,10 +2,9 @@
 
 use super::{
     config::{SchedulerConfig, pick},
-    ddim::{clean, clip, solvable},
+    ddim::Output,
     grid::Grid,
     sampler::{Step, combine},
-    schedule::{Level, Prediction},
 };
 use candle_core::{Result, Tensor};
 
@@ -25,9 +24,8 @@ struct Move {
 
 #[derive(Clone, Debug)]
 pub(super) struct Ddpm {
-    prediction: Prediction,
+    output: Output,
     moves: Vec<Move>,
-    clip: Option<f64>,
     variance: Variance,
 }
 
@@ -46,9 +44,8 @@ impl Ddpm {
             is_noisy: *t > 0.0,
         });
         Ok(Ddpm {
-            prediction: solvable(config, grid)?,
+            output: Output::new(config, grid)?,
             moves: moves.collect(),
-            clip: clip(config)?,
             variance: pick("variance_type", &config.variance_type, known)?,
         })
     }
@@ -64,7 +61,7 @@ impl Ddpm {
             alpha_bars: [now, after],
             is_noisy,
         } = self.moves[i];
-        let z0 = clean(self.prediction, Level::of_alpha_bar(now), self.clip, x, output)?;
+        let z0 = self.output.clean(output, x, now)?;
         let alpha = now / after;
         let (beta, total) = (1.0 - alpha, 1.0 - now);
         let mut x = combine(&[

@@ -46,9 +46,14 @@ impl Dpm {
             ("bh1", Solver::Midpoint),
             ("bh2", Solver::Midpoint),
         ];
-        // Neither does this class learn a variance, nor does it know DDPM's fixed ones.
-        let variances = ["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"];
-        pick("variance_type", &config.variance_type, variances.map(|v| (v, ())))?;
+        // These are DDPM's and do not matter here; a learned variance would come from the network.
+        let fixed = [
+            ("fixed_small", ()),
+            ("fixed_small_log", ()),
+            ("fixed_large", ()),
+            ("fixed_large_log", ()),
+        ];
+        pick("variance_type", &config.variance_type, fixed)?;
         let few = config.lower_order_final.unwrap_or(true) && grid.timesteps.len() < FEW;
         Ok(Dpm {
             prediction: config.prediction()?,

@@ -2,7 +2,7 @@
 //! half). The noisy latent is the clean one plus sigma times noise: its variance is not kept at 1.
 
 use super::{
-    config::{SchedulerConfig, Spacing, Class},
+    config::{Class, SchedulerConfig, Spacing},
     grid::Grid,
     sampler::{Step, combine},
     schedule::Prediction,

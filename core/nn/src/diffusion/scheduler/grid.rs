@@ -24,7 +24,10 @@ pub(super) struct Grid {
 
 impl Grid {
     pub(super) fn new(config: &SchedulerConfig, class: Class, steps: usize) -> Result<Self> {
-        let mut alpha_bars = NoiseSchedule::new(config)?.alpha_bars().to_vec();
+        // diffusers has them in single precision, and 1 - ᾱ has few digits then at timestep 0.
+        let single = |alpha_bar: &f64| f64::from(*alpha_bar as f32);
+        let schedule = NoiseSchedule::new(config)?;
+        let mut alpha_bars: Vec<f64> = schedule.alpha_bars().iter().map(single).collect();
         let most = alpha_bars.len();
         if !(1..=most).contains(&steps) {
             return Err(out_of_range("steps", steps, &format!("from 1 to {most}")));
@@ -68,11 +71,11 @@ impl Grid {
         let mut lowest = table[0];
         if config.use_karras_sigmas.unwrap_or(false) {
             // Euler's method stretches them between its own, the others over all of training.
-            let [high, low] = match class {
-                Class::Euler => [self.sigmas.first(), self.sigmas.last()],
-                _ => [table.last(), table.first()],
+            let ends = match class {
+                Class::Euler => [self.sigmas[0], self.sigmas[steps - 1]],
+                _ => [table[table.len() - 1], table[0]],
             };
-            self.sigmas = karras(config, [high, low].map(|s| s.copied().unwrap_or(0.0)), steps)?;
+            self.sigmas = karras(config, ends, steps)?;
             self.timesteps = karras_timesteps(config, class, &self.sigmas, &table);
             if class == Class::Unipc {
                 lowest = self.sigmas[steps - 1];
@@ -129,7 +132,8 @@ fn spaced(
         Spacing::Trailing => {
             let stride = alpha_bars.len() as f64 / steps as f64;
             let start = count as f64;
-            // The difference as a floating point number, by which NumPy goes on.
+            // The difference as a floating point number, by which NumPy goes on. For some numbers of
+            // steps its rounding brings diffusers one step more, at timestep -1: not here.
             let stride = start - (start - stride);
             let points = (0..steps).map(|i| start - i as f64 * stride);
             let points = points.map(|t| t.round_ties_even() - 1.0);

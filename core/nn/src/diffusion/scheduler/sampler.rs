@@ -174,7 +174,10 @@ impl Sampler {
     fn level(&self, i: usize) -> Result<Level> {
         match self.levels.get(i) {
             Some(level) => Ok(*level),
-            None => bail!("step {i} was asked for, but there are {}", self.levels.len()),
+            None => bail!(
+                "step {i} was asked for, but there are {}",
+                self.levels.len()
+            ),
         }
     }
 }
