@@ -60,7 +60,40 @@ fn with_nvidia_smi(sandbox: &Sandbox, text: &str, code: u8, args: &str) -> Outpu
 fn a_manifest_that_can_run_lacks_nothing() {
     let sandbox = Sandbox::new();
     quickstart(&sandbox);
-    assert_snapshot!(stable(&sandbox.run("doctor quickstart.toml")), @"");
+    assert_snapshot!(stable(&sandbox.run("doctor quickstart.toml")), @r#"
+    exit 0
+    machine
+      processor     …
+      memory        …
+      device        cpu
+      CUDA plugins  …
+      program       …
+
+    stages
+      dataset    phantom 0.1.0 for cpu, built in
+      prompts    medical 0.1.0 for cpu, built in
+      generator  seamless-paste 0.1.0 for cpu, built in
+      validator  iou 0.1.0 for cpu, built in
+      segmenter  unet 0.1.0 for cpu, built in, features: [SIMD]
+
+    data
+      phantom colon  120 to train, 30 to validate, 60 to test
+
+    weights
+      generator  made by the run in runs/quickstart/generator (not yet)
+      segmenter  made by the run in runs/quickstart/segmenter (not yet)
+
+    | model     | part | parameters | trainable | weights | to run | to train |
+    |-----------|------|------------|-----------|---------|--------|----------|
+    | segmenter | unet |    121,177 |   121,177 | 476 KiB | 25 MiB |   38 MiB |
+
+    notes
+      segmenter: counted for one target class; the data may have more
+      segmenter: memory is that of weights, gradients, optimizer and maps for 4 images of 96x96 at once
+      dataset: prepared samples take up to 2.0 GiB of the machine's memory besides (`images.cache`)
+
+    nothing is missing
+    "#);
 }
 
 #[test]
@@ -117,7 +150,10 @@ fn data_that_is_not_there_is_named() {
     let output = sandbox.run(args);
     output.refused("2 things missing");
     let (_, missing) = output.stdout.split_once("\nmissing\n").unwrap();
-    assert_snapshot!(missing, @"");
+    assert_snapshot!(missing, @r#"
+    dataset: `nowhere/images` does not exist
+    synthesis: folder `elsewhere` is not there
+    "#);
 }
 
 #[test]
@@ -159,7 +195,51 @@ fn what_does_not_fit_is_told_stage_by_stage() {
     );
     let args = format!("{greedy} --device cuda:1");
     let gpus = "0, NVIDIA A, 81559, 81000, 550.54\n1, NVIDIA B, 4096, 2048, 550.54\n";
-    assert_snapshot!(stable(&with_nvidia_smi(&sandbox, gpus, 0, &args)), @"");
+    assert_snapshot!(stable(&with_nvidia_smi(&sandbox, gpus, 0, &args)), @r#"
+    exit 1
+    machine
+      processor     …
+      memory        …
+      device        cuda:1
+      GPU           NVIDIA B, 4.0 GiB, 2.0 GiB of it free, driver 550.54
+      CUDA plugins  …
+      program       …
+
+    stages
+      dataset    misbehave 0.1.0 for cpu, ./misbehave.so
+      prompts    misbehave 0.1.0 for cpu, ./misbehave.so
+      generator  misbehave 0.1.0 for cpu, ./misbehave.so, features: beads
+      validator  misbehave 0.1.0 for cuda, ./misbehave.so
+      segmenter  misbehave 0.1.0 for cpu, ./misbehave.so, features: beads
+
+    data
+      squares  7 to train, 1 to validate, 2 to test
+
+    weights
+      generator  made by the run in runs/m/generator (not yet)
+      segmenter  made by the run in runs/m/segmenter (not yet)
+
+    | model     |  part |          parameters |           trainable | weights |  to run | to train |
+    |-----------|-------|---------------------|---------------------|---------|---------|----------|
+    | generator | giant | 281,474,976,710,656 | 140,737,488,355,328 | 1.0 PiB |         |          |
+    | generator | dwarf |               1,000 |                 500 | 3.9 KiB |         |          |
+    | generator |   all | 281,474,976,711,656 | 140,737,488,355,828 | 1.0 PiB | 2.0 PiB |  8.0 PiB |
+    | segmenter | giant | 281,474,976,710,656 | 140,737,488,355,328 | 1.0 PiB |         |          |
+    | segmenter | dwarf |               1,000 |                 500 | 3.9 KiB |         |          |
+    | segmenter |   all | 281,474,976,711,656 | 140,737,488,355,828 | 1.0 PiB | 2.0 PiB |  8.0 PiB |
+
+    notes
+      generator: images are 64x64
+      segmenter: images are 64x64
+      dataset: prepared samples take up to 2.0 GiB of the machine's memory besides (`images.cache`)
+
+    missing
+      generator: an abacus is not there
+      segmenter: an abacus is not there
+      generator: needs 8.0 PiB to train, this GPU has 4.0 GiB
+      segmenter: needs 8.0 PiB to train, this GPU has 4.0 GiB
+    error: `m.toml` cannot run here: 4 things missing
+    "#);
 }
 
 #[test]
@@ -199,7 +279,10 @@ fn without_plugins_for_cuda_the_rest_is_still_told() {
     let output = sandbox.finish(command);
     output.refused("`quickstart.toml` cannot run here: 2 things missing");
     let (_, missing) = output.stdout.split_once("\nmissing\n").unwrap();
-    assert_snapshot!(missing, @"");
+    assert_snapshot!(missing, @r#"
+    device: device `cuda` needs plugins that are built for CUDA, but none is loaded and `[TMP]/bin/libdiffaug_cuda.so` does not exist
+    segmenter: device `cuda` needs a build with the feature `cuda`
+    "#);
     assert!(output.stdout.contains("| segmenter | unet | "), "{output}");
 }
 

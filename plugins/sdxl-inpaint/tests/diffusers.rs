@@ -6,7 +6,7 @@
 use diffaug::{
     Context, Image, Job, Mask,
     prelude::*,
-    stage::{Generator as _, Silent, with_reporter},
+    stage::{Silent, with_reporter},
 };
 use diffaug_nn::weights;
 use diffaug_sdxl_inpaint::{Options, SdxlInpaint};

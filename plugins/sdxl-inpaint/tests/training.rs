@@ -7,7 +7,7 @@ use diffaug::{
     Context, Image, Job, Mask, PromptQuery,
     prelude::*,
     rng,
-    stage::{Generator as _, Progress, Silent, with_reporter},
+    stage::{Progress, Silent, with_reporter},
 };
 use diffaug_sdxl_inpaint::{Options, SdxlInpaint};
 use rand::RngExt;

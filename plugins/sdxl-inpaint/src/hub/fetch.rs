@@ -127,6 +127,10 @@ impl Hub {
     pub fn cached(&self, id: &Id, options: &Options) -> Result<(PathBuf, bool)> {
         let folder = self.snapshot(id)?;
         let checkpoint = Checkpoint::open(&folder, options)?;
+        for component in checkpoint.components() {
+            // Reads the headers of its files, so that a broken one is found.
+            component.source()?;
+        }
         let as_wanted = checkpoint
             .components()
             .all(|c| c.variant == options.variant);

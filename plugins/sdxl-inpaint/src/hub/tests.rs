@@ -381,6 +381,9 @@ fn a_refusal_is_one_sentence() {
         "{text}"
     );
     server.change(|shelf| shelf.token = None);
+    // What was fetched so far would be taken from the cache.
+    let other = tempfile::tempdir().unwrap();
+    hub.cache = Cache::new(other.path().join("hub"));
     let missing = "diffusion_pytorch_model-00002-of-00002.safetensors";
     server.change(|shelf| {
         shelf.files = pipeline();

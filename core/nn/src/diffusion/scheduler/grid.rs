@@ -65,8 +65,8 @@ impl Grid {
     }
 
     fn find_sigmas(&mut self, config: &SchedulerConfig, class: Class, steps: usize) -> Result<()> {
-        let table = self.alpha_bars.iter().map(|a| ((1.0 - a) / a).sqrt());
-        let table: Vec<f64> = table.collect();
+        let ratio = |a: &f64| f64::from(((1.0 - a) / a).sqrt() as f32);
+        let table: Vec<f64> = self.alpha_bars.iter().map(ratio).collect();
         self.sigmas = self.timesteps.iter().map(|&t| at(&table, t)).collect();
         let mut lowest = table[0];
         if config.use_karras_sigmas.unwrap_or(false) {
@@ -200,7 +200,9 @@ fn karras_timesteps(
     sigmas: &[f64],
     table: &[f64],
 ) -> Vec<f64> {
-    let logs: Vec<f64> = table.iter().map(|sigma| sigma.ln()).collect();
+    // In single precision, which decides on which side of a whole number the ends fall.
+    let single = |sigma: &f64| f64::from(sigma.ln() as f32);
+    let logs: Vec<f64> = table.iter().map(single).collect();
     let between = |sigma: &f64| {
         let log = sigma.max(1e-10).ln();
         let below = logs.partition_point(|l| *l <= log);

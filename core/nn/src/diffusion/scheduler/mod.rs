@@ -25,6 +25,8 @@ mod ddpm;
 mod dpm;
 mod euler;
 mod grid;
+#[cfg(test)]
+mod refusals;
 mod sampler;
 mod schedule;
 #[cfg(test)]

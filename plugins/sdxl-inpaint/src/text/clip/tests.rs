@@ -105,7 +105,9 @@ fn half_weights_are_computed_with_in_f32() {
                 ("last", rounded.last),
                 ("pooled", rounded.pooled),
             ]);
-            compare(&half, |name| rounded[name].clone(), 1e-6);
+            // Some processors multiply bf16 weights with an input that is rounded, too.
+            let tolerance = if dtype == DType::BF16 { 2e-2 } else { 1e-6 };
+            compare(&half, |name| rounded[name].clone(), tolerance);
         }
     }
 }
