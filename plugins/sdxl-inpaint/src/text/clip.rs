@@ -90,7 +90,7 @@ impl ClipConfig {
         if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             bail!("`{name}` of a text encoder is 0, expected at least 1");
         }
-        if self.hidden_size % self.num_attention_heads != 0 {
+        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             bail!(
                 "`num_attention_heads` of a text encoder is {}, which does not divide its `hidden_size` {}",
                 self.num_attention_heads,

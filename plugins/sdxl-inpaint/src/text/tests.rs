@@ -1,6 +1,6 @@
 //! Tokenizers and pairs of encoders against transformers and diffusers.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use super::*;
 use candle_core::Device;
