@@ -297,7 +297,7 @@ mod tests {
         let whole = fs::read(&path).unwrap();
         fs::write(&path, &whole[..whole.len() - 1]).unwrap();
         assert!(
-            missing().contains("but its header tells of"),
+            missing().contains("is not a complete safetensors file"),
             "{}",
             missing()
         );

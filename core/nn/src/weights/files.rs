@@ -58,6 +58,11 @@ impl Files {
         &self.metadata
     }
 
+    /// What the tensors that have not been taken have in the files, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.values().map(|place| place.len as u64).sum()
+    }
+
     fn add(&mut self, path: &Path) -> Result<()> {
         let shown = path.display();
         let mut file = File::open(path).or_error(ErrorKind::Model, || {
