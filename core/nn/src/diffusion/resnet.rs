@@ -58,14 +58,12 @@ impl ResnetBlock {
         let silu = Some(Activation::Silu);
         let mut h = self.conv1.forward(&self.norm1.forward(x, silu)?)?;
         if let (Some(map), Some(time)) = (&self.time, time) {
-            let shift = map.forward(time)?;
-            let (batch, channels) = shift.dims2()?;
-            h = h.broadcast_add(&shift.reshape((batch, channels, 1, 1))?)?;
+            h = ops::shift_channels(&h, &map.forward(time)?)?;
         }
         let h = self.conv2.forward(&self.norm2.forward(&h, silu)?)?;
         match &self.shortcut {
-            Some(shortcut) => shortcut.forward(x)? + h,
-            None => x + h,
+            Some(shortcut) => ops::add(&shortcut.forward(x)?, &h),
+            None => ops::add(x, &h),
         }
     }
 }

@@ -86,7 +86,7 @@ impl Transformer {
             Projection::Linear(map) => ops::tokens_to_pixels(&map.forward(&h)?, height, width)?,
             Projection::Conv(map) => map.forward(&ops::tokens_to_pixels(&h, height, width)?)?,
         };
-        h + x
+        ops::add(&h, x)
     }
 }
 
@@ -117,11 +117,11 @@ impl Block {
 
     fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
         let h = self.norms[0].forward(x)?;
-        let x = (self.own.forward(&h, &h)? + x)?;
+        let x = ops::add(&self.own.forward(&h, &h)?, x)?;
         let h = self.norms[1].forward(&x)?;
-        let x = (self.cross.forward(&h, context)? + x)?;
+        let x = ops::add(&self.cross.forward(&h, context)?, &x)?;
         let h = self.widen.forward(&self.norms[2].forward(&x)?)?;
-        self.narrow.forward(&ops::geglu(&h)?)? + x
+        ops::add(&self.narrow.forward(&ops::geglu(&h)?)?, &x)
     }
 }
 

@@ -351,6 +351,17 @@ impl UNet {
         context: &Tensor,
         added: Option<Added<'_>>,
     ) -> Result<Tensor> {
+        // On one of the pool's threads: from outside every operation would wake one and wait.
+        rayon::scope(|_| self.compute(x, t, context, added))
+    }
+
+    fn compute(
+        &self,
+        x: &Tensor,
+        t: &Tensor,
+        context: &Tensor,
+        added: Option<Added<'_>>,
+    ) -> Result<Tensor> {
         let time = ops::silu(&self.embed(x, t, added)?)?;
         let mut x = self.conv_in.forward(x)?;
         let mut skips = vec![x.clone()];

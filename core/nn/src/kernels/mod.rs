@@ -1,8 +1,9 @@
 //! The processor's inner loops, behind the functions of [`crate::ops`].
 //!
-//! Safe Rust but for three places: `pulp` compiles each loop for AVX-512, AVX2, NEON and plain code and
-//! chooses at run time. Work is cut by shape, never by the number of threads, and every sum is
-//! formed in a fixed order; on one machine results are equal to the last bit.
+//! Safe Rust but for three places and `bf16`, whose instruction `pulp` does not know: `pulp`
+//! compiles each loop for AVX-512, AVX2, NEON and plain code and chooses at run time. Work is cut by
+//! shape, never by the number of threads, and every sum is formed in a fixed order; on one machine
+//! results are equal to the last bit.
 
 pub(crate) mod activation;
 pub(crate) mod adam;

@@ -4,6 +4,7 @@
 //! devices and types the same function is made of candle's operations.
 
 mod activation;
+mod add;
 mod attention;
 mod block;
 mod conv;
@@ -22,6 +23,7 @@ mod tests;
 mod tokens;
 
 pub use activation::{Activation, geglu, gelu, gelu_tanh, silu};
+pub use add::{add, shift_channels};
 pub use attention::{Attention, softmax};
 pub use block::conv_batch_norm_relu;
 pub use conv::{PackedConv2d, conv_transpose2x2, conv2d};
