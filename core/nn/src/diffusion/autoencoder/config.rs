@@ -191,7 +191,7 @@ impl AutoencoderConfig {
         match (&self.latents_mean, &self.latents_std) {
             (None, None) => Ok(()),
             (Some(mean), Some(std)) if mean.len() == channels && std.len() == channels => {
-                match std.iter().find(|value| !(**value > 0.0)) {
+                match std.iter().find(|std| !std.is_finite() || **std <= 0.0) {
                     Some(value) => bail!("`latents_std` are above 0, not `{value}`"),
                     None => Ok(()),
                 }

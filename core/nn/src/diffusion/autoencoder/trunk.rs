@@ -70,7 +70,7 @@ impl Trunk {
 
 #[derive(Clone, Debug)]
 pub(super) enum Step {
-    Resnet(ResnetBlock),
+    Resnet(Box<ResnetBlock>),
     Attention(PixelAttention),
     Halve(Downsample),
     Double(Upsample),
@@ -101,7 +101,7 @@ pub(super) fn resnets(
         let channels = [if i == 0 { inputs } else { outputs }, outputs];
         let scope = scope.child(&format!("resnets.{i}"));
         let block = ResnetBlock::new(scope, channels, None, config.norm_num_groups, EPSILON)?;
-        Ok(Step::Resnet(block))
+        Ok(Step::Resnet(Box::new(block)))
     };
     (0..count).map(block).collect()
 }

@@ -24,10 +24,7 @@ pub(super) struct Grid {
 
 impl Grid {
     pub(super) fn new(config: &SchedulerConfig, class: Class, steps: usize) -> Result<Self> {
-        // diffusers has them in single precision, and 1 - ᾱ has few digits then at timestep 0.
-        let single = |alpha_bar: &f64| f64::from(*alpha_bar as f32);
-        let schedule = NoiseSchedule::new(config)?;
-        let mut alpha_bars: Vec<f64> = schedule.alpha_bars().iter().map(single).collect();
+        let mut alpha_bars = alpha_bars(config)?;
         let most = alpha_bars.len();
         if !(1..=most).contains(&steps) {
             return Err(out_of_range("steps", steps, &format!("from 1 to {most}")));
@@ -97,6 +94,26 @@ impl Grid {
             return Err(Error::config(message).at("steps"));
         }
         Ok(())
+    }
+}
+
+/// ᾱ as diffusers has it: in single precision, where 1 - ᾱ has few digits at timestep 0.
+fn alpha_bars(config: &SchedulerConfig) -> Result<Vec<f64>> {
+    let single = |alpha_bar: &f64| match f64::from(*alpha_bar as f32) {
+        1.0 => *alpha_bar,
+        single => single,
+    };
+    let schedule = NoiseSchedule::new(config)?;
+    let alpha_bars: Vec<f64> = schedule.alpha_bars().iter().map(single).collect();
+    let last = alpha_bars.len() - 1;
+    match alpha_bars[..last].iter().position(|a| *a == 0.0) {
+        Some(t) => {
+            let message = format!(
+                "no signal is left at timestep {t} of {last}: `beta_end` or `num_train_timesteps` is too large"
+            );
+            Err(Error::config(message).at("beta_end"))
+        }
+        None => Ok(alpha_bars),
     }
 }
 

@@ -182,7 +182,7 @@ fn numbers_out_of_range_are_named() {
             json!({"num_train_timesteps": 1}),
             1,
             "num_train_timesteps",
-            "expected at least 2",
+            "expected from 2 to 1000000",
         ),
         (
             Euler,
@@ -204,6 +204,13 @@ fn numbers_out_of_range_are_named() {
             9,
             "trained_betas",
             "`num_train_timesteps`, 1000",
+        ),
+        (
+            Ddpm,
+            json!({"trained_betas": vec![1.0 - f64::EPSILON; 5], "num_train_timesteps": 5}),
+            1,
+            "beta_end",
+            "no signal is left at timestep 2 of 4",
         ),
         (
             Euler,

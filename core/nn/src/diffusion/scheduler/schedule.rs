@@ -238,13 +238,18 @@ enum Growth {
     Cosine,
 }
 
+/// More timesteps than this are a mistake.
+const MOST: usize = 1_000_000;
+
 /// The variance that each timestep adds.
 fn betas(config: &SchedulerConfig) -> diffaug::Result<Vec<f64>> {
     let count = config.num_train_timesteps.unwrap_or(1000);
-    if count < 2 {
-        return Err(out_of_range("num_train_timesteps", count, "at least 2"));
+    if !(2..=MOST).contains(&count) {
+        let expected = format!("from 2 to {MOST}");
+        return Err(out_of_range("num_train_timesteps", count, &expected));
     }
-    let inside = |field: &str, value: f64| match value > 0.0 && value < 1.0 {
+    // Less would be lost in 1 - beta.
+    let inside = |field: &str, value: f64| match value > f64::EPSILON && value < 1.0 {
         true => Ok(value),
         false => Err(out_of_range(field, value, "a number between 0 and 1")),
     };
