@@ -136,7 +136,7 @@ fn what_a_run_has_trained_is_there() {
     let told = sandbox.run(given).ok().json();
     let stage = &told["stages"][4];
     assert_eq!(stage["weights"]["from_run"], false);
-    assert_eq!(stage["components"][0]["parameters"], 599);
+    assert_eq!(stage["components"][0]["parameters"], 483);
     assert_eq!(stage["is_trained"], true);
 }
 
