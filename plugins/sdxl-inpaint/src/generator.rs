@@ -12,6 +12,9 @@ use diffaug::{Context, Inspection, prelude::*};
 use diffaug_nn::device;
 use std::{collections::BTreeMap, path::Path};
 
+/// A job with its place among the others and its plan.
+type Planned<'a> = (usize, &'a Job<'a>, Plan);
+
 /// Paints by Stable Diffusion.
 pub struct SdxlInpaint {
     options: Options,
@@ -82,7 +85,7 @@ impl SdxlInpaint {
     fn paint(
         &self,
         model: &Model,
-        jobs: &[(usize, &Job<'_>, Plan)],
+        jobs: &[Planned<'_>],
         mut step: impl FnMut(usize, usize) -> Result<()>,
     ) -> Result<Vec<(usize, Image)>> {
         let scenes = jobs.iter().map(|(_, job, plan)| {
@@ -117,7 +120,7 @@ impl Generator for SdxlInpaint {
         };
         let layout = self.layout(model);
         // What is painted at once has one size.
-        let mut sizes: BTreeMap<(u32, u32), Vec<(usize, &Job<'_>, Plan)>> = BTreeMap::new();
+        let mut sizes: BTreeMap<(u32, u32), Vec<Planned<'_>>> = BTreeMap::new();
         for (index, job) in jobs.iter().enumerate() {
             let plan = picture::plan(job, &layout)?;
             sizes

@@ -45,17 +45,19 @@ pub fn inspect(options: &Options, context: &Context) -> Result<Inspection> {
     }
     let side = side(options, context);
     match (&options.weights, options.train.init, &options.base) {
-        (Some(weights), ..) => match find(weights, "weights", options, &mut inspection) {
-            Some(found) => model(&found, options, side, false, &mut inspection)?,
-            None => {}
-        },
+        (Some(weights), ..) => {
+            if let Some(found) = find(weights, "weights", options, &mut inspection) {
+                model(&found, options, side, false, &mut inspection)?;
+            }
+        }
         (None, Init::Scratch, _) => {
             scratch(&options.train.architecture, options, side, &mut inspection)?
         }
-        (None, Init::Base, Some(base)) => match find(base, "base", options, &mut inspection) {
-            Some(found) => model(&found, options, side, true, &mut inspection)?,
-            None => {}
-        },
+        (None, Init::Base, Some(base)) => {
+            if let Some(found) = find(base, "base", options, &mut inspection) {
+                model(&found, options, side, true, &mut inspection)?;
+            }
+        }
         (None, Init::Base, None) => inspection
             .miss("neither `weights` nor `base` names a model, and `train.init` is not `scratch`"),
     }

@@ -178,7 +178,7 @@ enum Layer {
     Relu,
     Double,
     /// Three convolutions with ReLU between them, added to what came in, and a ReLU.
-    Block([Conv2d; 3]),
+    Block(Box<[Conv2d; 3]>),
 }
 
 fn run(layers: &[Layer], x: &Tensor) -> Result<Tensor> {
@@ -198,7 +198,8 @@ impl Layer {
                 let (_, _, height, width) = x.dims4()?;
                 ops::upsample_nearest2d(x, 2 * height, 2 * width)
             }
-            Layer::Block([first, second, third]) => {
+            Layer::Block(block) => {
+                let [first, second, third] = block.as_ref();
                 let h = ops::relu(&first.forward(x)?)?;
                 let h = ops::relu(&second.forward(&h)?)?;
                 ops::relu(&(third.forward(&h)? + x)?)
@@ -250,7 +251,7 @@ impl<'a, 'b> Layers<'a, 'b> {
             let mut conv =
                 |i| Conv2d::new(scope.child(&format!("conv.{i}")), width, width, 3, true);
             let block = [conv(0)?, conv(2)?, conv(4)?];
-            self.push(Layer::Block(block));
+            self.push(Layer::Block(Box::new(block)));
         }
         Ok(())
     }

@@ -673,9 +673,9 @@ mod tests {
             };
             let whole = run(1, &x);
             assert_eq!(whole, run(5, &x));
-            for image in 0..3 {
+            for (image, among) in whole.iter().enumerate() {
                 let alone = run(2, &x.narrow(0, image, 1).unwrap());
-                assert_eq!(whole[image], alone[0]);
+                assert_eq!(*among, alone[0]);
             }
         }
     }

@@ -108,8 +108,6 @@ impl Case {
 fn trajectories_agree_with_diffusers() {
     let (listing, fixtures) = fixtures();
     for case in &listing.cases {
-        // Shown only where it fails.
-        eprintln!("{}", case.name);
         case.check(&mut case.sampler(), &fixtures);
     }
     assert_eq!(listing.cases.len(), 77);
