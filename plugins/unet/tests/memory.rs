@@ -25,7 +25,7 @@ const CASES: [(&str, u32); 4] = [
         253,
     ),
     (
-        r#"{"width": 4, "depth": 2, "batch": 2, "precision": "f16"}"#,
+        r#"{"width": 6, "depth": 2, "batch": 4, "precision": "f16"}"#,
         96,
     ),
 ];
