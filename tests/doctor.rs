@@ -104,7 +104,7 @@ fn missing_weights_are_named() {
     let args =
         "doctor quickstart.toml --set generator.weights=nowhere --set segmenter.weights=away";
     let output = sandbox.run(args);
-    output.refused("`quickstart.toml` cannot run here: 2 things missing");
+    output.refused("`quickstart.toml` cannot run here: 2 things are missing");
     let (_, missing) = output.stdout.split_once("\nmissing\n").unwrap();
     assert_snapshot!(missing, @r"
       generator: weights `nowhere` are not there
@@ -118,7 +118,7 @@ fn missing_weights_are_named() {
 fn what_a_run_has_trained_is_there() {
     let sandbox = Sandbox::new();
     quickstart(&sandbox);
-    let small = "--set dataset.size=32 --set images.size=32 --set dataset.train=8 \
+    let small = "--set dataset.size=48 --set images.size=48 --set dataset.train=8 \
         --set dataset.validation=2 --set dataset.test=2 --set segmenter.epochs=1 \
         --set segmenter.width=2 --set segmenter.depth=1";
     sandbox
@@ -148,7 +148,7 @@ fn data_that_is_not_there_is_named() {
     let args = "doctor quickstart.toml --set dataset.use=kvasir-seg --set dataset.root=nowhere \
         --set synthesis.external=elsewhere --set synthesis.background=external";
     let output = sandbox.run(args);
-    output.refused("2 things missing");
+    output.refused("2 things are missing");
     let (_, missing) = output.stdout.split_once("\nmissing\n").unwrap();
     assert_snapshot!(missing, @r#"
     dataset: `nowhere/images` does not exist
@@ -182,7 +182,7 @@ fn what_does_not_fit_is_told_stage_by_stage() {
     let sandbox = sandbox();
     let greedy = "doctor m.toml --set generator.mode=greedy --set segmenter.mode=greedy --set images.size=64";
     let output = sandbox.run(greedy);
-    output.refused("4 things missing");
+    output.refused("4 things are missing");
     assert!(
         output
             .stdout
@@ -248,13 +248,13 @@ fn a_gpu_that_is_not_there_is_named() {
     let sandbox = sandbox();
     let missing = |text: &str, code| {
         let output = with_nvidia_smi(&sandbox, text, code, "doctor m.toml --device cuda:1");
-        output.refused("1 thing missing");
+        output.refused("1 thing is missing");
         let (_, missing) = output.stdout.split_once("\nmissing\n").unwrap();
         missing.trim().to_owned()
     };
     assert_eq!(
         missing("0, NVIDIA A, 81559, 81000, 550.54\n", 0),
-        "device: `cuda:1` is none of the 1 GPUs that `nvidia-smi` lists"
+        "device: `cuda:1` is not among what `nvidia-smi` lists (1)"
     );
     assert_eq!(
         missing("No devices were found\n", 6),
@@ -277,7 +277,7 @@ fn without_plugins_for_cuda_the_rest_is_still_told() {
     let mut command = sandbox.command("doctor quickstart.toml --device cuda");
     command.env("PATH", sandbox.path("nothing"));
     let output = sandbox.finish(command);
-    output.refused("`quickstart.toml` cannot run here: 2 things missing");
+    output.refused("`quickstart.toml` cannot run here: 2 things are missing");
     let (_, missing) = output.stdout.split_once("\nmissing\n").unwrap();
     assert_snapshot!(missing, @r#"
     device: device `cuda` needs plugins that are built for CUDA, but none is loaded and `[TMP]/bin/libdiffaug_cuda.so` does not exist
@@ -298,7 +298,7 @@ fn a_panic_of_an_inspection_is_a_fault() {
 #[test]
 fn a_stage_that_cannot_tell_lacks_something() {
     let output = sandbox().run("doctor m.toml --set dataset.mode=fail-on-inspect");
-    output.refused("1 thing missing");
+    output.refused("1 thing is missing");
     assert!(
         output
             .stdout

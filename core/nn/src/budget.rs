@@ -79,7 +79,7 @@ impl Upkeep {
     /// The largest amount of memory of the device that is in use at once, with `activations` for a
     /// step.
     pub fn peak(&self, activations: u64, on_processor: bool) -> u64 {
-        let step = self.lasting + self.gradients + activations;
+        let step = activations.saturating_add(self.lasting + self.gradients);
         let checkpoint = match on_processor {
             true => self.lasting + self.checkpoint,
             false => 0,

@@ -135,7 +135,7 @@ pub fn doctor(args: &ManifestArgs, global: &Global, ui: Ui) -> Result<(), Failur
     match report.missing.len() {
         0 => Ok(()),
         count => {
-            let things = if count == 1 { "thing" } else { "things" };
+            let things = if count == 1 { "thing is" } else { "things are" };
             let name = document.name();
             let message = format!("`{name}` cannot run here: {count} {things} missing");
             Err(Error::data(message).into())
@@ -242,7 +242,7 @@ impl Report {
         let count = all.len();
         self.device.gpu = all.into_iter().find(|gpu| Some(gpu.index) == index);
         if self.device.gpu.is_none() {
-            let text = format!("`{name}` is none of the {count} GPUs that `nvidia-smi` lists");
+            let text = format!("`{name}` is not among what `nvidia-smi` lists ({count})");
             self.miss("device", text);
         }
     }

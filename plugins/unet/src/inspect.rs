@@ -25,8 +25,8 @@ struct Network {
     outputs: usize,
     width: usize,
     depth: usize,
-    /// Pixels of a batch.
-    pixels: u64,
+    /// Pixels of a batch, however large somebody wants it.
+    pixels: u128,
 }
 
 /// Bytes that the maps of a pass take.
@@ -72,19 +72,19 @@ impl Maps {
 
 impl Network {
     fn new(outputs: usize, width: usize, depth: usize, size: (u32, u32), batch: usize) -> Self {
-        let up = |side: u32| u64::from(side.next_multiple_of(1 << depth));
+        let up = |side: u32| u128::from(side.next_multiple_of(1 << depth));
         Network {
             outputs,
             width,
             depth,
-            pixels: up(size.0) * up(size.1) * batch as u64,
+            pixels: up(size.0) * up(size.1) * batch as u128,
         }
     }
 
     /// Values of a map of that level.
-    fn values(&self, level: usize) -> u64 {
+    fn values(&self, level: usize) -> u128 {
         // Twice the channels on a quarter of the pixels.
-        ((self.width as u64) * self.pixels) >> level
+        ((self.width as u128) * self.pixels) >> level
     }
 
     /// Parameters and running statistics.
@@ -94,15 +94,16 @@ impl Network {
 
     /// What a pass takes for its maps, at most.
     fn pass(&self, maps: &Maps) -> u64 {
+        let [block, plain, besides] = [maps.block, maps.plain, maps.besides].map(u128::from);
         let down = (0..=self.depth).map(|level| {
             let pooled = if level > 0 { self.values(level) / 2 } else { 0 };
-            2 * maps.block * self.values(level) + maps.plain * pooled
+            2 * block * self.values(level) + plain * pooled
         });
-        let up =
-            (0..self.depth).map(|level| (2 * maps.block + 3 * maps.plain) * self.values(level));
+        let up = (0..self.depth).map(|level| (2 * block + 3 * plain) * self.values(level));
         // Images, and the few forms of what comes out.
-        let ends = (3 + 4 * self.outputs as u64) * F32 * self.pixels;
-        down.chain(up).sum::<u64>() + maps.besides * self.values(0) + ends
+        let ends = (3 + 4 * self.outputs as u128) * u128::from(F32) * self.pixels;
+        let all = down.chain(up).sum::<u128>() + besides * self.values(0) + ends;
+        u64::try_from(all).unwrap_or(u64::MAX)
     }
 }
 
@@ -143,7 +144,7 @@ pub(crate) fn inspect(options: &Options, context: &Context) -> Result<Inspection
     // A file of weights is read, made tensors, and copied into the network.
     let loading = if on_processor { 3 * bytes } else { bytes };
     let maps = Maps::of_answering(on_processor);
-    inspection.run_bytes = loading.max(bytes + answers.pass(&maps));
+    inspection.run_bytes = loading.max(answers.pass(&maps).saturating_add(bytes));
     inspection.train_bytes = training(&trained, options, on_processor);
     let (width, height) = size;
     inspection.note(format!(
@@ -272,6 +273,11 @@ mod tests {
             ..Options::default()
         };
         assert_eq!(told(&own, 0, "cpu").train_bytes, needs.train_bytes);
+        let vast = Options {
+            batch: usize::MAX,
+            ..own
+        };
+        assert_eq!(told(&vast, 0, "cpu").train_bytes, u64::MAX);
     }
 
     #[test]

@@ -131,7 +131,10 @@ fn rows(stage: &Stage) -> Vec<Vec<String>> {
         .map(|c| row(&c.name, figures(c), blank()))
         .collect();
     if !rows.is_empty() || stage.run_bytes > 0 || stage.train_bytes > 0 {
-        let sum = |place: usize| parts.iter().map(|c| figures(c)[place]).sum();
+        let sum = |place: usize| {
+            let each = parts.iter().map(|c| figures(c)[place]);
+            each.fold(0, u64::saturating_add)
+        };
         rows.push(row("all", [sum(0), sum(1), sum(2)], memory()));
     }
     rows
