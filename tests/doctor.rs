@@ -238,7 +238,7 @@ fn what_does_not_fit_is_told_stage_by_stage() {
       segmenter: an abacus is not there
       generator: needs 8.0 PiB to train, this GPU has 4.0 GiB
       segmenter: needs 8.0 PiB to train, this GPU has 4.0 GiB
-    error: `m.toml` cannot run here: 4 things missing
+    error: `m.toml` cannot run here: 4 things are missing
     "#);
 }
 

@@ -177,6 +177,7 @@ impl Training {
                 return refuse(field, 0, "at least 1");
             }
         }
+        within("train.batch", self.batch, 1..=65_536)?;
         if let Some(lr) = self.lr {
             above("train.lr", lr)?;
         }
