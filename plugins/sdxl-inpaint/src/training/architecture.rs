@@ -181,6 +181,7 @@ impl Architecture {
             prediction_type: Some("v_prediction".to_owned()),
             timestep_spacing: Some("trailing".to_owned()),
             rescale_betas_zero_snr: Some(true),
+            steps_offset: Some(1),
             clip_sample: Some(false),
             num_train_timesteps: Some(1000),
             ..SchedulerConfig::new(SamplerName::Ddim)

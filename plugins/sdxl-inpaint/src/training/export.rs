@@ -102,6 +102,8 @@ pub fn own(out: &Path, options: &Options, side: usize) -> Result<()> {
 pub fn index(out: &Path, xl: bool, force_zeros: bool, scheduler: &Value) -> Result<()> {
     let mut index = json!({
         "_class_name": "StableDiffusionInpaintPipeline",
+        // Readers ask for one; nothing here needs a later version than this.
+        "_diffusers_version": "0.27.0",
         "feature_extractor": [null, null],
         "image_encoder": [null, null],
         "scheduler": ["diffusers", scheduler["_class_name"]],
