@@ -22,7 +22,7 @@ use diffaug_nn::{
     weights::{Cast, Source},
 };
 use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::Path;
 
 /// The tiny autoencoder's name in options, and where it is to be had.
@@ -214,7 +214,12 @@ pub fn text(
     device: &Device,
 ) -> Result<TextEncoders> {
     let mut encoder = |component: &Component, tokenizer: &Path, part: Part| {
-        let config = parse(component.config.clone(), part.name())?;
+        let mut config = component.config.clone();
+        if part == Part::TextEncoder2 {
+            // Whatever its own file says or leaves out: the second one projects.
+            config["architectures"] = json!(["CLIPTextModelWithProjection"]);
+        }
+        let config = parse(config, part.name())?;
         let source = loras.fuse(part, component.source()?, None)?;
         let source: Box<dyn Source> = Box::new(Cast::new(source, dtype));
         let clip = build(part.name(), device, source, |params| {

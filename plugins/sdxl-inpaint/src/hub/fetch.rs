@@ -25,7 +25,6 @@ const ENDPOINT: &str = "https://huggingface.co";
 const AUTOENCODER: [&str; 2] = ["config.json", "diffusion_pytorch_model.safetensors"];
 
 /// A hub and the cache for it.
-#[derive(Debug)]
 pub(super) struct Hub {
     pub endpoint: String,
     pub cache: Cache,
@@ -63,7 +62,7 @@ impl Hub {
         Ok(Hub {
             endpoint: set("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned()),
             cache: Cache::new(home.join("hub")),
-            token: set("HF_TOKEN"),
+            token: set("HF_TOKEN").map(|token| token.trim().to_owned()),
             offline: offline.is_some_and(|value| value != "0" && value != "false"),
         })
     }

@@ -8,6 +8,7 @@ use std::{
     collections::HashMap,
     fs,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 /// A folder with a file for each key. It belongs to one training, so that keys need not tell with
@@ -15,6 +16,8 @@ use std::{
 #[derive(Clone, Debug)]
 pub struct Store {
     folder: PathBuf,
+    /// Threads that prepare batches may want the same key at once: one of them writes.
+    writing: Arc<Mutex<()>>,
 }
 
 impl Store {
@@ -28,6 +31,7 @@ impl Store {
         })?;
         Ok(Store {
             folder: folder.to_owned(),
+            writing: Arc::default(),
         })
     }
 
@@ -58,7 +62,10 @@ impl Store {
             Ok(((*name).to_owned(), tensor))
         });
         let tensors: Vec<(String, Tensor)> = tensors.collect::<Result<_>>()?;
-        weights::save_tensors(&path, tensors, &[])?;
+        let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        if weights::read(&path).is_err() {
+            weights::save_tensors(&path, tensors, &[])?;
+        }
         Ok(made
             .into_iter()
             .map(|(name, tensor)| (name.to_owned(), tensor))
@@ -82,6 +89,24 @@ mod tests {
     use super::*;
     use diffaug::Error;
     use diffaug_nn::testing::{close, random};
+
+    #[test]
+    fn threads_may_want_the_same_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let x = random("x", &[64, 64]);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for key in 0..20 {
+                        let make = || Ok(vec![("x", x.clone())]);
+                        let kept = store.get(&key.to_string(), &Device::Cpu, make).unwrap();
+                        close(&kept["x"], &x, 0.0);
+                    }
+                });
+            }
+        });
+    }
 
     #[test]
     fn what_was_made_once_is_not_made_again() {
