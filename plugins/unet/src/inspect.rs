@@ -41,31 +41,31 @@ struct Maps {
 
 impl Maps {
     /// On a processor in f32 a block is one operation, which keeps the convolution's result and its
-    /// own; elsewhere it is made of eight, and convolutions lay out their windows.
-    fn of_training(fused: bool, precision: Precision) -> Self {
+    /// own; in other types it is four, for the statistics are formed in f32, and convolutions lay
+    /// out their windows. On other devices a normalisation is made of seven operations.
+    fn of_training(on_processor: bool, precision: Precision) -> Self {
         let plain = precision.dtype().size_in_bytes() as u64;
-        if fused {
-            return Maps {
-                block: 2 * F32,
-                plain,
-                besides: 11 * F32,
-            };
-        }
-        // Statistics are formed in f32, so that other types are cast there and back.
         let casts = if plain == F32 { 0 } else { 2 * plain };
+        let fused = on_processor && plain == F32;
         Maps {
-            block: 8 * F32 + casts,
+            block: match on_processor {
+                true => 2 * F32 + casts,
+                false => 8 * F32 + casts,
+            },
             plain,
-            besides: 8 * F32 + 18 * plain,
+            besides: match fused {
+                true => 11 * F32,
+                false => 8 * F32 + 18 * plain,
+            },
         }
     }
 
     /// Weights that could be trained keep the maps of an answer, too, until it is given.
-    fn of_answering(fused: bool) -> Self {
+    fn of_answering(on_processor: bool) -> Self {
         Maps {
-            block: if fused { 2 * F32 } else { 6 * F32 },
+            block: if on_processor { 2 * F32 } else { 6 * F32 },
             plain: F32,
-            besides: if fused { F32 } else { 20 * F32 },
+            besides: if on_processor { F32 } else { 20 * F32 },
         }
     }
 }
@@ -141,8 +141,9 @@ pub(crate) fn inspect(options: &Options, context: &Context) -> Result<Inspection
         bytes,
     });
     let on_processor = device == "cpu";
-    // A file of weights is read, made tensors, and copied into the network.
-    let loading = if on_processor { 3 * bytes } else { bytes };
+    // Weights are read tensor by tensor; the largest is that of the lowest level.
+    let lowest = (answers.width as u64) << answers.depth;
+    let loading = bytes + 2 * F32 * 9 * lowest * lowest;
     let maps = Maps::of_answering(on_processor);
     inspection.run_bytes = loading.max(answers.pass(&maps).saturating_add(bytes));
     inspection.train_bytes = training(&trained, options, on_processor);
@@ -167,8 +168,7 @@ fn training(network: &Network, options: &Options, on_processor: bool) -> u64 {
         &rule,
         options.ema.is_some(),
     );
-    let fused = on_processor && options.precision == Precision::F32;
-    let maps = Maps::of_training(fused, options.precision);
+    let maps = Maps::of_training(on_processor, options.precision);
     upkeep.peak(network.pass(&maps), on_processor)
 }
 

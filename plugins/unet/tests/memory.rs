@@ -16,7 +16,7 @@ use diffaug_unet::{Options, Segmenter};
 use std::{env, fs, path::Path, process::Command};
 
 /// Options, and the side of the images: maps take most, then weights and their checkpoint, then one
-/// padded image at a time, then what stands in for a graphics card.
+/// padded image at a time, then another type than the weights'.
 const CASES: [(&str, u32); 4] = [
     (r#"{"width": 12, "depth": 3, "batch": 6}"#, 96),
     (r#"{"width": 48, "depth": 4, "batch": 2, "ema": 0.9}"#, 32),
