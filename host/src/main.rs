@@ -23,6 +23,7 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    let_candle_sleep();
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
         // Help and version are results (0); a wrong command line is the user's to mend (1).
@@ -53,4 +54,17 @@ fn main() -> ExitCode {
     tracing::info!(error = %failure.error, "failed");
     ui.failure(&failure);
     ExitCode::from(failure.exit_code())
+}
+
+/// Lets candle's own threads sleep between two sums. By default each spins for up to a millisecond
+/// after every one, which on a machine of few cores takes them from the kernels (a sixth of the time
+/// of a training on two). Whoever sets the variable is obeyed.
+#[allow(unsafe_code)]
+fn let_candle_sleep() {
+    const LIMIT: &str = "CANDLE_BARRIER_POOL_SPIN_LIMIT";
+    if std::env::var_os(LIMIT).is_none() {
+        // SAFETY: the first statement of the process; no other thread exists that could read the
+        // environment.
+        unsafe { std::env::set_var(LIMIT, "1") };
+    }
 }

@@ -92,6 +92,7 @@ impl Params {
         Scope {
             params: self,
             prefix: String::new(),
+            zeroed: false,
         }
     }
 
@@ -125,6 +126,7 @@ impl Params {
 pub struct Scope<'a> {
     params: &'a mut Params,
     prefix: String,
+    zeroed: bool,
 }
 
 impl Scope<'_> {
@@ -132,9 +134,16 @@ impl Scope<'_> {
     pub fn child(&mut self, name: &str) -> Scope<'_> {
         let prefix = self.path(name);
         Scope {
+            zeroed: self.zeroed,
             params: self.params,
             prefix,
         }
+    }
+
+    /// The same place, where what would be drawn is 0: for the last layer of a residual branch.
+    pub fn zeroed(mut self) -> Self {
+        self.zeroed = true;
+        self
     }
 
     /// Whether parameters are given and stay as they are.
@@ -195,6 +204,7 @@ impl Scope<'_> {
             "uniform",
             0,
         );
+        let bound = if self.zeroed { 0.0 } else { bound };
         let values: Vec<f32> = (0..shape.iter().product())
             .map(|_| (rng.random::<f32>() * 2.0 - 1.0) * bound)
             .collect();
@@ -291,6 +301,16 @@ mod tests {
         place.trained("lora_A.weight", &[2, 3], 0.5).unwrap();
         let names: Vec<&str> = params.trainable().map(|(name, _)| name).collect();
         assert_eq!(names, ["conv_in.lora_A.weight"]);
+    }
+
+    #[test]
+    fn a_zeroed_place_draws_nothing() {
+        let mut params = Params::new(&Device::Cpu, 0);
+        let mut root = params.root();
+        let zero = root.child("a").zeroed().child("b").uniform("x", &[3], 1.0);
+        assert!(zero.unwrap().to_vec1::<f32>().unwrap().iter().all(|v| *v == 0.0));
+        let drawn = root.child("a").uniform("y", &[3], 1.0).unwrap();
+        assert!(drawn.to_vec1::<f32>().unwrap().iter().all(|v| *v != 0.0));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
 use candle_core::{DType, Device, Tensor};
 use diffaug::{Error, Result};
 use diffaug_nn::diffusion::{
-    Added, UNet,
+    Added, ToldUNet, UNet,
     scheduler::{Sampler, SchedulerConfig},
 };
 
@@ -75,8 +75,8 @@ pub struct Scene<'a> {
 
 /// What the network is told besides the noisy latent, for a batch.
 struct Condition {
-    /// `[batch, tokens, width]`; with guidance the negative texts come first.
-    context: Tensor,
+    /// The network, told the texts; with guidance the negative ones come first.
+    unet: ToldUNet,
     pooled: Option<Tensor>,
     sizes: Tensor,
     /// Mask and masked image, `[batch, 5, h, w]`, for networks of 9 channels.
@@ -217,8 +217,9 @@ impl Pipeline {
             Some(masked) => Some(Tensor::cat(&[&start.mask, masked], 1)?),
             None => None,
         };
+        let context = Tensor::cat(&contexts, 0)?.to_dtype(self.dtype)?;
         Ok(Condition {
-            context: Tensor::cat(&contexts, 0)?.to_dtype(self.dtype)?,
+            unet: self.unet.told(&context)?,
             pooled,
             sizes: self.sizes(scenes, style, all.len())?,
             inpaint,
@@ -265,7 +266,7 @@ impl Pipeline {
             text,
             sizes: &condition.sizes,
         });
-        let predicted = self.unet.forward(&input, &t, &condition.context, added)?;
+        let predicted = condition.unet.forward(&input, &t, added)?;
         let predicted = predicted.to_dtype(DType::F32)?;
         match condition.guided {
             true => guide(&predicted, style.guidance, style.rescale),

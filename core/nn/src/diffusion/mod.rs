@@ -12,10 +12,10 @@ mod transformer;
 mod unet;
 
 pub use autoencoder::{
-    Autoencoder, AutoencoderConfig, Decoder, Encoder, Posterior, SampleSize, modern_name,
+    Autoencoder, AutoencoderConfig, Decoder, Encoder, Posterior, SampleSize,
 };
 pub use embedding::{TimestepEmbedding, sinusoids};
 pub use resnet::{Downsample, ResnetBlock, Upsample};
 pub use tiny_autoencoder::{TinyAutoencoder, TinyAutoencoderConfig};
 pub use transformer::{Transformer, TransformerConfig};
-pub use unet::{Added, PerBlock, UNet, UNetConfig};
+pub use unet::{Added, PerBlock, ToldUNet, UNet, UNetConfig};

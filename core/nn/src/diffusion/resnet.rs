@@ -2,7 +2,7 @@
 
 use crate::{
     layers::{Conv2d, GroupNorm, Linear},
-    ops::{self, Activation, Convolution},
+    ops::{self, Activation, Convolution, Dropping},
     params::Scope,
 };
 use candle_core::{Result, Tensor};
@@ -55,12 +55,29 @@ impl ResnetBlock {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, x: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
+        self.forward_dropping(x, time, None)
+    }
+
+    /// [`ResnetBlock::forward`] with dropout before the second convolution.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn forward_dropping(
+        &self,
+        x: &Tensor,
+        time: Option<&Tensor>,
+        dropping: Option<&Dropping>,
+    ) -> Result<Tensor> {
         let silu = Some(Activation::Silu);
         let mut h = self.conv1.forward(&self.norm1.forward(x, silu)?)?;
         if let (Some(map), Some(time)) = (&self.time, time) {
             h = ops::shift_channels(&h, &map.forward(time)?)?;
         }
-        let h = self.conv2.forward(&self.norm2.forward(&h, silu)?)?;
+        h = self.norm2.forward(&h, silu)?;
+        if let Some(dropping) = dropping {
+            h = dropping.next(&h)?;
+        }
+        let h = self.conv2.forward(&h)?;
         match &self.shortcut {
             Some(shortcut) => ops::add(&shortcut.forward(x)?, &h),
             None => ops::add(x, &h),

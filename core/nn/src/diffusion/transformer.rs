@@ -90,6 +90,16 @@ impl Transformer {
     }
 }
 
+impl Transformer {
+    /// Keeps what it makes of the text `context`; from then on it hears no other.
+    pub(super) fn hear(&mut self, context: &Tensor) -> Result<()> {
+        for block in &mut self.blocks {
+            block.cross.kept = Some(block.cross.listen(context)?);
+        }
+        Ok(())
+    }
+}
+
 /// Self-attention, cross-attention and a gated map, each normalised before and added after.
 #[derive(Clone, Debug)]
 struct Block {
@@ -133,6 +143,8 @@ struct Heads {
     value: Linear,
     out: Linear,
     attention: Attention,
+    /// Keys and values of the one text that there is.
+    kept: Option<(Tensor, Tensor)>,
 }
 
 impl Heads {
@@ -143,11 +155,20 @@ impl Heads {
             value: Linear::new(scope.child("to_v"), context, width, false)?,
             out: Linear::new(scope.child("to_out.0"), width, width, true)?,
             attention: Attention::new(heads),
+            kept: None,
         })
     }
 
+    /// Keys and values of `context`.
+    fn listen(&self, context: &Tensor) -> Result<(Tensor, Tensor)> {
+        Ok((self.key.forward(context)?, self.value.forward(context)?))
+    }
+
     fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
-        let (k, v) = (self.key.forward(context)?, self.value.forward(context)?);
+        let (k, v) = match &self.kept {
+            Some(kept) => kept.clone(),
+            None => self.listen(context)?,
+        };
         let attended = self.attention.forward(&self.query.forward(x)?, &k, &v)?;
         self.out.forward(&attended)
     }

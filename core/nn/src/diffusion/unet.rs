@@ -330,6 +330,25 @@ impl UNet {
         })
     }
 
+    /// The network with a text already heard: what cross-attention makes of `context` is computed
+    /// here, once, and not at each of many steps.
+    ///
+    /// # Errors
+    /// When the shape of `context` does not fit.
+    pub fn told(&self, context: &Tensor) -> Result<ToldUNet> {
+        let mut net = self.clone();
+        let all = net.down.iter_mut().flat_map(|block| &mut block.stages);
+        let all = all.chain([&mut net.middle.0]);
+        let all = all.chain(net.up.iter_mut().flat_map(|block| &mut block.stages));
+        for transformer in all.filter_map(|stage| stage.transformer.as_mut()) {
+            transformer.hear(context)?;
+        }
+        Ok(ToldUNet {
+            net,
+            context: context.clone(),
+        })
+    }
+
     fn middle(mut scope: Scope<'_>, config: &UNetConfig) -> Result<(Stage, ResnetBlock)> {
         let last = config.block_out_channels.len() - 1;
         let channels = [config.block_out_channels[last]; 2];
@@ -425,6 +444,23 @@ impl UNet {
     }
 }
 
+/// A [`UNet`] that has heard its text: [`UNet::told`].
+#[derive(Clone, Debug)]
+pub struct ToldUNet {
+    net: UNet,
+    context: Tensor,
+}
+
+impl ToldUNet {
+    /// [`UNet::forward`] with the text that was told.
+    ///
+    /// # Errors
+    /// Those of [`UNet::forward`].
+    pub fn forward(&self, x: &Tensor, t: &Tensor, added: Option<Added<'_>>) -> Result<Tensor> {
+        self.net.forward(x, t, &self.context, added)
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -470,6 +506,23 @@ mod tests {
             close(grads.get(vars[&name[5..]]).unwrap(), expected, 1e-4);
         }
         crate::testing::assert_all_trained(params.trainable(), &grads);
+    }
+
+    #[test]
+    fn a_text_told_once_is_as_good_as_told_each_time() {
+        let (config, weights, rest) = fixture();
+        let mut params = Params::frozen(&Device::Cpu, weights);
+        let net = UNet::new(params.root(), &config).unwrap();
+        let told = net.told(&rest["in.context"]).unwrap();
+        let added = Added {
+            text: &rest["in.text"],
+            sizes: &rest["in.sizes"],
+        };
+        for _ in 0..2 {
+            let y = told.forward(&rest["in.x"], &rest["in.t"], Some(added));
+            close(&y.unwrap(), &run(&net, &rest["in.x"], &rest), 1e-7);
+        }
+        assert!(net.told(&rest["in.x"]).is_err());
     }
 
     #[test]

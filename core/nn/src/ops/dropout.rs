@@ -5,6 +5,7 @@ use crate::kernels::{dropout::Mask, values, with_values};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use diffaug::rng;
 use rand::RngExt;
+use std::cell::Cell;
 
 /// Sets a share `p` of the values of `x` (any shape) to 0 and divides the others by 1 - p
 /// (Srivastava et al., Dropout, 2014).
@@ -30,6 +31,38 @@ pub fn dropout(x: &Tensor, p: f32, seed: u64, purpose: &str, index: u64) -> Resu
         return x.contiguous()?.apply_op1(Dropout(mask));
     }
     composed(x, mask)
+}
+
+/// The [`dropout`] of a pass through a network: every call is that of another layer, in the order of
+/// the calls.
+#[derive(Debug)]
+pub struct Dropping {
+    share: f32,
+    seed: u64,
+    index: u64,
+    layer: Cell<u64>,
+}
+
+impl Dropping {
+    /// Drops a `share` of values; passes are told apart by `index`.
+    pub fn new(share: f32, seed: u64, index: u64) -> Self {
+        Dropping {
+            share,
+            seed,
+            index,
+            layer: Cell::new(0),
+        }
+    }
+
+    /// [`dropout`] of the next layer.
+    ///
+    /// # Errors
+    /// Those of [`dropout`].
+    pub fn next(&self, x: &Tensor) -> Result<Tensor> {
+        let layer = self.layer.replace(self.layer.get() + 1);
+        let purpose = format!("dropout of layer {layer}");
+        dropout(x, self.share, self.seed, &purpose, self.index)
+    }
 }
 
 fn composed(x: &Tensor, mask: Mask) -> Result<Tensor> {
@@ -156,5 +189,19 @@ mod tests {
             assert!(error.contains("below 1, not"), "{error}");
         }
         assert!(dropout(&x, 0.0, 0, "a", 0).is_ok());
+    }
+
+    #[test]
+    fn each_layer_of_a_pass_drops_others() {
+        let x = Tensor::ones(1000, DType::F32, &Device::Cpu).unwrap();
+        let pass = |index| {
+            let dropping = Dropping::new(0.5, 1, index);
+            let layer = || dropping.next(&x).unwrap().to_vec1::<f32>().unwrap();
+            [layer(), layer()]
+        };
+        let [first, second] = pass(0);
+        assert_ne!(first, second);
+        assert_eq!(pass(0), [first.clone(), second]);
+        assert_ne!(pass(1)[0], first);
     }
 }

@@ -23,12 +23,12 @@ mod tests;
 mod tokens;
 
 pub use activation::{Activation, geglu, gelu, gelu_tanh, silu};
-pub use add::{add, shift_channels};
+pub use add::{add, modulate_channels, shift_channels};
 pub use attention::{Attention, softmax};
 pub use block::conv_batch_norm_relu;
 pub use conv::{PackedConv2d, conv_transpose2x2, conv2d};
 pub use convolution::{Convolution, TransposedConvolution};
-pub use dropout::dropout;
+pub use dropout::{Dropping, dropout};
 pub use fourier::{FourierNorm, irfft2, rfft2};
 pub use linear::{PackedLinear, linear};
 pub use loss::{

@@ -10,7 +10,7 @@ pub(crate) use layout::{Chosen, ModelIndex, choose, read_json, shards};
 
 use diffaug::{Error, ErrorKind, Result, ResultExt};
 use diffaug_nn::{
-    diffusion::{UNetConfig, modern_name, original::Original},
+    diffusion::{UNetConfig, original::Original},
     weights::{Files, Renamed, Source},
 };
 use serde_json::Value;
@@ -123,9 +123,7 @@ impl Component {
                 let files = Files::open(files)?;
                 Ok(match kind {
                     Kind::Unet => Box::new(files),
-                    Kind::Autoencoder => Box::new(Renamed::new(files, |name| {
-                        Some(modern_name(name).unwrap_or_else(|| name.to_owned()))
-                    })?),
+                    Kind::Autoencoder => Box::new(Original::older_autoencoder(files)?),
                     Kind::Clip { projection } | Kind::OpenClip { projection, .. } => {
                         Box::new(Renamed::new(files, |name| clip_name(name, *projection))?)
                     }

@@ -9,10 +9,10 @@ mod names;
 mod trunk;
 
 pub use config::{AutoencoderConfig, SampleSize};
-pub use names::modern_name;
+pub(super) use names::modern_name;
 
 use super::resnet::{Downsample, Upsample};
-use crate::{layers::Conv2d, params::Scope};
+use crate::{layers::Conv2d, ops::Dropping, params::Scope};
 use candle_core::{DType, Result, Tensor, bail};
 use trunk::{Step, Trunk, middle, resnets};
 
@@ -150,6 +150,14 @@ impl Encoder {
     /// When `x` does not fit or is too small.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.0.forward(x)
+    }
+
+    /// [`Encoder::forward`] with dropout in every residual block.
+    ///
+    /// # Errors
+    /// When `x` does not fit or is too small.
+    pub fn forward_dropping(&self, x: &Tensor, dropping: &Dropping) -> Result<Tensor> {
+        self.0.forward_dropping(x, dropping)
     }
 }
 

@@ -5,7 +5,7 @@
 ///
 /// Until diffusers 0.13 attention between pixels had `query`, `key`, `value` and `proj_attn` for
 /// what are `to_q`, `to_k`, `to_v` and `to_out.0` now.
-pub fn modern_name(name: &str) -> Option<String> {
+pub(in crate::diffusion) fn modern_name(name: &str) -> Option<String> {
     let (block, kind) = name.rsplit_once('.')?;
     let (place, part) = block.rsplit_once('.')?;
     let present = match part {

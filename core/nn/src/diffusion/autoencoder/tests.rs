@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::{
+    diffusion::original::Original,
     params::Params,
     recompute,
     testing::{assert_all_trained, close, random},
@@ -214,23 +215,32 @@ fn logarithms_of_variances_are_cut_off() {
 #[test]
 fn old_checkpoints_load() {
     let fixture = fixture("two");
-    let old = fixture.weights.iter().map(|(name, tensor)| {
-        let mut old = name.clone();
-        for (new, name) in [
-            ("to_q", "query"),
-            ("to_k", "key"),
-            ("to_v", "value"),
-            ("to_out.0", "proj_attn"),
-        ] {
-            old = old.replace(new, name);
-        }
-        (old, tensor.clone())
-    });
-    let renamed = old.map(|(name, tensor)| (modern_name(&name).unwrap_or(name), tensor));
-    let mut params = Params::frozen(&Device::Cpu, renamed.collect());
-    let net = Autoencoder::new(params.root(), &fixture.config).unwrap();
-    assert!(params.left_over().is_empty());
-    fixture.check_results(&net, 1e-5);
+    let parts = [
+        ("to_q", "query"),
+        ("to_k", "key"),
+        ("to_v", "value"),
+        ("to_out.0", "proj_attn"),
+    ];
+    for convolutions in [false, true] {
+        let old = fixture.weights.iter().map(|(name, tensor)| {
+            let mut old = name.clone();
+            for (new, name) in parts {
+                old = old.replace(new, name);
+            }
+            let map = old != *name && tensor.rank() == 2;
+            let tensor = match map && convolutions {
+                true => tensor.unsqueeze(2).unwrap().unsqueeze(3).unwrap(),
+                false => tensor.clone(),
+            };
+            (old, tensor)
+        });
+        let old: HashMap<String, Tensor> = old.collect();
+        let source = Original::older_autoencoder(old).unwrap();
+        let mut params = Params::from_source(&Device::Cpu, Box::new(source));
+        let net = Autoencoder::new(params.root(), &fixture.config).unwrap();
+        assert!(params.left_over().is_empty());
+        fixture.check_results(&net, 1e-5);
+    }
 }
 
 /// The configuration of SDXL's autoencoder.

@@ -5,7 +5,7 @@ use super::config::AutoencoderConfig;
 use crate::{
     diffusion::resnet::{Downsample, ResnetBlock, Upsample},
     layers::{Conv2d, GroupNorm, Linear},
-    ops::{self, Activation, Attention},
+    ops::{self, Activation, Attention, Dropping},
     params::Scope,
     recompute,
 };
@@ -53,15 +53,28 @@ impl Trunk {
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.run(x, |step, x| match self.checkpointing {
+            true => {
+                let step = step.clone();
+                recompute::checkpointed(&[x], move |inputs| step.forward(&inputs[0], None))
+            }
+            false => step.forward(x, None),
+        })
+    }
+
+    /// With dropout in every residual block; nothing is computed again.
+    pub fn forward_dropping(&self, x: &Tensor, dropping: &Dropping) -> Result<Tensor> {
+        self.run(x, |step, x| step.forward(x, Some(dropping)))
+    }
+
+    fn run(
+        &self,
+        x: &Tensor,
+        through: impl Fn(&Step, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let mut x = self.enter.forward(x)?;
         for step in &self.steps {
-            x = match self.checkpointing {
-                true => {
-                    let step = step.clone();
-                    recompute::checkpointed(&[&x], move |inputs| step.forward(&inputs[0]))?
-                }
-                false => step.forward(&x)?,
-            };
+            x = through(step, &x)?;
         }
         let x = self.norm.forward(&x, Some(Activation::Silu))?;
         self.leave.forward(&x)
@@ -77,9 +90,9 @@ pub(super) enum Step {
 }
 
 impl Step {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, dropping: Option<&Dropping>) -> Result<Tensor> {
         match self {
-            Step::Resnet(block) => block.forward(x, None),
+            Step::Resnet(block) => block.forward_dropping(x, None, dropping),
             Step::Attention(attention) => attention.forward(x),
             Step::Halve(downsample) => downsample.forward(x),
             Step::Double(upsample) => {

@@ -1,12 +1,12 @@
 //! Checkpoints in the layout that Stable Diffusion was published in, as one file of everything
-//! (CompVis' latent-diffusion, Stability's generative-models, OpenCLIP), under the names and in the
-//! shapes of diffusers and transformers.
+//! (CompVis' latent-diffusion, Stability's generative-models, OpenCLIP), or by an early diffusers,
+//! under the names and in the shapes of today's diffusers and transformers.
 
 mod names;
 
 pub use names::Names;
 
-use super::UNetConfig;
+use super::{UNetConfig, autoencoder::modern_name};
 use crate::weights::Source;
 use candle_core::Tensor;
 use diffaug::{Error, Result};
@@ -61,13 +61,19 @@ impl<S: Source> Original<S> {
                 return Vec::new();
             }
             let new = names.to_diffusers(name).unwrap_or_else(|| name.to_owned());
-            let linear = new.contains(".attentions.") && new.ends_with(".weight");
-            let form = if linear {
-                Form::Convolution
-            } else {
-                Form::Same
-            };
-            vec![(new, form)]
+            vec![pixel_attention(new)]
+        })
+    }
+
+    /// An autoencoder in the layout of diffusers of any version: up to 0.12 attention had other
+    /// names, and files that were converted then may hold its maps as 1×1 convolutions.
+    ///
+    /// # Errors
+    /// When two tensors come to one name.
+    pub fn older_autoencoder(base: S) -> Result<Self> {
+        Self::new(base, |name| {
+            let new = modern_name(name).unwrap_or_else(|| name.to_owned());
+            vec![pixel_attention(new)]
         })
     }
 
@@ -156,6 +162,16 @@ impl<S: Source> Source for Original<S> {
     fn names(&self) -> Vec<String> {
         self.plan.keys().cloned().collect()
     }
+}
+
+/// A tensor of an autoencoder, whose attention consists of linear maps however they are stored.
+fn pixel_attention(name: String) -> (String, Form) {
+    let linear = name.contains(".attentions.") && name.ends_with(".weight");
+    let form = match linear {
+        true => Form::Convolution,
+        false => Form::Same,
+    };
+    (name, form)
 }
 
 /// The shape that a tensor of shape `stored` is handed out in.
