@@ -89,6 +89,9 @@ pub enum Command {
     Train(Train),
     /// Run the pipeline up to the synthetic images.
     Generate(ManifestArgs),
+    /// Run the pipeline up to the synthetic images and print what other thresholds of the validator
+    /// would have come to.
+    Sweep(ManifestArgs),
     /// Run what is missing and print the scores.
     Evaluate(ManifestArgs),
     /// Score a folder of predicted masks against a folder of true ones.
@@ -96,6 +99,8 @@ pub enum Command {
     /// Try one stage on one image.
     #[command(subcommand)]
     Try(Try),
+    /// Make a folder of weights of a published checkpoint.
+    Convert(ConvertArgs),
     /// List the plugins, or the options of one.
     Plugins {
         /// dataset, prompts, generator, segmenter or validator.
@@ -150,6 +155,25 @@ pub struct ScoreArgs {
     /// Write the figures of each image to this CSV file.
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
+}
+
+/// What to convert.
+#[derive(Args, Debug)]
+pub struct ConvertArgs {
+    /// generator or segmenter.
+    pub kind: String,
+    /// Name of the plugin.
+    pub name: String,
+    /// The checkpoint: safetensors, or a PyTorch file, which is read as data and not executed.
+    pub file: PathBuf,
+    /// The folder to write; it must not be there yet.
+    pub output: PathBuf,
+    /// An option of the plugin, for what the file does not tell (may be repeated).
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Load this library first (may be repeated).
+    #[arg(long, value_name = "FILE")]
+    pub library: Vec<PathBuf>,
 }
 
 /// Which stage to try.

@@ -304,6 +304,18 @@ impl<S: Kind> Offer<S> {
         (self.entry.inspect)(json.as_str().into(), context).into_result()
     }
 
+    /// Makes a folder of weights of a published file; the result is a sentence on what was found.
+    ///
+    /// # Errors
+    /// What the stage reports.
+    pub fn convert(&self, options: &serde_json::Value, from: &Path, to: &Path) -> Result<String> {
+        let json = options.to_string();
+        let (from, to) = (from.to_string_lossy(), to.to_string_lossy());
+        (self.entry.convert)(json.as_str().into(), (&*from).into(), (&*to).into())
+            .into_result()
+            .map(String::from)
+    }
+
     /// Builds the stage.
     pub fn build(&self, options: &serde_json::Value, context: &Context) -> Result<S> {
         let json = options.to_string();

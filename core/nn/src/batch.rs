@@ -90,6 +90,15 @@ pub fn crop(plane: &[f32], frame: Frame) -> Vec<f32> {
         .collect()
 }
 
+/// The content of a plane of the frame's whole size, at the size of the image that it belongs to.
+pub fn answer(plane: &[f32], frame: Frame, size: (u32, u32)) -> Vec<f32> {
+    let plane = crop(plane, frame);
+    match size == frame.content {
+        true => plane,
+        false => resize(&plane, frame.content, size),
+    }
+}
+
 /// Resizes a plane with a triangle filter: bilinear when it grows, an average over the covered
 /// pixels when it shrinks (no aliasing). Pixel centres lie at half coordinates.
 pub fn resize(plane: &[f32], from: (u32, u32), to: (u32, u32)) -> Vec<f32> {

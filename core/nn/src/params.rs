@@ -308,7 +308,13 @@ mod tests {
         let mut params = Params::new(&Device::Cpu, 0);
         let mut root = params.root();
         let zero = root.child("a").zeroed().child("b").uniform("x", &[3], 1.0);
-        assert!(zero.unwrap().to_vec1::<f32>().unwrap().iter().all(|v| *v == 0.0));
+        assert!(
+            zero.unwrap()
+                .to_vec1::<f32>()
+                .unwrap()
+                .iter()
+                .all(|v| *v == 0.0)
+        );
         let drawn = root.child("a").uniform("y", &[3], 1.0).unwrap();
         assert!(drawn.to_vec1::<f32>().unwrap().iter().all(|v| *v != 0.0));
     }

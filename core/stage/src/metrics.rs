@@ -159,6 +159,16 @@ impl Scores {
     }
 }
 
+/// The Dice coefficient of each of `labels`, averaged; 1 for a label that neither mask has.
+///
+/// # Errors
+/// When the sizes differ.
+pub fn mean_dice(truth: MaskRef<'_>, prediction: MaskRef<'_>, labels: &[u8]) -> Result<f64> {
+    let dice = |label: &u8| Ok(Confusion::of(truth, prediction, &[*label])?.dice());
+    let each: Vec<f64> = labels.iter().map(dice).collect::<Result<_>>()?;
+    Ok(mean(&each).unwrap_or(1.0))
+}
+
 /// The mean, or `None` of nothing.
 pub fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)

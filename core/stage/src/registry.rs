@@ -7,6 +7,7 @@ use abi_stable::{
 };
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::de::DeserializeOwned;
+use std::path::Path;
 
 /// A stage that can be built from its table in a manifest.
 pub trait FromConfig: Sized {
@@ -37,6 +38,17 @@ pub trait FromConfig: Sized {
     /// [`Inspection::missing`].
     fn inspect(_config: &Self::Config, _context: &Context) -> Result<Inspection> {
         Ok(Inspection::default())
+    }
+
+    /// Makes a folder of weights for this stage, `to`, of the file `from`, in which others published
+    /// theirs, for `diffaug convert`. Options are parsed and validated; they tell what the file does
+    /// not. The result is a sentence on what was found.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where there is nothing to convert; when the file is of another
+    /// kind, or the folder cannot be written.
+    fn convert(_config: &Self::Config, _from: &Path, _to: &Path) -> Result<String> {
+        Err(Error::unsupported("this stage has no files to convert"))
     }
 }
 
@@ -70,6 +82,8 @@ pub struct Entry<S> {
     pub check: extern "C" fn(RStr<'_>) -> RResult<(), Error>,
     /// Says what a stage of these options (JSON) needs, without building it.
     pub inspect: extern "C" fn(RStr<'_>, &Context) -> RResult<Inspection, Error>,
+    /// Makes a folder of weights of a published file: options (JSON), the file, the folder.
+    pub convert: extern "C" fn(RStr<'_>, RStr<'_>, RStr<'_>) -> RResult<RString, Error>,
     /// Builds the stage from its options (JSON).
     pub build: extern "C" fn(RStr<'_>, &Context) -> RResult<S, Error>,
 }
@@ -119,6 +133,17 @@ extern "C" fn inspect<T: FromConfig>(
     guard(|| T::inspect(&parse::<T>(json)?, context))
 }
 
+extern "C" fn convert<T: FromConfig>(
+    json: RStr<'_>,
+    from: RStr<'_>,
+    to: RStr<'_>,
+) -> RResult<RString, Error> {
+    guard(|| {
+        let (from, to) = (Path::new(from.as_str()), Path::new(to.as_str()));
+        T::convert(&parse::<T>(json)?, from, to).map(RString::from)
+    })
+}
+
 macro_rules! constructors {
     ($($method:ident: $Trait:ident => $Boxed:ident, $build:ident;)+) => {
         $(
@@ -144,6 +169,7 @@ macro_rules! constructors {
                         schema: schema::<T>,
                         check: check::<T>,
                         inspect: inspect::<T>,
+                        convert: convert::<T>,
                         build: $build::<T>,
                     }
                 }

@@ -275,30 +275,16 @@ stage! {
 stage! {
     /// Judges generated images.
     pub trait Validator as ValidatorAbi, ValidatorAbi_TO, BoxValidator {
-        /// Whether [`Validator::judge`] looks at its segmenter; if not, none is trained for it.
-        fn needs_segmenter(&self) -> Result<bool> = Ok(true);
+        /// How many segmenters [`Validator::judge`] asks. The host trains as many, alike but for
+        /// their seeds, on the real training images.
+        fn segmenters(&self) -> Result<u32> = Ok(1);
 
-        /// One verdict for each candidate.
+        /// One verdict for each candidate; `segmenters` are those of [`Validator::segmenters`].
         fn judge(
             &self,
             candidates: RSlice<'_, Candidate<'_>>,
-            segmenter: &BoxSegmenter,
+            segmenters: RSlice<'_, BoxSegmenter>,
             reporter: &Reporter<'_>,
         ) -> Result<RVec<Verdict>>;
-    }
-}
-
-/// A segmenter that refuses to work: stands in where a validator needs none.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoSegmenter;
-
-impl Segmenter for NoSegmenter {
-    fn classes(&self) -> Result<RVec<Class>> {
-        Ok(RVec::new())
-    }
-    fn segment(&self, _: RSlice<'_, ImageRef<'_>>, _: &Reporter<'_>) -> Result<RVec<Segmentation>> {
-        Err(Error::config(
-            "this validator needs a segmenter, but says that it needs none",
-        ))
     }
 }

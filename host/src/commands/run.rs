@@ -6,6 +6,7 @@ use crate::{
     pipeline::{self, Goal, Outcome, scoring::Figures},
     ui::{Ui, table},
 };
+use diffaug::Error;
 use serde_json::{Value, json};
 
 /// Runs a manifest up to `goal` and prints what came of it.
@@ -21,6 +22,42 @@ pub fn run(args: &ManifestArgs, goal: Goal, global: &Global, ui: Ui) -> Result<(
     });
     ui.result(|| text(&outcome, &result), &result);
     ui.say(format!("\neverything is in {}", outcome.folder.display()));
+    Ok(())
+}
+
+/// Runs a manifest up to the synthetic images and prints what each threshold would have come to.
+pub fn sweep(args: &ManifestArgs, global: &Global, ui: Ui) -> Result<(), Failure> {
+    let (manifest, document, registry) = super::open(args, global, ui)?;
+    let outcome = pipeline::run(&manifest, &document, &registry, Goal::Synthesis, ui)?;
+    let sweep = outcome.summary.map(|s| s.sweep).unwrap_or_default();
+    if sweep.is_empty() {
+        let name = &manifest.validator.name;
+        return Err(Error::unsupported(format!(
+            "the validator `{name}` compares no IoU with a threshold, so there is nothing to sweep"
+        ))
+        .into());
+    }
+    let shown = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.3}"));
+    let rows: Vec<Vec<String>> = sweep
+        .iter()
+        .map(|row| {
+            vec![
+                format!("{:.2}", row.threshold),
+                row.accepted.to_string(),
+                format!("{:.1} %", 100.0 * row.acceptance),
+                shown(row.score_accepted),
+                shown(row.score_rejected),
+            ]
+        })
+        .collect();
+    let header = [
+        "threshold",
+        "accepted",
+        "acceptance",
+        "mean IoU accepted",
+        "mean IoU rejected",
+    ];
+    ui.result(|| table(&header, &rows), &json!(sweep));
     Ok(())
 }
 

@@ -166,6 +166,9 @@ pub struct Synthesis {
     pub min_crop: f64,
     /// Whether rejected images are kept too, in `rejected/`.
     pub keep_rejected: bool,
+    /// Into how many parts the training images are cut for cross-fitting: a candidate is judged by a
+    /// segmenter that never saw its source. 1 trains one segmenter on all of them.
+    pub folds: u32,
 }
 
 impl Default for Synthesis {
@@ -178,6 +181,7 @@ impl Default for Synthesis {
             batch: 8,
             min_crop: 0.4,
             keep_rejected: false,
+            folds: 1,
         }
     }
 }
@@ -279,6 +283,12 @@ impl Manifest {
         if self.evaluate.runs == 0 {
             return wrong("evaluate.runs", "must be at least 1");
         }
+        if self.synthesis.folds > 1 && self.segmenter.given_weights().is_some() {
+            return wrong(
+                "synthesis.folds",
+                "is above 1, but `segmenter.weights` leaves no segmenter to be trained",
+            );
+        }
         self.augment.validate()?;
         self.synthesis.validate()
     }
@@ -291,6 +301,9 @@ impl Synthesis {
         }
         if self.batch == 0 {
             return wrong("synthesis.batch", "must be at least 1");
+        }
+        if !(1..=64).contains(&self.folds) {
+            return wrong("synthesis.folds", "must be from 1 to 64");
         }
         if !self.ratio.is_finite() || self.ratio <= 0.0 {
             return wrong("synthesis.ratio", "must be above 0");

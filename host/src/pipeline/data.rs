@@ -69,6 +69,16 @@ impl Data {
         self.view(&self.prepared, 0)
     }
 
+    /// Those of the real training samples that `keep` wants.
+    pub fn train_where(&self, keep: impl Fn(&Item) -> bool) -> Result<Shared> {
+        let part = self.parts[0].iter().copied();
+        let kept = part.filter(|index| keep(&self.items[*index as usize]));
+        Ok(Arc::new(Subset::new(
+            self.prepared.clone(),
+            kept.collect(),
+        )?))
+    }
+
     /// The validation samples, carved from train.
     pub fn validation(&self) -> Result<BoxDataset> {
         Ok(BoxDataset::new(self.view(&self.prepared, 1)?))
@@ -79,14 +89,15 @@ impl Data {
         self.view(if native { &self.raw } else { &self.prepared }, 2)
     }
 
-    /// What a training gets: the real training samples and `more`, augmented without end.
+    /// What a training gets: `real` training samples and `more`, augmented without end.
     pub fn training(
         &self,
+        real: Shared,
         more: Option<Shared>,
         manifest: &Manifest,
         seed: u64,
     ) -> Result<BoxDataset> {
-        let mut parts = vec![self.train()?];
+        let mut parts = vec![real];
         parts.extend(more);
         let joined: Shared = Arc::new(Concat::new(parts)?);
         let augmented = Augmented::new(joined, manifest.augment.clone(), seed)?;

@@ -134,10 +134,14 @@ impl Evaluation<'_> {
             .then_some(self.gate.as_ref())
             .flatten();
         let (trained, weights) = match shared {
-            Some(weights) => (self.store.read_json("segmenter.json")?, weights.clone()),
+            Some(weights) => {
+                let marker = format!("{}.json", super::gate::SINGLE);
+                (self.store.read_json(marker)?, weights.clone())
+            }
             None => {
                 let segmenter: BoxSegmenter = self.wire.build(at, table, &table.json(), seed)?;
-                let training = self.data.training(more, manifest, seed)?;
+                let real = self.data.train()?;
+                let training = self.data.training(real, more, manifest, seed)?;
                 let validation = self.data.validation()?;
                 let weights = self.store.path(format!("{name}/weights"));
                 let label = format!("training {} on {arm} images, seed {seed}", table.name);

@@ -9,6 +9,7 @@ mod clock;
 mod data;
 mod evaluate;
 mod fit;
+mod gate;
 mod record;
 pub mod scoring;
 mod sheet;
@@ -25,11 +26,12 @@ use crate::{
 use candidates::Candidates;
 use data::Data;
 use diffaug::{
-    BoxDataset, BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator, Error, Generator,
-    NoSegmenter, Result, Segmenter, Validator,
+    BoxDataset, BoxGenerator, BoxPromptBank, BoxValidator, Dataset, Error, Generator, Item, Result,
+    Validator,
 };
 use evaluate::{Arm, Evaluation};
 use fit::{Fit, fit};
+use gate::{Folds, Gate, Training};
 use record::Summary;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -223,8 +225,11 @@ impl Run<'_> {
         };
         let table = &self.manifest().validator;
         let validator: BoxValidator = self.build("validator", table)?;
+        let asked = validator
+            .segmenters()
+            .map_err(|e| self.wire.place("validator", table, e))?;
         if goal == Goal::Segmenter {
-            outcome.fit = self.segmenter()?.1;
+            outcome.fit = self.gate(asked.max(1))?.first;
             return Ok(outcome);
         }
         let (bank, generator, fitted) = self.generator()?;
@@ -232,20 +237,13 @@ impl Run<'_> {
             outcome.fit = fitted;
             return Ok(outcome);
         }
-        let asked = validator
-            .needs_segmenter()
-            .map_err(|e| self.wire.place("validator", table, e))?;
-        let (segmenter, gate) = if asked {
-            let (segmenter, trained) = self.segmenter()?;
-            (segmenter, trained.map(|_| self.store.path("segmenter")))
-        } else {
-            (BoxSegmenter::new(NoSegmenter), None)
-        };
+        let gate = self.gate(asked)?;
+        let weights = gate.weights.clone();
         let stages = Stages {
             bank,
             generator,
             validator,
-            segmenter,
+            gate,
         };
         let (summary, synthetic) = self.synthesise(&stages)?;
         // Only now does anything look at the test part.
@@ -255,7 +253,7 @@ impl Run<'_> {
                 store: &self.store,
                 data: &self.data,
                 synthetic,
-                gate,
+                gate: weights,
             };
             outcome.arms = evaluation.run(self.ui)?;
             let weights = self.trained_weights()?;
@@ -299,29 +297,20 @@ impl Run<'_> {
         Ok((bank, generator, fitted))
     }
 
-    /// The validator's segmenter, trained on real images where the manifest gives no weights.
-    fn segmenter(&self) -> Result<(BoxSegmenter, Option<Fit>), Failure> {
-        let m = self.manifest();
-        let table = &m.segmenter;
-        let segmenter: BoxSegmenter = self.build("segmenter", table)?;
-        if table.given_weights().is_some() {
-            return Ok((segmenter, None));
+    /// The segmenters that the validator asks.
+    fn gate(&self, members: u32) -> Result<Gate, Failure> {
+        if members == 0 {
+            let items: Vec<Item> = self.data.train()?.items()?.into_iter().collect();
+            return Ok(Gate::without(Folds::new(&items, 1, 0)?));
         }
-        let training = self.data.training(None, m, m.seed)?;
-        let validation = self.data.validation()?;
-        let out = self.store.path("segmenter");
-        let label = format!("training {} for the validator", table.name);
-        let trained = fit(&self.store, "segmenter.json", &label, self.ui, |reporter| {
-            let out = out.to_string_lossy();
-            segmenter.fit(&training, &validation, (&*out).into(), reporter)
-        })
-        .map_err(|error| self.wire.place("segmenter", table, error))?;
-        if trained.is_none() {
-            return Ok((segmenter, None));
-        }
-        let options = table.with_weights(&out);
-        let segmenter = self.wire.build("segmenter", table, &options, m.seed)?;
-        Ok((segmenter, trained))
+        let training = Training {
+            wire: &self.wire,
+            store: &self.store,
+            data: &self.data,
+            members,
+            ui: self.ui,
+        };
+        training.run()
     }
 
     fn synthesise(
@@ -362,7 +351,8 @@ impl Run<'_> {
         let mut hashes = serde_json::Map::new();
         let m = self.manifest();
         let runs = m.seed..m.seed + u64::from(m.evaluate.runs);
-        let folders = ["generator".to_owned(), "segmenter".to_owned()]
+        let folders = ["generator", gate::SINGLE, gate::SEVERAL]
+            .map(str::to_owned)
             .into_iter()
             .chain(["real", "augmented"].into_iter().flat_map(|arm| {
                 runs.clone()

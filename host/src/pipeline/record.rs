@@ -1,6 +1,6 @@
 //! What is written down of a candidate, and what many candidates add up to.
 
-use diffaug::{AttributeKind, Attributes};
+use diffaug::{AttributeKind, Attributes, DatasetInfo, metrics::mean};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -83,9 +83,59 @@ pub struct Summary {
     pub score_accepted: Option<f64>,
     /// Mean score of what was turned down.
     pub score_rejected: Option<f64>,
-    /// Acceptance by flags of the wanted masks (`small`) and by tags of the prompts.
+    /// Acceptance by flags of the wanted masks (`small`), by their size and by tags of the prompts.
     pub by_group: BTreeMap<String, Group>,
+    /// How well each class is found, where the validator says so.
+    #[serde(default)]
+    pub by_class: BTreeMap<String, Class>,
+    /// What other thresholds would have come to (section 3.3 of the paper), for validators whose
+    /// score is compared with one. What was painted is what it took to fill the quota at the
+    /// run's own.
+    #[serde(default)]
+    pub sweep: Vec<Threshold>,
 }
+
+/// How well a class is found.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Class {
+    /// Painted candidates that have it.
+    pub candidates: u64,
+    /// Mean over them of the IoU of what was asked for and what was found.
+    pub iou: f64,
+}
+
+/// What a threshold would come to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Threshold {
+    /// Scores strictly above it pass.
+    pub threshold: f64,
+    /// How many do.
+    pub accepted: u64,
+    /// Their share.
+    pub acceptance: f64,
+    /// Mean score of those that pass.
+    pub score_accepted: Option<f64>,
+    /// Mean score of the others.
+    pub score_rejected: Option<f64>,
+}
+
+impl Threshold {
+    fn of(threshold: f64, scores: &[f64]) -> Self {
+        let (above, below): (Vec<f64>, Vec<f64>) = scores.iter().partition(|s| **s > threshold);
+        Threshold {
+            threshold,
+            accepted: above.len() as u64,
+            acceptance: above.len() as f64 / scores.len() as f64,
+            score_accepted: mean(&above),
+            score_rejected: mean(&below),
+        }
+    }
+}
+
+/// The thresholds of the paper's study.
+const SWEEP: [f64; 9] = [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9];
+/// Shares of the image below which a lesion is small, and above which it is large.
+const SIZES: [f64; 2] = [0.02, 0.1];
 
 /// Acceptance within a group.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -97,15 +147,32 @@ pub struct Group {
 }
 
 /// Adds up records to a [`Summary`].
-#[derive(Default)]
 pub struct Tally {
+    /// Names of the target classes, by label.
+    classes: BTreeMap<u8, String>,
     records: u64,
+    /// Scores, where they are IoUs.
+    ious: Vec<f64>,
+    by_class: BTreeMap<String, (u64, f64)>,
     /// Number and sum of scores: rejected, accepted.
     scores: [(u64, f64); 2],
     by_group: BTreeMap<String, Group>,
 }
 
 impl Tally {
+    /// Of nothing yet; `info` names the classes.
+    pub fn new(info: &DatasetInfo) -> Self {
+        let targets = info.classes.iter().filter(|class| class.target);
+        Tally {
+            classes: targets.map(|c| (c.label, c.name.to_string())).collect(),
+            records: 0,
+            ious: Vec::new(),
+            by_class: BTreeMap::new(),
+            scores: Default::default(),
+            by_group: BTreeMap::new(),
+        }
+    }
+
     /// Adds a record.
     pub fn add(&mut self, record: &Record) {
         self.records += 1;
@@ -118,10 +185,23 @@ impl Tally {
         let flags = record.attributes.iter();
         let flags = flags.filter(|(_, value)| **value == Value::Bool(true));
         let tags = record.tags.iter().map(|tag| format!("prompt: {tag}"));
-        for name in flags.map(|(name, _)| name.clone()).chain(tags) {
+        let names = flags.map(|(name, _)| name.clone()).chain(tags);
+        for name in names.chain(size_group(record)) {
             let group = self.by_group.entry(name).or_default();
             group.candidates += 1;
             group.accepted += u64::from(record.accepted());
+        }
+        let measure = |name: &str| record.measures.get(name).and_then(Value::as_f64);
+        let Some(whole) = measure("iou") else { return };
+        self.ious.push(record.score);
+        for (label, name) in &self.classes {
+            let alone = self.classes.len() == 1;
+            let iou = measure(&format!("iou_{label}")).or(alone.then_some(whole));
+            if let Some(iou) = iou {
+                let (count, sum) = self.by_class.entry(name.clone()).or_default();
+                *count += 1;
+                *sum += iou;
+            }
         }
     }
 
@@ -140,8 +220,31 @@ impl Tally {
             score_accepted: share(good, accepted),
             score_rejected: share(bad, rejected),
             by_group: self.by_group,
+            by_class: self
+                .by_class
+                .into_iter()
+                .map(|(name, (candidates, sum))| {
+                    let iou = sum / candidates as f64;
+                    (name, Class { candidates, iou })
+                })
+                .collect(),
+            sweep: match self.ious.is_empty() {
+                true => Vec::new(),
+                false => SWEEP.map(|at| Threshold::of(at, &self.ious)).to_vec(),
+            },
         }
     }
+}
+
+/// The group that the wanted lesion's size belongs to.
+fn size_group(record: &Record) -> Option<String> {
+    let area = record.attributes.get("area").and_then(Value::as_f64)?;
+    let name = match SIZES {
+        [small, _] if area < small => "size: below 2 %",
+        [_, large] if area > large => "size: above 10 %",
+        _ => "size: 2 to 10 %",
+    };
+    Some(name.to_owned())
 }
 
 /// Facts as a JSON object.

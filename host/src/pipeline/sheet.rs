@@ -56,7 +56,7 @@ pub fn draw(
             continue;
         };
         let (images, verdicts) = paint_and_judge(&[&candidate], stages)?;
-        let found = found(&images[0], stages, targets)?;
+        let found = found(&candidate, &images[0], stages, targets)?;
         let tiles = tiles(&candidate, &images[0], found.as_ref(), verdicts[0].accepted)?;
         let (left, top) = (place % COLUMNS * stride, place / COLUMNS * TILE);
         for (column, tile) in (0..).zip(&tiles) {
@@ -66,15 +66,20 @@ pub fn draw(
     save_image(sheet.view(), &store.path("contact-sheet.png"))
 }
 
-/// The target region that the segmenter sees, where the validator has a segmenter.
-fn found(image: &Image, stages: &Stages, targets: &[u8]) -> Result<Option<Mask>> {
+/// The target region that the segmenter (of several, the first) sees, where the validator has one.
+fn found(
+    candidate: &Candidate,
+    image: &Image,
+    stages: &Stages,
+    targets: &[u8],
+) -> Result<Option<Mask>> {
     use diffaug::{Segmenter, Silent, with_reporter};
-    if stages.segmenter.classes()?.is_empty() {
+    let Some(segmenter) = stages.gate.judges(&candidate.source).first() else {
         return Ok(None);
-    }
+    };
     let images = [image.view()];
     let found = with_reporter(&Silent, |reporter| {
-        stages.segmenter.segment((&images[..]).into(), reporter)
+        segmenter.segment((&images[..]).into(), reporter)
     })?;
     Ok(found.into_iter().next().map(|f| {
         let mut mask = f.mask;

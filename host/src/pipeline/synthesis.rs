@@ -7,14 +7,15 @@
 use super::{
     candidates::{Candidate, Candidates, Skipped},
     clock,
+    gate::Gate,
     record::{Record, Summary, Tally, to_json},
     store::{Store, WholeFile},
     wire::blame,
 };
 use crate::{failure::Failure, manifest::Manifest, ui::Ui};
 use diffaug::{
-    BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator, DatasetInfo, Error, Generator, Image,
-    Job, Mask, MaskRef, Progress, Reporter, Result, ResultExt, Validator, Verdict,
+    BoxGenerator, BoxPromptBank, BoxValidator, DatasetInfo, Error, Generator, Image, Job, Mask,
+    MaskRef, Progress, Reporter, Result, ResultExt, Validator, Verdict,
     error::ErrorKind,
     image::{MaskRule, save_gray, save_image},
     pairs::Pair,
@@ -42,7 +43,7 @@ pub struct Stages {
     /// Judges.
     pub validator: BoxValidator,
     /// Is asked by the validator.
-    pub segmenter: BoxSegmenter,
+    pub gate: Gate,
 }
 
 /// The synthesis of a run.
@@ -217,7 +218,7 @@ impl Synthesis<'_> {
     fn publish(&self) -> Result<Summary> {
         let mut metadata = WholeFile::create(&self.store.path(METADATA))?;
         let mut rejected = WholeFile::create(&self.store.path(REJECTED))?;
-        let mut tally = Tally::default();
+        let mut tally = Tally::new(self.info);
         self.each(JOURNAL, |record| {
             let line = serde_json::to_string(&record)? + "\n";
             let list = if record.accepted() {
@@ -323,28 +324,54 @@ pub fn paint_and_judge(
     }
     with_reporter(&Interrupt, |reporter| {
         let images = paint(candidates, &stages.generator, reporter)?;
-        let asked: Vec<diffaug::Candidate<'_>> = candidates
+        let verdicts = judge(candidates, &images, stages, reporter)?;
+        Ok((images, verdicts))
+    })
+}
+
+/// The validator's verdicts; what was painted on sources of one fold is judged in one call.
+fn judge(
+    candidates: &[&Candidate],
+    images: &[Image],
+    stages: &Stages,
+    reporter: &Reporter<'_>,
+) -> Result<Vec<Verdict>> {
+    let mut by_fold: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (place, candidate) in candidates.iter().enumerate() {
+        let fold = stages.gate.fold(&candidate.source);
+        by_fold.entry(fold).or_default().push(place);
+    }
+    let mut verdicts: Vec<Option<Verdict>> = candidates.iter().map(|_| None).collect();
+    for places in by_fold.into_values() {
+        let asked: Vec<diffaug::Candidate<'_>> = places
             .iter()
-            .zip(&images)
-            .map(|(candidate, image)| diffaug::Candidate {
-                id: candidate.id.as_str().into(),
-                image: image.view(),
-                mask: candidate.wanted.view(),
+            .map(|&place| diffaug::Candidate {
+                id: candidates[place].id.as_str().into(),
+                image: images[place].view(),
+                mask: candidates[place].wanted.view(),
             })
             .collect();
-        let verdicts = stages
+        let judges = stages.gate.judges(&candidates[places[0]].source);
+        let found = stages
             .validator
-            .judge(asked.as_slice().into(), &stages.segmenter, reporter)
+            .judge(asked.as_slice().into(), judges.into(), reporter)
             .map_err(|error| blame("the validator or its segmenter", error))?;
-        if verdicts.len() != asked.len() {
+        if found.len() != asked.len() {
             return Err(Error::internal(format!(
                 "the validator gave {} verdicts on {} candidates",
-                verdicts.len(),
+                found.len(),
                 asked.len()
             )));
         }
-        Ok((images, verdicts.into_iter().collect()))
-    })
+        for (place, verdict) in places.into_iter().zip(found) {
+            verdicts[place] = Some(verdict);
+        }
+    }
+    let missing = || Error::internal("a candidate without a verdict");
+    verdicts
+        .into_iter()
+        .map(|verdict| verdict.ok_or_else(missing))
+        .collect()
 }
 
 fn paint(

@@ -11,4 +11,4 @@ use {
 };
 
 #[cfg(feature = "models")]
-use {diffaug_sdxl_inpaint as _, diffaug_unet as _};
+use {diffaug_latent_seg as _, diffaug_sdxl_inpaint as _, diffaug_unet as _};

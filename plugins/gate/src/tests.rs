@@ -53,7 +53,11 @@ fn judge(options: IouOptions, wanted: &[u8], found: &[u8], classes: Vec<Class>) 
         mask: wanted.view(),
     }];
     let verdicts = with_reporter(&Silent, |reporter| {
-        Iou(options).judge((&candidates[..]).into(), &segmenter, reporter)
+        Iou(options).judge(
+            (&candidates[..]).into(),
+            (&[segmenter][..]).into(),
+            reporter,
+        )
     })?;
     Ok(verdicts[0].clone())
 }
@@ -134,16 +138,78 @@ fn options_are_checked() {
 
 #[test]
 fn accept_all_accepts_without_a_segmenter() {
-    assert!(!AcceptAll.needs_segmenter().unwrap());
+    assert_eq!(AcceptAll.segmenters().unwrap(), 0);
     let (image, mask) = (Image::new(1, 1, vec![0; 3]).unwrap(), row(&[1]));
     let candidates = [Candidate {
         id: "c".into(),
         image: image.view(),
         mask: mask.view(),
     }];
-    let nobody = BoxSegmenter::new(diffaug::NoSegmenter);
     let verdicts = with_reporter(&Silent, |reporter| {
-        AcceptAll.judge((&candidates[..]).into(), &nobody, reporter)
+        AcceptAll.judge((&candidates[..]).into(), (&[][..]).into(), reporter)
     });
     assert!(verdicts.unwrap()[0].accepted);
+}
+
+fn ensemble(options: EnsembleOptions, wanted: &[u8], found: &[&[u8]]) -> Verdict {
+    Ensemble::validate(&options).unwrap();
+    let image = Image::new(wanted.len() as u32, 1, vec![0; 3 * wanted.len()]).unwrap();
+    let wanted = row(wanted);
+    let candidates = [Candidate {
+        id: "c-1".into(),
+        image: image.view(),
+        mask: wanted.view(),
+    }];
+    let says = |found: &&[u8]| {
+        BoxSegmenter::new(Says {
+            mask: row(found),
+            classes: vec![class(1, "polyp")],
+        })
+    };
+    let segmenters: Vec<BoxSegmenter> = found.iter().map(says).collect();
+    let verdicts = with_reporter(&Silent, |reporter| {
+        let segmenters = segmenters.as_slice().into();
+        Ensemble(options).judge((&candidates[..]).into(), segmenters, reporter)
+    });
+    verdicts.unwrap()[0].clone()
+}
+
+#[test]
+fn enough_members_must_find_the_lesion() {
+    let wanted: &[u8] = &[1, 1, 1, 1, 0];
+    // IoU 1, 3/4 and 1/4.
+    let found: [&[u8]; 3] = [wanted, &[1, 1, 1, 0, 0], &[1, 0, 0, 0, 0]];
+    let options = |agree| EnsembleOptions {
+        agree,
+        ..EnsembleOptions::default()
+    };
+    let most = ensemble(options(None), wanted, &found);
+    assert_eq!((most.accepted, most.score), (true, 0.75));
+    assert_eq!(most.measures.number("agreeing"), Some(2.0));
+    let iou = most.measures.number("iou").unwrap();
+    assert!((iou - 2.0 / 3.0).abs() < 1e-12);
+    // Between members: 3/4, 1/4 and 1/3.
+    let agreement = most.measures.number("agreement").unwrap();
+    assert!((agreement - 4.0 / 9.0).abs() < 1e-12);
+    let all = ensemble(options(Some(3)), wanted, &found);
+    assert_eq!((all.accepted, all.score), (false, 0.25));
+    assert_eq!(
+        all.reason,
+        "2 of 3 segmenters find it with an IoU above 0.70, 3 must"
+    );
+}
+
+#[test]
+fn options_of_an_ensemble_are_checked() {
+    let field = |members, agree| {
+        let options = EnsembleOptions {
+            members,
+            agree,
+            ..EnsembleOptions::default()
+        };
+        Ensemble::validate(&options).unwrap_err().field.to_string()
+    };
+    assert_eq!(field(1, None), "members");
+    assert_eq!(field(3, Some(4)), "agree");
+    assert_eq!(field(3, Some(0)), "agree");
 }

@@ -1,83 +1,43 @@
-//! The autoencoder of a pipeline: the model's own or a tiny one, with latents scaled as the
-//! denoising network wants them, and with what was encoded last kept at hand.
+//! The autoencoder of a pipeline, with what was encoded last kept at hand.
 
 use crate::noise::Source;
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use diffaug::Result;
-use diffaug_nn::diffusion::{Autoencoder as Full, Posterior, TinyAutoencoder};
+use diffaug_models::{Moments, Vae};
 use sha2::{Digest, Sha256};
 use std::{
     collections::VecDeque,
+    ops::Deref,
     sync::{Mutex, PoisonError},
 };
 
 /// Moments that are kept: the variants of a source come one after the other.
 const KEPT: usize = 32;
 
-/// Either kind.
-pub enum Kind {
-    /// Of Stable Diffusion.
-    Full(Box<Full>),
-    /// Its small copy, which encodes without chance.
-    Tiny(TinyAutoencoder),
-}
-
-/// What a latent is drawn from.
-#[derive(Clone, Debug)]
-pub struct Moments {
-    /// `[n, channels, h, w]`, not yet scaled; the latent itself where there is no variance.
-    pub mean: Tensor,
-    /// Logarithm of the variance.
-    pub logvar: Option<Tensor>,
-}
-
-/// The autoencoder of a pipeline.
+/// A [`Vae`] that remembers what its latest pictures were encoded to.
 pub struct Autoencoder {
-    kind: Kind,
-    /// The type that it computes in.
-    dtype: DType,
-    factor: usize,
-    channels: usize,
+    vae: Vae,
     recent: Mutex<VecDeque<([u8; 32], Moments)>>,
 }
 
-impl Autoencoder {
-    /// Computes in `dtype`, on `device`.
-    ///
-    /// # Errors
-    /// Those of the device.
-    pub fn new(kind: Kind, dtype: DType, device: &Device) -> Result<Self> {
-        let (factor, channels) = match &kind {
-            Kind::Full(full) => {
-                let config = full.config();
-                (config.downsampling(), config.latent_channels)
-            }
-            Kind::Tiny(tiny) => {
-                const SIDE: usize = 64;
-                let probe = Tensor::zeros((1, 3, SIDE, SIDE), DType::F32, device)?;
-                let (_, channels, height, _) = tiny.encode(&probe)?.dims4()?;
-                (SIDE / height, channels)
-            }
-        };
-        Ok(Autoencoder {
-            kind,
-            dtype,
-            factor,
-            channels,
+impl From<Vae> for Autoencoder {
+    fn from(vae: Vae) -> Self {
+        Autoencoder {
+            vae,
             recent: Mutex::default(),
-        })
+        }
     }
+}
 
-    /// Pixels along a side of a latent pixel.
-    pub fn factor(&self) -> usize {
-        self.factor
+impl Deref for Autoencoder {
+    type Target = Vae;
+
+    fn deref(&self) -> &Vae {
+        &self.vae
     }
+}
 
-    /// Channels of a latent.
-    pub fn channels(&self) -> usize {
-        self.channels
-    }
-
+impl Autoencoder {
     /// The latent of `pixels` `[1, 3, height, width]`, drawn from its posterior, scaled.
     ///
     /// # Errors
@@ -88,9 +48,11 @@ impl Autoencoder {
         let known = lock().iter().find(|(known, _)| *known == key).cloned();
         let moments = match known {
             Some((_, moments)) => moments,
-            None => self.moments(pixels)?,
+            None => self.vae.moments(pixels)?,
         };
-        let latent = self.latent(&moments, |shape| noise.draw(shape, pixels.device()))?;
+        let latent = self
+            .vae
+            .latent(&moments, |shape| noise.draw(shape, pixels.device()))?;
         let mut recent = lock();
         if recent.iter().all(|(known, _)| *known != key) {
             recent.push_back((key, moments));
@@ -99,60 +61,6 @@ impl Autoencoder {
             }
         }
         Ok(latent)
-    }
-
-    /// What the latents of `pixels` `[n, 3, height, width]` are drawn from.
-    ///
-    /// # Errors
-    /// Those of the device.
-    pub fn moments(&self, pixels: &Tensor) -> Result<Moments> {
-        match &self.kind {
-            Kind::Tiny(tiny) => Ok(Moments {
-                mean: tiny.encode(pixels)?,
-                logvar: None,
-            }),
-            Kind::Full(full) => {
-                let posterior = full.encode(&pixels.to_dtype(self.dtype)?)?;
-                Ok(Moments {
-                    mean: posterior.mean.to_dtype(DType::F32)?,
-                    logvar: Some(posterior.logvar.to_dtype(DType::F32)?),
-                })
-            }
-        }
-    }
-
-    /// A scaled latent; `noise` is asked for normal numbers of a shape, once at most.
-    ///
-    /// # Errors
-    /// Those of the device, and of `noise`.
-    pub fn latent(
-        &self,
-        moments: &Moments,
-        noise: impl FnOnce(&[usize]) -> candle_core::Result<Tensor>,
-    ) -> Result<Tensor> {
-        match (&self.kind, &moments.logvar) {
-            (Kind::Full(full), Some(logvar)) => {
-                let posterior = Posterior {
-                    mean: moments.mean.clone(),
-                    logvar: logvar.clone(),
-                };
-                let noise = noise(moments.mean.dims())?;
-                Ok(full.to_latent(&posterior.sample(&noise)?)?)
-            }
-            _ => Ok(moments.mean.clone()),
-        }
-    }
-
-    /// Pixels of a scaled latent, about -1 to 1, f32.
-    ///
-    /// # Errors
-    /// Those of the device.
-    pub fn decode(&self, latent: &Tensor) -> Result<Tensor> {
-        let pixels = match &self.kind {
-            Kind::Full(full) => full.decode(&full.from_latent(latent)?.to_dtype(self.dtype)?)?,
-            Kind::Tiny(tiny) => tiny.decode(latent)?,
-        };
-        Ok(pixels.to_dtype(DType::F32)?)
     }
 }
 

@@ -7,13 +7,13 @@
 //! a transformer's, of which recomputation leaves one for each.
 
 use crate::{
-    checkpoint::{Checkpoint, Component as Part},
     loader::{self, Found},
     options::Options,
     training::{Init, Method, architecture::Architecture},
 };
 use candle_core::Device;
 use diffaug::{Component, Context, Inspection, Result};
+use diffaug_models::checkpoint::{Checkpoint, Component as Part};
 use diffaug_nn::{
     budget::{self, F32, Upkeep},
     device,

@@ -5,9 +5,7 @@
 //! same seed gives the same image, up to rounding.
 
 mod autoencoder;
-pub mod checkpoint;
 mod generator;
-pub mod hub;
 mod inspect;
 mod loader;
 pub mod lora;

@@ -1,9 +1,6 @@
 //! From what `weights` names to a model that can paint.
 
 use crate::{
-    autoencoder::{Autoencoder, Kind},
-    checkpoint::{self, Checkpoint, Component},
-    hub,
     lora::{LoraFile, Loras, Part},
     options::{Options, Window},
     pipeline::Pipeline,
@@ -12,9 +9,14 @@ use crate::{
 };
 use candle_core::{DType, Device};
 use diffaug::{Error, ErrorKind, Result, ResultExt};
+use diffaug_models::{
+    Vae,
+    checkpoint::{self, Checkpoint, Component},
+    hub,
+};
 use diffaug_nn::{
     diffusion::{
-        Autoencoder as Full, AutoencoderConfig, TinyAutoencoder, UNet, UNetConfig,
+        UNet, UNetConfig,
         original::Names,
         scheduler::{Sampler, SchedulerConfig},
     },
@@ -25,8 +27,6 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// The tiny autoencoder's name in options, and where it is to be had.
-const TINY: (&str, &str) = ("taesdxl", "madebyollin/taesdxl");
 /// The file of an adapter that was trained here.
 pub const ADAPTER: &str = "pytorch_lora_weights.safetensors";
 /// How a model that was trained here wants to be used.
@@ -162,7 +162,7 @@ pub fn load(weights: &str, options: &Options, device: &Device) -> Result<Model> 
         scheduler,
         device: device.clone(),
         dtype: computing(dtype, device),
-        vae,
+        vae: vae.into(),
     };
     Ok(Model {
         pipeline,
@@ -245,48 +245,12 @@ pub fn text(
 ///
 /// # Errors
 /// Naming what is missing or does not fit.
-pub fn autoencoder(
-    checkpoint: &Checkpoint,
-    options: &Options,
-    device: &Device,
-) -> Result<Autoencoder> {
-    let Some(name) = &options.vae else {
-        return full(&checkpoint.vae, options, device);
-    };
-    let other = || -> Result<Autoencoder> {
-        let name = if name == TINY.0 { TINY.1 } else { name };
-        let folder = hub::locate_autoencoder(name)?;
-        if is_tiny(&folder)? {
-            let tiny = TinyAutoencoder::open(&folder, device)?;
-            return Autoencoder::new(Kind::Tiny(tiny), DType::F32, device);
-        }
-        let component = Component::autoencoder(&folder)?;
-        full(&component, options, device)
-    };
-    other().map_err(|error| error.at("vae"))
-}
-
-/// Whether a folder holds a tiny autoencoder, in its author's layout or that of diffusers.
-fn is_tiny(folder: &Path) -> Result<bool> {
-    let config = folder.join("config.json");
-    if !config.is_file() {
-        return Ok(true);
+pub fn autoencoder(checkpoint: &Checkpoint, options: &Options, device: &Device) -> Result<Vae> {
+    let dtype = options.dtype.dtype();
+    match &options.vae {
+        None => Vae::of(&checkpoint.vae, dtype, device),
+        Some(name) => Vae::open(name, dtype, device).map_err(|error| error.at("vae")),
     }
-    Ok(checkpoint::read_json(&config)?["_class_name"] == "AutoencoderTiny")
-}
-
-fn full(component: &Component, options: &Options, device: &Device) -> Result<Autoencoder> {
-    let config: AutoencoderConfig = parse(component.config.clone(), "vae")?;
-    // Some overflow in f16; on a processor all is f32 anyway.
-    let dtype = match config.force_upcast || device.is_cpu() {
-        true => DType::F32,
-        false => options.dtype.dtype(),
-    };
-    let source: Box<dyn Source> = Box::new(Cast::new(component.source()?, dtype));
-    let net = build("vae", device, source, |params| {
-        Full::new(params.root(), &config)
-    })?;
-    Autoencoder::new(Kind::Full(Box::new(net)), dtype, device)
 }
 
 /// Builds a network of all that `source` has.
@@ -308,7 +272,7 @@ fn build<T>(
 }
 
 /// Checks that the parts of a model fit each other.
-fn check(config: &UNetConfig, vae: &Autoencoder, text: &TextEncoders) -> Result<()> {
+fn check(config: &UNetConfig, vae: &Vae, text: &TextEncoders) -> Result<()> {
     let width: usize = text.encoders().map(|e| e.clip().config().hidden_size).sum();
     let pairs = [
         (

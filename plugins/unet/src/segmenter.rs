@@ -4,7 +4,7 @@ use crate::{Architecture, Options, UNet};
 use candle_core::Tensor;
 use diffaug::prelude::*;
 use diffaug::stage::Segmenter as Stage;
-use diffaug::{Class, Context, metrics::Confusion};
+use diffaug::{Class, Context, metrics::mean_dice};
 use diffaug_nn::{
     DType, Device, batch, device,
     fit::{self, Learner, WEIGHTS},
@@ -74,29 +74,13 @@ impl Network {
             .collect()
     }
 
-    /// Dice of one image, averaged over the classes; 1 for a class that neither mask has.
-    fn mean_dice(&self, answer: &Segmentation, sample: &Sample) -> Result<f64> {
-        let (truth, found) = (sample.mask.view(), answer.mask.view());
-        let classes = &self.architecture.classes;
-        let dice = |(label, _): &(u8, String)| Ok(Confusion::of(truth, found, &[*label])?.dice());
-        let total: f64 = classes.iter().map(dice).sum::<Result<f64>>()?;
-        Ok(total / classes.len() as f64)
-    }
-
     /// Brings the probabilities of every channel to the image's size and decides.
     fn answer(&self, planes: &[Vec<f32>], image: ImageRef<'_>) -> Result<Segmentation> {
         let frame = self.architecture.frame();
         let size = image.size();
         let planes: Vec<Vec<f32>> = planes
             .iter()
-            .map(|plane| {
-                let plane = batch::crop(plane, frame);
-                if size == frame.content {
-                    plane
-                } else {
-                    batch::resize(&plane, frame.content, size)
-                }
-            })
+            .map(|plane| batch::answer(plane, frame, size))
             .collect();
         let classes = &self.architecture.classes;
         let (labels, probability) = match planes.as_slice() {
@@ -215,6 +199,7 @@ impl Learner for Network {
 
     fn score(&self, validation: &BoxDataset, reporter: &Reporter<'_>) -> Result<f64> {
         let count = validation.items()?.len() as u64;
+        let labels: Vec<u8> = self.architecture.classes.iter().map(|c| c.0).collect();
         let mut total = 0.0;
         for start in (0..count).step_by(self.options.batch) {
             if reporter.cancelled() {
@@ -225,7 +210,7 @@ impl Learner for Network {
             let samples: Vec<Sample> = samples.collect::<Result<_>>()?;
             let images: Vec<ImageRef<'_>> = samples.iter().map(|s| s.image.view()).collect();
             for (answer, sample) in self.segment(&images)?.iter().zip(&samples) {
-                total += self.mean_dice(answer, sample)?;
+                total += mean_dice(sample.mask.view(), answer.mask.view(), &labels)?;
             }
         }
         Ok(total / count as f64)

@@ -11,9 +11,7 @@ mod tiny_autoencoder;
 mod transformer;
 mod unet;
 
-pub use autoencoder::{
-    Autoencoder, AutoencoderConfig, Decoder, Encoder, Posterior, SampleSize,
-};
+pub use autoencoder::{Autoencoder, AutoencoderConfig, Decoder, Encoder, Posterior, SampleSize};
 pub use embedding::{TimestepEmbedding, sinusoids};
 pub use resnet::{Downsample, ResnetBlock, Upsample};
 pub use tiny_autoencoder::{TinyAutoencoder, TinyAutoencoderConfig};

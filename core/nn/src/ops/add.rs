@@ -232,7 +232,11 @@ mod tests {
             let factor = (scale.reshape(factor).unwrap() + 1.0).unwrap();
             let shifts = (expected - &x).unwrap();
             let expected = (x.broadcast_mul(&factor).unwrap() + shifts).unwrap();
-            close(&modulate_channels(&x, &scale, &shift).unwrap(), &expected, 1e-6);
+            close(
+                &modulate_channels(&x, &scale, &shift).unwrap(),
+                &expected,
+                1e-6,
+            );
         }
     }
 

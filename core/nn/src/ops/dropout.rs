@@ -5,7 +5,7 @@ use crate::kernels::{dropout::Mask, values, with_values};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use diffaug::rng;
 use rand::RngExt;
-use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Sets a share `p` of the values of `x` (any shape) to 0 and divides the others by 1 - p
 /// (Srivastava et al., Dropout, 2014).
@@ -40,7 +40,7 @@ pub struct Dropping {
     share: f32,
     seed: u64,
     index: u64,
-    layer: Cell<u64>,
+    layer: AtomicU64,
 }
 
 impl Dropping {
@@ -50,7 +50,7 @@ impl Dropping {
             share,
             seed,
             index,
-            layer: Cell::new(0),
+            layer: AtomicU64::new(0),
         }
     }
 
@@ -59,7 +59,7 @@ impl Dropping {
     /// # Errors
     /// Those of [`dropout`].
     pub fn next(&self, x: &Tensor) -> Result<Tensor> {
-        let layer = self.layer.replace(self.layer.get() + 1);
+        let layer = self.layer.fetch_add(1, Ordering::Relaxed);
         let purpose = format!("dropout of layer {layer}");
         dropout(x, self.share, self.seed, &purpose, self.index)
     }

@@ -1,10 +1,13 @@
-//! Weights on disk: safetensors, read with errors that name the tensor.
+//! Weights on disk: safetensors, read with errors that name the tensor; and PyTorch's files, to be
+//! converted.
 
 mod files;
+mod pickle;
 mod source;
 mod write;
 
 pub use files::Files;
+pub use pickle::Pickle;
 pub use source::{Cast, Renamed, Source};
 pub use write::{save_tensors, write_atomically};
 

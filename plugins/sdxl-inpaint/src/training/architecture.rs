@@ -2,6 +2,7 @@
 
 use crate::options::{refuse, within};
 use diffaug::Result;
+use diffaug_models::compressor::{self, groups};
 use diffaug_nn::diffusion::{
     AutoencoderConfig, PerBlock, UNetConfig,
     scheduler::{SamplerName, SchedulerConfig},
@@ -56,17 +57,6 @@ impl Default for Architecture {
     }
 }
 
-/// Groups of normalisations: the most, up to 32, that divide all of `channels` into at least four
-/// channels each.
-fn groups(channels: &[usize]) -> usize {
-    let fits = |groups: &usize| {
-        channels
-            .iter()
-            .all(|c| c.is_multiple_of(*groups) && c / groups >= 4)
-    };
-    [32, 16, 8, 4, 2].into_iter().find(fits).unwrap_or(1)
-}
-
 impl Architecture {
     /// Checks that the sizes fit each other.
     ///
@@ -102,23 +92,16 @@ impl Architecture {
         }
     }
 
-    /// The autoencoder's configuration; latents are scaled by its own last layer, so that its
-    /// scaling factor is 1.
+    /// The autoencoder's configuration.
     pub fn autoencoder(&self, side: usize) -> AutoencoderConfig {
-        let levels = self.autoencoder.len();
-        AutoencoderConfig {
-            down_block_types: vec!["DownEncoderBlock2D".to_owned(); levels],
-            up_block_types: vec!["UpDecoderBlock2D".to_owned(); levels],
-            block_out_channels: self.autoencoder.clone(),
-            layers_per_block: self.autoencoder_layers,
-            latent_channels: self.latent,
-            norm_num_groups: groups(&self.autoencoder),
-            sample_size: diffaug_nn::diffusion::SampleSize::Square(side),
-            scaling_factor: 1.0,
-            force_upcast: false,
-            mid_block_add_attention: self.autoencoder_attention,
-            ..AutoencoderConfig::default()
-        }
+        let (layers, latent) = (self.autoencoder_layers, self.latent);
+        compressor::architecture(
+            &self.autoencoder,
+            layers,
+            latent,
+            self.autoencoder_attention,
+            side,
+        )
     }
 
     /// The denoising network's configuration.

@@ -9,12 +9,12 @@ use super::{
     views::{View, Views},
 };
 use crate::{
-    autoencoder::{Autoencoder, Moments},
     picture::latent_mask,
     text::{Embedding, TextEncoders},
 };
 use candle_core::{DType, Device, Tensor};
 use diffaug::{BoxDataset, Dataset, Error, Reporter, Result, Sample, rng};
+use diffaug_models::{Moments, Vae};
 use diffaug_nn::{
     diffusion::{
         Added, UNet,
@@ -50,7 +50,7 @@ pub struct Denoiser<'a> {
     /// Texts to embeddings.
     pub texts: Texts,
     /// Pixels to latents; stays as it is.
-    pub vae: Autoencoder,
+    pub vae: Vae,
     /// The noise.
     pub schedule: NoiseSchedule,
     /// What the network predicts.

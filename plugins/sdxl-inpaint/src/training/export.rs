@@ -1,15 +1,14 @@
 //! What training leaves: folders in the layout of diffusers.
 
 use crate::{loader::OWN, options::Options};
-use candle_core::Tensor;
-use diffaug::{Error, ErrorKind, Result, ResultExt};
+use diffaug::{ErrorKind, Result, ResultExt};
 use diffaug_nn::{
     diffusion::UNetConfig,
     weights::{self, Source},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{fs, path::Path};
 
 /// What PyTorch's readers want to see in a file.
 pub const METADATA: &[(&str, &str)] = &[("format", "pt")];
@@ -126,116 +125,4 @@ pub fn index(out: &Path, xl: bool, force_zeros: bool, scheduler: &Value) -> Resu
         }
     }
     write_json(&out.join("model_index.json"), &index)
-}
-
-/// The tensors of an autoencoder whose latents are shifted and scaled to mean 0 and variance 1 of
-/// each channel.
-///
-/// diffusers can keep means and deviations in the configuration, too, but its inpainting pipelines
-/// mind them when they decode and not when they encode. The 1×1 convolutions between encoder,
-/// latents and decoder can do it for every pipeline.
-///
-/// # Errors
-/// When there are no such convolutions.
-pub fn normalised(
-    tensors: BTreeMap<String, Tensor>,
-    means: &[f64],
-    deviations: &[f64],
-) -> Result<BTreeMap<String, Tensor>> {
-    let mut tensors = tensors;
-    let channels = means.len();
-    let row = |values: Vec<f64>| -> Result<Tensor> {
-        let count = values.len();
-        let values: Vec<f32> = values.into_iter().map(|v| v as f32).collect();
-        let device = tensors.values().next().map(Tensor::device);
-        let device = device.ok_or_else(|| Error::internal("an autoencoder without tensors"))?;
-        Ok(Tensor::from_vec(values, count, device)?)
-    };
-    // Means, then logarithms of variances.
-    let twice = |of: &dyn Fn(usize) -> f64, rest: &dyn Fn(usize) -> f64| {
-        (0..channels)
-            .map(of)
-            .chain((0..channels).map(rest))
-            .collect::<Vec<_>>()
-    };
-    let scale = row(twice(&|c| 1.0 / deviations[c], &|_| 1.0))?;
-    let shift = row(twice(&|c| -means[c] / deviations[c], &|c| {
-        -2.0 * deviations[c].ln()
-    }))?;
-    let (mean, deviation) = (row(means.to_vec())?, row(deviations.to_vec())?);
-    let find = |name: &str| {
-        let tensor = tensors.get(name);
-        tensor.ok_or_else(|| Error::internal(format!("the autoencoder has no `{name}`")))
-    };
-    let weight = find("quant_conv.weight")?.broadcast_mul(&scale.reshape(((), 1, 1, 1))?)?;
-    let bias = ((find("quant_conv.bias")? * &scale)? + shift)?;
-    let old = find("post_quant_conv.weight")?;
-    let moved = old
-        .flatten_from(1)?
-        .broadcast_mul(&mean.reshape((1, ()))?)?
-        .sum(1)?;
-    let post_bias = (find("post_quant_conv.bias")? + moved)?;
-    let post = old.broadcast_mul(&deviation.reshape((1, (), 1, 1))?)?;
-    for (name, tensor) in [
-        ("quant_conv.weight", weight),
-        ("quant_conv.bias", bias),
-        ("post_quant_conv.weight", post),
-        ("post_quant_conv.bias", post_bias),
-    ] {
-        tensors.insert(name.to_owned(), tensor);
-    }
-    Ok(tensors)
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use crate::training::architecture::Architecture;
-    use candle_core::Device;
-    use diffaug_nn::{
-        diffusion::Autoencoder,
-        params::Params,
-        testing::{close, random},
-    };
-
-    #[test]
-    fn latents_are_shifted_and_scaled_and_images_stay() {
-        let architecture = Architecture {
-            autoencoder: vec![8, 8],
-            ..Architecture::default()
-        };
-        let config = architecture.autoencoder(16);
-        let mut params = Params::new(&Device::Cpu, 1);
-        let plain = Autoencoder::new(params.root(), &config).unwrap();
-        let tensors: BTreeMap<String, Tensor> = params
-            .all()
-            .map(|(name, var)| (name.to_owned(), var.as_detached_tensor()))
-            .collect();
-        let (means, deviations) = ([0.5, -1.0, 2.0, 0.0], [2.0, 0.5, 1.0, 3.0]);
-        let scaled = normalised(tensors, &means, &deviations).unwrap();
-        let mut frozen = Params::frozen(&Device::Cpu, scaled.into_iter().collect());
-        let scaled = Autoencoder::new(frozen.root(), &config).unwrap();
-        let x = random("x", &[1, 3, 16, 16]);
-        let (a, b) = (plain.encode(&x).unwrap(), scaled.encode(&x).unwrap());
-        let row = |values: [f64; 4]| {
-            let values = values.map(|v| v as f32);
-            Tensor::new(&values, &Device::Cpu)
-                .unwrap()
-                .reshape((1, 4, 1, 1))
-                .unwrap()
-        };
-        let expected = a.mean.broadcast_sub(&row(means)).unwrap();
-        let expected = expected.broadcast_div(&row(deviations)).unwrap();
-        close(&b.mean, &expected, 1e-5);
-        let narrower = a
-            .logvar
-            .broadcast_sub(&(row(deviations).log().unwrap() * 2.0).unwrap());
-        close(&b.logvar, &narrower.unwrap(), 1e-5);
-        close(
-            &scaled.decode(&b.mean).unwrap(),
-            &plain.decode(&a.mean).unwrap(),
-            1e-5,
-        );
-    }
 }

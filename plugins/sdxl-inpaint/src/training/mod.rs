@@ -6,7 +6,6 @@
 //! holds what the training loop keeps.
 
 pub mod architecture;
-pub mod autoencoder;
 mod denoiser;
 mod export;
 mod finetune;

@@ -1,8 +1,9 @@
 //! How `sdxl-inpaint` is trained.
 
-use super::{architecture::Architecture, autoencoder::AutoencoderTraining, holes::Holes};
+use super::{architecture::Architecture, holes::Holes};
 use crate::options::{refuse, within};
 use diffaug::Result;
+use diffaug_models::compressor::AutoencoderTraining;
 use diffaug_nn::{
     fit::{Averaging, Settings},
     optim::{Decay, Schedule},
@@ -70,6 +71,9 @@ pub struct Training {
     pub architecture: Architecture,
     /// The training of the autoencoder of `init = "scratch"`.
     pub autoencoder: AutoencoderTraining,
+    /// Share of the autoencoder's pictures that have their lesion cut out, as painting will show
+    /// them.
+    pub cut: f64,
     /// Whether blocks of the network are computed again in the backward pass, which costs a third
     /// more time and saves most of the memory.
     pub checkpointing: bool,
@@ -116,6 +120,7 @@ impl Default for Training {
             text: true,
             architecture: Architecture::default(),
             autoencoder: AutoencoderTraining::default(),
+            cut: 0.2,
             checkpointing: false,
             precision: Precision::F32,
             evaluate_every: 250,
@@ -195,6 +200,7 @@ impl Training {
             ("train.noise_offset", self.noise_offset),
             ("train.prompt_dropout", self.prompt_dropout),
             ("train.jitter", self.jitter),
+            ("train.cut", self.cut),
         ] {
             within(field, value, 0.0..=1.0)?;
         }
@@ -210,7 +216,7 @@ impl Training {
         }
         self.holes.check()?;
         self.architecture.check()?;
-        self.autoencoder.check()
+        self.autoencoder.check("train.autoencoder")
     }
 
     /// How the training loop is to go about the denoising network.

@@ -4,30 +4,28 @@
 use super::{
     Fit,
     architecture::Architecture,
-    autoencoder::Compressor,
     denoiser::{Denoiser, Texts},
     export,
+    holes::inside,
     store::Store,
     views::Views,
     vocabulary,
 };
-use crate::{
-    autoencoder::{Autoencoder as Wrapped, Kind},
-    text::{ClipConfig, ClipText, TextEncoder, TextEncoders, Tokenizer},
+use crate::text::{ClipConfig, ClipText, TextEncoder, TextEncoders, Tokenizer};
+use candle_core::{DType, Device, Tensor};
+use diffaug::{Dataset, FitReport, Result, Sample, rng};
+use diffaug_models::{
+    Vae,
+    compressor::{Compression, Pictures},
 };
-use candle_core::DType;
-use diffaug::{Dataset, FitReport, Result, rng};
 use diffaug_nn::{
     diffusion::{Autoencoder, AutoencoderConfig, UNet, scheduler::NoiseSchedule},
-    fit::{self, Learner, WEIGHTS},
+    fit::{self, WEIGHTS},
     params::Params,
-    perceptual::Lpips,
     weights,
 };
+use rand::RngExt;
 use serde_json::json;
-
-/// Samples over which latents are measured.
-const MEASURED: u64 = 512;
 
 impl Fit<'_, '_> {
     /// Trains everything and leaves a model in the layout of diffusers.
@@ -84,56 +82,23 @@ impl Fit<'_, '_> {
         Ok(report)
     }
 
-    /// Trains the autoencoder and leaves it in `vae`, with latents of mean 0 and variance 1.
+    /// Trains the autoencoder and leaves it in `vae`.
     fn autoencoder(&self, config: &AutoencoderConfig, views: Views) -> Result<()> {
-        let folder = self.folder("autoencoder");
-        let training = self.options.train.autoencoder.clone();
+        let train = &self.options.train;
         let seed = rng::derive(self.seed, "part", "autoencoder");
-        let mut params = Params::new(self.device, seed);
-        let net = Autoencoder::new(params.root(), config)?;
-        let lpips = training.lpips.as_deref();
-        let lpips = lpips.map(|path| Lpips::open(path, self.device)).transpose();
-        let learner = Compressor {
-            lpips: lpips.map_err(|error| error.at("train.autoencoder.lpips"))?,
-            params,
-            net,
-            views,
-            training,
+        let compression = Compression {
+            config,
+            training: &train.autoencoder,
+            field: "train.autoencoder",
+            device: self.device,
             seed,
+            tensorboard: train.tensorboard,
+            folder: &self.folder("autoencoder"),
+            out: &self.out.join("vae"),
         };
-        let settings = learner
-            .training
-            .settings(seed, self.options.train.tensorboard);
-        let model = json!({ "autoencoder": config, "train": &learner.training });
-        let (train, validation) = (self.train, self.validation);
-        fit::fit(
-            &learner,
-            &settings,
-            &model,
-            train,
-            validation,
-            &folder,
-            self.reporter,
-        )?;
-        weights::load(&folder.join(WEIGHTS), learner.params())?;
-        let count = MEASURED.min(train.items()?.len() as u64);
-        let (means, deviations) = learner.statistics(train, count)?;
-        let tensors = learner
-            .params
-            .all()
-            .map(|(name, var)| (name.to_owned(), var.as_detached_tensor()));
-        let tensors = export::normalised(tensors.collect(), &means, &deviations)?;
-        let out = self.out.join("vae");
-        std::fs::create_dir_all(&out)?;
-        weights::save_tensors(
-            &out.join("diffusion_pytorch_model.safetensors"),
-            tensors,
-            export::METADATA,
-        )?;
-        export::write_json(
-            &out.join("config.json"),
-            &export::named(config, "AutoencoderKL")?,
-        )
+        let cut = train.cut;
+        let pictures = Seen { views, cut, seed };
+        compression.run(&pictures, self.train, self.validation, self.reporter)
     }
 
     /// Writes a tokenizer that knows the words of the prompt bank's texts for the training samples.
@@ -192,7 +157,7 @@ impl Fit<'_, '_> {
             added: false,
             force_zeros: false,
             texts,
-            vae: Wrapped::new(Kind::Full(Box::new(net)), DType::F32, self.device)?,
+            vae: Vae::full(net, DType::F32),
             schedule: NoiseSchedule::new(&scheduler)?,
             prediction: scheduler.prediction()?,
             views,
@@ -201,5 +166,33 @@ impl Fit<'_, '_> {
             store: Store::open(&self.folder("kept"))?,
             seed: self.seed,
         })
+    }
+}
+
+/// What the autoencoder learns from: chance views, perhaps with their lesion cut out.
+struct Seen {
+    views: Views,
+    cut: f64,
+    seed: u64,
+}
+
+impl Pictures for Seen {
+    fn draw(&self, sample: &Sample, draw: u64) -> Result<Tensor> {
+        let mut rng = rng::stream(self.seed, "autoencoder's view", draw);
+        let view = self
+            .views
+            .view(sample, rng.random_range(0..self.views.count))?;
+        if rng.random::<f64>() >= self.cut {
+            return Ok(view.pixels);
+        }
+        let kept = inside(view.mask.view());
+        let kept: Vec<f32> = kept.iter().map(|cut| f32::from(u8::from(!cut))).collect();
+        let (_, _, height, width) = view.pixels.dims4()?;
+        let kept = Tensor::from_vec(kept, (1, 1, height, width), &Device::Cpu)?;
+        Ok(view.pixels.broadcast_mul(&kept)?)
+    }
+
+    fn plain(&self, sample: &Sample) -> Result<Tensor> {
+        Ok(self.views.view(sample, 0)?.pixels)
     }
 }

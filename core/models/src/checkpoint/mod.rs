@@ -6,7 +6,8 @@ mod folder;
 mod layout;
 mod single;
 
-pub(crate) use layout::{Chosen, ModelIndex, choose, read_json, shards};
+pub use layout::read_json;
+pub(crate) use layout::{Chosen, ModelIndex, choose, shards};
 
 use diffaug::{Error, ErrorKind, Result, ResultExt};
 use diffaug_nn::{

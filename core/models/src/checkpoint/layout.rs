@@ -74,7 +74,10 @@ impl ModelIndex {
 }
 
 /// The JSON file at `path`.
-pub(crate) fn read_json(path: &Path) -> Result<Value> {
+///
+/// # Errors
+/// When it is missing or broken.
+pub fn read_json(path: &Path) -> Result<Value> {
     let shown = path.display();
     let text =
         fs::read_to_string(path).or_error(ErrorKind::Model, || format!("cannot read `{shown}`"))?;

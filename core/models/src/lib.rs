@@ -1,0 +1,9 @@
+//! Models of diffusion that lie on disk or in a hub, in the layouts that they are published in, and
+//! small autoencoders that are trained here.
+
+pub mod checkpoint;
+pub mod compressor;
+pub mod hub;
+mod vae;
+
+pub use vae::{Moments, Vae};

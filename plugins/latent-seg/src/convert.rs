@@ -1,0 +1,336 @@
+//! Checkpoints of the reference (Stable Diffusion Segmentation, latent-diffusion's layout) as folders
+//! of weights: the running means of the denoising network, its vision encoder and its autoencoder.
+
+use crate::{
+    denoiser::DenoiserConfig,
+    description::{Betas, Description, PLUGIN, Vision},
+    network::{Network, VAE},
+    options::{Options, Preset, Target, VisionInput},
+};
+use candle_core::{DType, Device, Tensor};
+use diffaug::{Error, ErrorKind, Result, ResultExt};
+use diffaug_models::{Vae, compressor};
+use diffaug_nn::{
+    diffusion::{AutoencoderConfig, original::Original},
+    fit::{CONFIG, WEIGHTS},
+    params::Params,
+    weights::{self, Files, Pickle, Source},
+};
+use serde_json::json;
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
+
+/// Side of the images that the published models were trained on.
+const SIDE: u32 = 256;
+
+/// Makes the folder `to` of the checkpoint `from`.
+///
+/// # Errors
+/// When the file is none of the reference's, or the folder cannot be written.
+pub fn convert(options: &Options, from: &Path, to: &Path) -> Result<String> {
+    if options.preset() != Preset::SdSeg {
+        return Err(Error::unsupported(
+            "checkpoints of the reference are for `sdseg` (or `preset = \"sdseg\"`)",
+        )
+        .at("preset"));
+    }
+    let name = || format!("in `{}`", from.display());
+    let mut parts = Parts::read(open(from)?.as_mut()).or_error(ErrorKind::Model, name)?;
+    let vision = parts.vision_config().or_error(ErrorKind::Model, name)?;
+    let vae = parts.vae_config().or_error(ErrorKind::Model, name)?;
+    let description = Description {
+        plugin: PLUGIN.to_owned(),
+        input: options.size.map_or((SIDE, SIDE), |side| (side, side)),
+        classes: vec![(1, "target".to_owned())],
+        vae: None,
+        factor: vae.downsampling(),
+        latent: vae.latent_channels,
+        scale: parts.scale,
+        denoiser: parts
+            .denoiser_config(options)
+            .or_error(ErrorKind::Model, name)?,
+        vision,
+        fused: false,
+        prediction: Target::Epsilon,
+        noise: Betas {
+            start: options.beta_start,
+            end: options.beta_end,
+            zero_terminal_snr: false,
+        },
+    };
+    let tensors = parts.tensors(&description)?;
+    let autoencoder = parts.autoencoder(&vae)?;
+    let frozen = Params::frozen(&Device::Cpu, autoencoder.clone().into_iter().collect());
+    check(&description, &tensors, frozen, &vae).or_error(ErrorKind::Model, name)?;
+    compressor::leave(&to.join(VAE), &vae, &autoencoder)?;
+    weights::save_tensors(&to.join(WEIGHTS), tensors, &[])?;
+    let config = serde_json::to_string_pretty(&json!({ "model": description }))? + "\n";
+    // Last of all: with it the folder is one of weights.
+    weights::write_atomically(&to.join(CONFIG), config.as_bytes())?;
+    Ok(format!(
+        "{} values of the denoising network ({}), scale factor {}",
+        description.denoiser.count(),
+        if parts.averaged {
+            "running means"
+        } else {
+            "no running means"
+        },
+        description.scale
+    ))
+}
+
+/// Opens safetensors or a PyTorch file.
+fn open(path: &Path) -> Result<Box<dyn Source>> {
+    if path.extension().is_some_and(|kind| kind == "safetensors") {
+        return Ok(Box::new(Files::open(&[path])?));
+    }
+    if !path.is_file() {
+        return Err(Error::model(format!(
+            "there is no file `{}`",
+            path.display()
+        )));
+    }
+    Ok(Box::new(Pickle::open(path)?))
+}
+
+/// Builds the networks, so that a folder is only written where they fit.
+fn check(
+    description: &Description,
+    tensors: &BTreeMap<String, Tensor>,
+    mut frozen: Params,
+    vae: &AutoencoderConfig,
+) -> Result<()> {
+    let net = diffaug_nn::diffusion::Autoencoder::new(frozen.root(), vae)?;
+    let left = |params: &Params| match params.left_over().first() {
+        None => Ok(()),
+        Some(name) => Err(Error::model(format!("tensor `{name}` is no part of it"))),
+    };
+    left(&frozen)?;
+    let own: HashMap<String, Tensor> = tensors.clone().into_iter().collect();
+    let params = Params::frozen(&Device::Cpu, own);
+    let network = Network::new(description.clone(), params, Vae::full(net, DType::F32))?;
+    left(&network.params)
+}
+
+/// The tensors of a checkpoint, by part, in its own names.
+struct Parts {
+    denoiser: BTreeMap<String, Tensor>,
+    vision: HashMap<String, Tensor>,
+    vae: HashMap<String, Tensor>,
+    scale: f64,
+    averaged: bool,
+}
+
+impl Parts {
+    fn read(source: &mut dyn Source) -> Result<Self> {
+        let mut parts = Parts {
+            denoiser: BTreeMap::new(),
+            vision: HashMap::new(),
+            vae: HashMap::new(),
+            scale: 1.0,
+            averaged: false,
+        };
+        for name in source.names() {
+            if let Some(rest) = name.strip_prefix("model.diffusion_model.") {
+                // Running means are kept under names without dots.
+                let mean = format!("model_ema.diffusion_model{}", rest.replace('.', ""));
+                let averaged = source.shape(&mean).is_some();
+                parts.averaged |= averaged;
+                let name = if averaged { &mean } else { &name };
+                insert(source, name, rest, |name, tensor| {
+                    parts.denoiser.insert(name, tensor);
+                })?;
+            } else if let Some(rest) = name.strip_prefix("cond_stage_model.") {
+                insert(source, &name, rest, |name, tensor| {
+                    parts.vision.insert(name, tensor);
+                })?;
+            } else if let Some(rest) = name.strip_prefix("first_stage_model.") {
+                insert(source, &name, rest, |name, tensor| {
+                    parts.vae.insert(name, tensor);
+                })?;
+            } else if name == "scale_factor"
+                && let Some(scale) = source.take(&name)?
+            {
+                parts.scale = scale.to_dtype(DType::F64)?.to_scalar()?;
+            }
+        }
+        for (prefix, missing) in [
+            ("model.diffusion_model.", parts.denoiser.is_empty()),
+            ("cond_stage_model.", parts.vision.is_empty()),
+            ("first_stage_model.", parts.vae.is_empty()),
+        ] {
+            if missing {
+                return Err(Error::model(format!(
+                    "no tensor begins with `{prefix}`: expected a checkpoint of Stable Diffusion Segmentation"
+                )));
+            }
+        }
+        Ok(parts)
+    }
+
+    fn vision_config(&self) -> Result<Vision> {
+        let (channels, layers) = levels(&self.vision)?;
+        Ok(Vision {
+            input: VisionInput::Pixel,
+            channels,
+            layers,
+            attention: self.vision.contains_key("encoder.mid.attn_1.q.weight"),
+            features: dim(
+                self.vision.get("out.weight"),
+                "cond_stage_model.out.weight",
+                0,
+            )?,
+        })
+    }
+
+    fn vae_config(&self) -> Result<AutoencoderConfig> {
+        let (channels, layers) = levels(&self.vae)?;
+        let name = "first_stage_model.post_quant_conv.weight";
+        let latent = dim(self.vae.get("post_quant_conv.weight"), name, 0)?;
+        let attention = self.vae.contains_key("encoder.mid.attn_1.q.weight");
+        Ok(compressor::architecture(
+            &channels,
+            layers,
+            latent,
+            attention,
+            SIDE as usize,
+        ))
+    }
+
+    /// The denoising network, as far as its tensors tell; heads and groups are those of the options.
+    fn denoiser_config(&self, options: &Options) -> Result<DenoiserConfig> {
+        let of = |name: &str, which: usize| {
+            dim(
+                self.denoiser.get(name),
+                &format!("model.diffusion_model.{name}"),
+                which,
+            )
+        };
+        let width = of("input_blocks.0.0.weight", 0)?;
+        let blocks = (0..)
+            .take_while(|i| self.has(&format!("output_blocks.{i}.0.in_layers.2.weight")))
+            .count();
+        // The last block of a level has a second residual block, which doubles the sides.
+        let doubles = |i: &usize| {
+            let second = |part| self.has(&format!("output_blocks.{i}.{part}.in_layers.2.weight"));
+            second(1) || second(2)
+        };
+        let layers = (0..blocks)
+            .find(doubles)
+            .unwrap_or(blocks.saturating_sub(1));
+        let levels = blocks / (layers + 1).max(1);
+        let (mut multipliers, mut attention) = (Vec::new(), Vec::new());
+        for level in 0..levels {
+            let first = 1 + level * (layers + 1);
+            let channels = of(&format!("input_blocks.{first}.0.out_layers.3.weight"), 0)?;
+            multipliers.push(channels / width);
+            if self.has(&format!("input_blocks.{first}.1.qkv.weight")) {
+                attention.push(1 << level);
+            }
+        }
+        Ok(DenoiserConfig {
+            inputs: of("input_blocks.0.0.weight", 1)?,
+            outputs: of("out.2.weight", 0)?,
+            width,
+            multipliers,
+            layers,
+            heads: options.architecture.heads,
+            attention,
+            groups: options.architecture.groups,
+        })
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.denoiser.contains_key(name)
+    }
+
+    /// The trained tensors under our names.
+    fn tensors(&mut self, description: &Description) -> Result<BTreeMap<String, Tensor>> {
+        let mut all = BTreeMap::new();
+        for (name, tensor) in std::mem::take(&mut self.denoiser) {
+            all.insert(format!("denoiser.{name}"), as_map(&name, tensor)?);
+        }
+        let vision = &description.vision;
+        let mut encoder = HashMap::new();
+        for (name, tensor) in std::mem::take(&mut self.vision) {
+            match name.strip_prefix("out.") {
+                Some(rest) => {
+                    all.insert(format!("vision.out.{rest}"), tensor);
+                }
+                None => {
+                    encoder.insert(name, tensor);
+                }
+            }
+        }
+        let source = Original::autoencoder(encoder, vision.channels.len(), vision.layers)?;
+        for (name, tensor) in drain(source)? {
+            all.insert(format!("vision.{name}"), tensor);
+        }
+        Ok(all)
+    }
+
+    fn autoencoder(&mut self, config: &AutoencoderConfig) -> Result<BTreeMap<String, Tensor>> {
+        let (levels, layers) = (config.block_out_channels.len(), config.layers_per_block);
+        drain(Original::autoencoder(
+            std::mem::take(&mut self.vae),
+            levels,
+            layers,
+        )?)
+    }
+}
+
+/// Takes the tensor `name` and hands it on as `rest`, in f32.
+fn insert(
+    source: &mut dyn Source,
+    name: &str,
+    rest: &str,
+    put: impl FnOnce(String, Tensor),
+) -> Result<()> {
+    if let Some(tensor) = source.take(name)? {
+        put(rest.to_owned(), tensor.to_dtype(DType::F32)?.contiguous()?);
+    }
+    Ok(())
+}
+
+/// Attention's one-dimensional convolutions are linear maps here.
+pub(crate) fn as_map(name: &str, tensor: Tensor) -> Result<Tensor> {
+    let attention = name.ends_with(".qkv.weight") || name.ends_with(".proj_out.weight");
+    match attention && tensor.rank() == 3 {
+        true => Ok(tensor.squeeze(2)?),
+        false => Ok(tensor),
+    }
+}
+
+/// Channels at each resolution of an encoder and its residual blocks there.
+fn levels(tensors: &HashMap<String, Tensor>) -> Result<(Vec<usize>, usize)> {
+    let conv =
+        |level: usize, block: usize| format!("encoder.down.{level}.block.{block}.conv1.weight");
+    let channels: Vec<usize> = (0..)
+        .map_while(|level| tensors.get(&conv(level, 0)))
+        .filter_map(|tensor| tensor.dims().first().copied())
+        .collect();
+    let layers = (0..)
+        .take_while(|block| tensors.contains_key(&conv(0, *block)))
+        .count();
+    match channels.is_empty() {
+        true => Err(Error::model(format!("tensor `{}` is missing", conv(0, 0)))),
+        false => Ok((channels, layers)),
+    }
+}
+
+fn dim(tensor: Option<&Tensor>, name: &str, which: usize) -> Result<usize> {
+    let size = tensor.and_then(|tensor| tensor.dims().get(which).copied());
+    size.ok_or_else(|| Error::model(format!("tensor `{name}` is missing")))
+}
+
+fn drain(mut source: impl Source) -> Result<BTreeMap<String, Tensor>> {
+    let mut all = BTreeMap::new();
+    for name in source.names() {
+        if let Some(tensor) = source.take(&name)? {
+            all.insert(name, tensor);
+        }
+    }
+    Ok(all)
+}

@@ -1,0 +1,234 @@
+//! What a segmenter needs, from its options and the headers of its files.
+//!
+//! Weights are counted exactly. Activations are estimates, in maps of a network's first level (f32):
+//! the denoising network keeps about [`STAGE`] maps of each level for every residual block it
+//! trains, the encoders [`RESNET`]; an answer holds [`ANSWER`] of each.
+
+use crate::{
+    denoiser::DenoiserConfig,
+    description::{Description, Vision},
+    network::VAE,
+    options::{Options, VisionInput},
+};
+use candle_core::Device;
+use diffaug::{Component, Context, Inspection, Result};
+use diffaug_models::compressor;
+use diffaug_nn::{
+    budget::{self, F32, Upkeep},
+    device,
+    diffusion::{Autoencoder, AutoencoderConfig, Encoder},
+    fit::WEIGHTS,
+    params::Params,
+};
+
+/// Side of the images where nothing tells it.
+const ASSUMED: u32 = 256;
+/// Maps that a residual block with attention keeps for the backward pass.
+const STAGE: u64 = 16;
+/// Those of a residual block alone.
+const RESNET: u64 = 8;
+/// Maps of the first level that are in use at once for an answer.
+const ANSWER: u64 = 8;
+/// What an autoencoder shrinks images by where it is not trained here: all published ones do.
+const PUBLISHED: (usize, usize) = (8, 4);
+
+/// What a segmenter of these options needs.
+///
+/// # Errors
+/// When the networks of the options cannot be.
+pub fn inspect(options: &Options, context: &Context) -> Result<Inspection> {
+    let mut inspection = Inspection {
+        features: budget::features(),
+        ..Inspection::default()
+    };
+    if let Err(error) = device::check(&context.device) {
+        inspection.miss(error);
+    }
+    let side = match (options.size, context.size) {
+        (Some(side), _) => side,
+        (None, 0) => ASSUMED,
+        (None, side) => side,
+    };
+    let stored = match &options.weights {
+        Some(folder) => match Description::read(folder) {
+            Ok(description) => {
+                if let Err(error) = budget::stored(&folder.join(WEIGHTS)) {
+                    inspection.miss(error);
+                }
+                if description.vae.is_none() && options.vae.is_none() && !folder.join(VAE).is_dir()
+                {
+                    inspection.miss(format!(
+                        "`{}` has no folder `{VAE}`, and the option `vae` names no autoencoder",
+                        folder.display()
+                    ));
+                }
+                Some(description)
+            }
+            Err(error) => {
+                inspection.miss(error);
+                None
+            }
+        },
+        None => None,
+    };
+    let parts = match &stored {
+        Some(description) => Parts::stored(description),
+        None => {
+            inspection.note("counted for one target class; the data may have more");
+            Parts::of(options, side)
+        }
+    };
+    parts.report(options, options.weights.is_none(), &mut inspection)?;
+    inspection.note("memory for activations is an estimate from the sizes of the networks");
+    Ok(inspection)
+}
+
+/// The networks.
+struct Parts {
+    /// Width and height in pixels.
+    input: (u32, u32),
+    factor: usize,
+    latent: usize,
+    vision: Vision,
+    encoder: AutoencoderConfig,
+    fused: bool,
+    denoiser: DenoiserConfig,
+    /// The small autoencoder, where one is trained.
+    autoencoder: Option<AutoencoderConfig>,
+}
+
+impl Parts {
+    fn stored(description: &Description) -> Self {
+        Parts {
+            input: description.input,
+            factor: description.factor,
+            latent: description.latent,
+            vision: description.vision.clone(),
+            encoder: description.encoder(),
+            fused: description.fused,
+            denoiser: description.denoiser.clone(),
+            autoencoder: None,
+        }
+    }
+
+    fn of(options: &Options, side: u32) -> Self {
+        let (a, resolved) = (&options.architecture, options.resolved());
+        let autoencoder = options.vae.is_none().then(|| {
+            let (channels, layers) = (&a.autoencoder, a.autoencoder_layers);
+            compressor::architecture(channels, layers, a.latent, false, side as usize)
+        });
+        let (factor, latent) = match &autoencoder {
+            Some(config) => (config.downsampling(), config.latent_channels),
+            None => PUBLISHED,
+        };
+        let vision = Vision {
+            input: resolved.vision_input,
+            channels: options.vision(),
+            layers: a.vision_layers,
+            attention: a.vision_attention,
+            features: a.features,
+        };
+        let encoder = AutoencoderConfig {
+            in_channels: match vision.input {
+                VisionInput::Latent => latent,
+                VisionInput::Pixel => 3,
+            },
+            ..compressor::architecture(&vision.channels, vision.layers, latent, vision.attention, 0)
+        };
+        let condition = if resolved.fused {
+            latent
+        } else {
+            vision.features
+        };
+        Parts {
+            input: (side, side),
+            factor,
+            latent,
+            encoder,
+            fused: resolved.fused,
+            denoiser: DenoiserConfig {
+                inputs: latent + condition,
+                outputs: latent,
+                width: a.width,
+                multipliers: a.multipliers.clone(),
+                layers: a.layers,
+                heads: a.heads,
+                attention: a.attention.clone(),
+                groups: a.groups,
+            },
+            vision,
+            autoencoder,
+        }
+    }
+
+    fn report(&self, options: &Options, trained: bool, inspection: &mut Inspection) -> Result<()> {
+        let mut params = Params::new(&Device::Cpu, 0);
+        Encoder::new(params.root(), &self.encoder)?;
+        let (latent, features) = (self.latent as u64, self.vision.features as u64);
+        let mut vision = params.count() as u64 + 2 * latent * features + features;
+        if self.fused {
+            vision += (latent + features) * latent + latent;
+        }
+        let mut parts = vec![("vision", vision), ("denoiser", self.denoiser.count())];
+        let trainable: u64 = parts.iter().map(|part| part.1).sum();
+        if let Some(config) = &self.autoencoder {
+            let mut params = Params::new(&Device::Cpu, 0);
+            Autoencoder::new(params.root(), config)?;
+            parts.push(("vae", params.count() as u64));
+        } else {
+            inspection.note("the frozen autoencoder is not counted");
+        }
+        for (name, parameters) in parts {
+            inspection.components.push(Component {
+                name: name.into(),
+                parameters,
+                trainable: if trained { parameters } else { 0 },
+                bytes: F32 * parameters,
+            });
+        }
+        let weights: u64 = inspection.components.iter().map(|part| part.bytes).sum();
+        let pixels = u64::from(self.input.0) * u64::from(self.input.1);
+        let latents = pixels / (self.factor as u64).pow(2).max(1);
+        // The decoder works at the size of the images.
+        let decode = ANSWER * F32 * 128 * pixels;
+        let answer = ANSWER * F32 * self.denoiser.width as u64 * latents * options.batch as u64;
+        inspection.run_bytes = weights + answer + decode * options.batch as u64;
+        if trained {
+            let settings = options.settings(0);
+            let rule = settings.optimizer;
+            let upkeep = Upkeep::new(trainable, trainable, &rule, settings.ema.is_some());
+            let dice = if options.resolved().lambda_dice > 0.0 {
+                4
+            } else {
+                1
+            };
+            let maps = self.kept(latents, pixels) * options.train.batch as u64;
+            let maps = maps + dice * decode * options.train.batch as u64;
+            inspection.train_bytes = upkeep.peak(maps, true);
+        }
+        Ok(())
+    }
+
+    /// What is kept for the backward pass of an image, in bytes.
+    fn kept(&self, latents: u64, pixels: u64) -> u64 {
+        let stages = 2 * self.denoiser.layers as u64 + 1;
+        let levels = self.denoiser.multipliers.iter().enumerate();
+        let denoiser: u64 = levels
+            .map(|(level, multiplier)| {
+                let channels = (self.denoiser.width * multiplier) as u64;
+                STAGE * stages * channels * (latents >> (2 * level))
+            })
+            .sum();
+        let seen = match self.vision.input {
+            VisionInput::Latent => latents,
+            VisionInput::Pixel => pixels,
+        };
+        let levels = self.vision.channels.iter().enumerate();
+        let vision: u64 = levels
+            .map(|(level, channels)| {
+                RESNET * self.vision.layers as u64 * *channels as u64 * (seen >> (2 * level))
+            })
+            .sum();
+        F32 * (denoiser + vision)
+    }
+}

@@ -1,0 +1,334 @@
+//! The segmenter's networks and what they compute: a condition from the image (Eq. 9 and 13), and a
+//! mask's latent from noise and condition (Eq. 11).
+
+use crate::{
+    denoiser::{Denoiser, timesteps},
+    description::{Description, TIMESTEPS},
+    options::{Noise, Options, VisionInput},
+};
+use candle_core::{DType, Device, Tensor};
+use diffaug::{Error, ErrorKind, Mask, Result, ResultExt, Segmentation, prelude::ImageRef, rng};
+use diffaug_models::Vae;
+use diffaug_nn::{
+    batch,
+    diffusion::{Encoder, scheduler::NoiseSchedule},
+    fit::WEIGHTS,
+    layers::Conv2d,
+    noise,
+    ops::Dropping,
+    params::Params,
+    weights,
+};
+use rayon::prelude::*;
+use std::path::Path;
+
+/// The folder of a small autoencoder beside the weights that need it.
+pub const VAE: &str = "vae";
+
+/// The networks with their parameters.
+pub struct Network {
+    /// What they are.
+    pub description: Description,
+    /// What is trained.
+    pub params: Params,
+    /// The noise.
+    pub schedule: NoiseSchedule,
+    /// Pixels to latents and back; stays as it is.
+    pub vae: Vae,
+    vision: Encoder,
+    vision_out: Conv2d,
+    fusion: Option<Conv2d>,
+    denoiser: Denoiser,
+}
+
+/// An image as the networks see it.
+pub struct Seen {
+    /// Its frozen latent, `[n, latent, h, w]`, where that is looked at.
+    pub latent: Option<Tensor>,
+    /// Its pixels, -1 to 1, where the trainable encoder sees them.
+    pub pixels: Option<Tensor>,
+}
+
+impl Network {
+    /// The networks of `description` in `params`, empty or with tensors given.
+    ///
+    /// # Errors
+    /// When the description contradicts itself, or a given tensor does not fit.
+    pub fn new(description: Description, mut params: Params, vae: Vae) -> Result<Self> {
+        if (vae.factor(), vae.channels()) != (description.factor, description.latent) {
+            return Err(Error::model(format!(
+                "the autoencoder shrinks images by {} to {} channels, but the segmenter was made for {} and {}",
+                vae.factor(),
+                vae.channels(),
+                description.factor,
+                description.latent
+            ))
+            .at("vae"));
+        }
+        let schedule = description.noise.schedule()?;
+        let features = description.vision.features;
+        let latent = description.latent;
+        let mut build = || -> candle_core::Result<_> {
+            let mut root = params.root();
+            let mut scope = root.child("vision");
+            let vision = Encoder::new(scope.child("encoder"), &description.encoder())?;
+            let vision_out = Conv2d::new(scope.child("out"), 2 * latent, features, 1, true)?;
+            let fusion = description
+                .fused
+                .then(|| Conv2d::new(root.child("fusion"), latent + features, latent, 1, true));
+            let denoiser = Denoiser::new(root.child("denoiser"), &description.denoiser)?;
+            Ok((vision, vision_out, fusion.transpose()?, denoiser))
+        };
+        let (vision, vision_out, fusion, denoiser) = build().or_error(ErrorKind::Model, || {
+            "the networks of `latent-seg` cannot be built".to_owned()
+        })?;
+        Ok(Network {
+            description,
+            params,
+            schedule,
+            vae,
+            vision,
+            vision_out,
+            fusion,
+            denoiser,
+        })
+    }
+
+    /// The networks in a folder that training or conversion left, to answer and no more.
+    ///
+    /// # Errors
+    /// When a file is missing or does not fit.
+    pub fn load(folder: &Path, options: &Options, device: &Device) -> Result<Self> {
+        let description = Description::read(folder)?;
+        let vae = open_vae(folder, &description, options, device)?;
+        let source = weights::Files::open(&[folder.join(WEIGHTS)])?;
+        let network = Network::new(description, Params::from_source(device, source), vae)?;
+        match network.params.left_over().first() {
+            None => Ok(network),
+            Some(left) => Err(Error::model(format!(
+                "tensor `{left}` of `{}` is no part of the networks",
+                folder.join(WEIGHTS).display()
+            ))),
+        }
+    }
+
+    /// Where the networks compute.
+    pub fn device(&self) -> &Device {
+        self.params.device()
+    }
+
+    /// Images as the networks see them.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn see(&self, images: &[ImageRef<'_>]) -> Result<Seen> {
+        let frame = self.description.frame();
+        let pixels = batch::images(images, frame, self.device())?.affine(2.0, -1.0)?;
+        let of_pixels = self.description.vision.input == VisionInput::Pixel;
+        let latent = match self.description.fused || !of_pixels {
+            true => Some(self.vae.mode(&self.vae.moments(&pixels)?)?.detach()),
+            false => None,
+        };
+        Ok(Seen {
+            latent,
+            pixels: of_pixels.then_some(pixels),
+        })
+    }
+
+    /// What the denoising network is told of the images, `[n, _, h, w]` (Eq. 9 and 13).
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn condition(&self, seen: &Seen, dropping: Option<&Dropping>) -> Result<Tensor> {
+        let absent = || Error::internal("the vision encoder has nothing to see");
+        let input = match self.description.vision.input {
+            VisionInput::Latent => seen.latent.as_ref(),
+            VisionInput::Pixel => seen.pixels.as_ref(),
+        };
+        let input = input.ok_or_else(absent)?;
+        let features = match dropping {
+            Some(dropping) => self.vision.forward_dropping(input, dropping)?,
+            None => self.vision.forward(input)?,
+        };
+        let features = self.vision_out.forward(&features)?;
+        match &self.fusion {
+            None => Ok(features),
+            Some(fusion) => {
+                let latent = seen.latent.as_ref().ok_or_else(absent)?;
+                let latent = latent.to_dtype(features.dtype())?;
+                Ok(fusion.forward(&Tensor::cat(&[&latent, &features], 1)?)?)
+            }
+        }
+    }
+
+    /// What the denoising network makes of noisy latents at the timesteps `t`, f32.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn predict(
+        &self,
+        noisy: &Tensor,
+        condition: &Tensor,
+        t: &[u32],
+        dropping: Option<&Dropping>,
+    ) -> Result<Tensor> {
+        let noisy = noisy.to_dtype(condition.dtype())?;
+        let input = Tensor::cat(&[&noisy, condition], 1)?;
+        let output = self
+            .denoiser
+            .forward(&input, &timesteps(t, &input)?, dropping)?;
+        Ok(output.to_dtype(DType::F32)?)
+    }
+
+    /// Masks' latents from `z`, noise at the last timestep, in `steps` steps: with one, the estimate
+    /// of Eq. 11.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn denoise(&self, z: Tensor, condition: &Tensor, steps: usize) -> Result<Tensor> {
+        let (mut z, count) = (z, condition.dim(0)?);
+        let prediction = self.description.prediction.prediction();
+        let last = TIMESTEPS as usize - 1;
+        for step in 0..steps {
+            let t = vec![(last * (steps - step) / steps) as u32; count];
+            let output = self.predict(&z, condition, &t, None)?;
+            let clean = self.schedule.clean(prediction, &output, &z, &t)?;
+            if step + 1 == steps {
+                return Ok(clean);
+            }
+            let found = self.schedule.noise(prediction, &output, &z, &t)?;
+            let next = vec![(last * (steps - step - 1) / steps) as u32; count];
+            z = self.schedule.add_noise(&clean, &found, &next)?;
+        }
+        Ok(z)
+    }
+
+    /// How probable each class is at each pixel of the frame, `[n, classes, height, width]`, from
+    /// masks' latents: the mean of the decoded channels.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn probabilities(&self, latents: &Tensor) -> Result<Tensor> {
+        let (count, _, height, width) = latents.dims4()?;
+        let classes = self.description.classes.len();
+        let each = (count * classes, self.description.latent, height, width);
+        let latents = (latents.reshape(each)? / self.description.scale)?;
+        let pixels = self.vae.decode(&latents)?;
+        let (_, _, height, width) = pixels.dims4()?;
+        let grey = pixels.affine(0.5, 0.5)?.clamp(0f32, 1f32)?.mean(1)?;
+        Ok(grey.reshape((count, classes, height, width))?)
+    }
+
+    /// What the answer to an image begins with: it depends on the image and the seed alone.
+    fn start(
+        &self,
+        image: ImageRef<'_>,
+        shape: &[usize],
+        options: &Options,
+        seed: u64,
+    ) -> Vec<f32> {
+        let count = shape.iter().product();
+        match options.noise {
+            Noise::Zeros => vec![0.0; count],
+            Noise::Seeded => {
+                let key = fingerprint(image);
+                noise::normal(rng::derive(seed, "image", &key), "mask", 0, count)
+            }
+        }
+    }
+
+    /// An answer for each image, of the image's size.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn segment(
+        &self,
+        images: &[ImageRef<'_>],
+        options: &Options,
+        seed: u64,
+    ) -> Result<Vec<Segmentation>> {
+        let condition = self.condition(&self.see(images)?, None)?;
+        let (_, _, height, width) = condition.dims4()?;
+        let shape = [1, self.description.denoiser.outputs, height, width];
+        let starts = images
+            .iter()
+            .map(|image| self.start(*image, &shape, options, seed));
+        let starts: Vec<f32> = starts.flatten().collect();
+        let shape = (images.len(), shape[1], height, width);
+        let z = Tensor::from_vec(starts, shape, self.device())?;
+        let latents = self.denoise(z, &condition, options.steps)?;
+        let planes = self.probabilities(&latents)?.to_device(&Device::Cpu)?;
+        let planes: Vec<Vec<Vec<f32>>> = planes.flatten_from(2)?.to_vec3()?;
+        let work = planes.into_par_iter().zip(images);
+        work.map(|(planes, image)| self.answer(&planes, *image, options.threshold))
+            .collect()
+    }
+
+    /// Brings the probabilities to the image's size; the most probable class wins, where it is
+    /// probable enough.
+    fn answer(
+        &self,
+        planes: &[Vec<f32>],
+        image: ImageRef<'_>,
+        threshold: f32,
+    ) -> Result<Segmentation> {
+        let (frame, size) = (self.description.frame(), image.size());
+        let planes: Vec<Vec<f32>> = planes
+            .iter()
+            .map(|plane| batch::answer(plane, frame, size))
+            .collect();
+        let labels = self.description.labels();
+        let best = |at: usize| {
+            let first = (labels[0], planes[0][at]);
+            let rest = labels.iter().zip(&planes).skip(1);
+            rest.fold(first, |best, (label, plane)| {
+                if plane[at] > best.1 {
+                    (*label, plane[at])
+                } else {
+                    best
+                }
+            })
+        };
+        let found: Vec<(u8, f32)> = (0..planes[0].len()).map(best).collect();
+        let label = |(label, p): &(u8, f32)| if *p > threshold { *label } else { 0 };
+        Ok(Segmentation {
+            mask: Mask::new(size.0, size.1, found.iter().map(label).collect())?,
+            probability: found.iter().map(|(_, p)| *p).collect(),
+        })
+    }
+}
+
+/// What identifies an image: its size and pixels.
+fn fingerprint(image: ImageRef<'_>) -> String {
+    // FNV-1a (Fowler, Noll, Vo): quick, and no secret is at stake.
+    let bytes = image.width().to_le_bytes().into_iter();
+    let bytes = bytes.chain(image.pixels().iter().copied());
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    format!("{hash:016x}")
+}
+
+/// The autoencoder of a folder of weights: its own, that of the options, or the one it names.
+///
+/// # Errors
+/// When it is not there or does not fit.
+pub fn open_vae(
+    folder: &Path,
+    description: &Description,
+    options: &Options,
+    device: &Device,
+) -> Result<Vae> {
+    let own = folder.join(VAE);
+    let open = |name: &str| Vae::open(name, DType::F32, device);
+    let vae = match (&options.vae, own.is_dir(), &description.vae) {
+        (Some(name), ..) => open(name),
+        (None, true, _) => open(&own.to_string_lossy()),
+        (None, false, Some(name)) => open(name),
+        (None, false, None) => Err(Error::model(format!(
+            "`{}` has no autoencoder: it has no folder `{VAE}`, and the option `vae` names none",
+            folder.display()
+        ))),
+    };
+    vae.map_err(|error| error.at("vae"))
+}

@@ -1,0 +1,531 @@
+//! The options of `latent-seg` and `sdseg`. What a preset decides is left open here and filled in by
+//! [`Options::resolved`].
+
+use diffaug::{Error, Result};
+use diffaug_models::compressor::AutoencoderTraining;
+use diffaug_nn::{
+    diffusion::scheduler::Prediction,
+    fit::{Averaging, Settings},
+    optim::{Decay, Schedule},
+    precision::Precision,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::{fmt::Display, path::PathBuf};
+
+/// Options of the latent segmenter.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// What is not said otherwise: `diffaug` (without this, that of `latent-seg`) is the paper's
+    /// segmenter, `sdseg` (that of `sdseg`) the one that it builds on (Lin et al., 2024).
+    pub preset: Option<Preset>,
+    /// The frozen autoencoder: a folder, a model of the hub as `org/name@revision`, or `taesdxl`.
+    /// Without it a small one is trained first, on images and masks.
+    pub vae: Option<String>,
+    /// What the trainable encoder sees: `latent` (Eq. 9) or `pixel`. Without it that of the preset.
+    pub vision_input: Option<VisionInput>,
+    /// Side of the square that images are resized to; without it, the size of the training images.
+    pub size: Option<u32>,
+    /// Steps of the answer: 1 estimates the clean latent at once (Eq. 11), more go back step by step
+    /// (DDIM).
+    pub steps: usize,
+    /// What an answer begins with: noise that depends on the image alone, or zeros.
+    pub noise: Noise,
+    /// Probability from which on (exclusive) a pixel belongs to a target.
+    pub threshold: f32,
+    /// Images at once when answering.
+    pub batch: usize,
+    /// What the denoising network predicts. Small ones learn `v_prediction` or `sample` far faster
+    /// than `epsilon`, whose errors one step magnifies.
+    pub prediction: Target,
+    /// Variance that the first timestep adds; the last adds `beta_end`, and between them their
+    /// roots grow evenly.
+    pub beta_start: f64,
+    /// See `beta_start`.
+    pub beta_end: f64,
+    /// Whether the noise is rescaled so that the last timestep holds no signal; not for `epsilon`.
+    pub zero_terminal_snr: bool,
+    /// The networks.
+    pub architecture: Architecture,
+    /// A folder that training or `diffaug convert` left, whose weights training begins with.
+    pub base: Option<PathBuf>,
+    /// What of `base` is taken.
+    pub init: Init,
+    /// Seed of weights, order, noise; without it, the run's.
+    pub seed: Option<u64>,
+    /// A folder that training or `diffaug convert` left. The networks are then those of the weights.
+    pub weights: Option<PathBuf>,
+    /// How training goes about it.
+    pub train: Training,
+}
+
+/// What is not said otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Preset {
+    /// Latent and vision encoder, fused; three losses (Eq. 9 to 13).
+    DiffAug,
+    /// A vision encoder of pixels, two losses, a running mean of the weights.
+    SdSeg,
+}
+
+/// What the trainable encoder sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum VisionInput {
+    /// The frozen autoencoder's latent.
+    Latent,
+    /// The image.
+    Pixel,
+}
+
+/// What an answer begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Noise {
+    /// Normal numbers that follow from the image and the seed.
+    Seeded,
+    /// Their mean.
+    Zeros,
+}
+
+/// What the denoising network predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// The noise.
+    Epsilon,
+    /// The velocity of Salimans & Ho (2022).
+    VPrediction,
+    /// The clean latent.
+    Sample,
+}
+
+impl Target {
+    /// The same in the words of the schedule.
+    pub fn prediction(self) -> Prediction {
+        match self {
+            Target::Epsilon => Prediction::Epsilon,
+            Target::VPrediction => Prediction::Velocity,
+            Target::Sample => Prediction::Sample,
+        }
+    }
+}
+
+/// What of `base` is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Init {
+    /// All tensors that the network has under the same name and in the same shape.
+    All,
+    /// Of the denoising network only the way down and the middle; the way up begins anew.
+    EncoderOnly,
+}
+
+/// The networks. Defaults are those of the published models.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Architecture {
+    /// Channels of the denoising network's first resolution.
+    pub width: usize,
+    /// What `width` is multiplied by at each resolution; every one but the first halves the sides.
+    pub multipliers: Vec<usize>,
+    /// Residual blocks at each resolution.
+    pub layers: usize,
+    /// Heads of an attention.
+    pub heads: usize,
+    /// How often smaller than the latent a map with attention is.
+    pub attention: Vec<usize>,
+    /// Groups of the denoising network's normalisations.
+    pub groups: usize,
+    /// Channels of the vision encoder at each resolution; without it those of Stable Diffusion's
+    /// autoencoder for pixels, 128 for latents. Pixels need as many resolutions as bring them to the
+    /// latent's size, latents one.
+    pub vision: Option<Vec<usize>>,
+    /// Residual blocks of the vision encoder at each resolution.
+    pub vision_layers: usize,
+    /// Whether the vision encoder has attention at its lowest resolution.
+    pub vision_attention: bool,
+    /// Channels that the vision encoder answers with (d' of Eq. 9).
+    pub features: usize,
+    /// Channels of the small autoencoder at each resolution, where `vae` names none; every one but
+    /// the first halves the sides.
+    pub autoencoder: Vec<usize>,
+    /// Residual blocks of the small autoencoder at each resolution.
+    pub autoencoder_layers: usize,
+    /// Channels of its latent.
+    pub latent: usize,
+}
+
+impl Default for Architecture {
+    fn default() -> Self {
+        Architecture {
+            width: 192,
+            multipliers: vec![1, 2, 2, 4, 4],
+            layers: 2,
+            heads: 8,
+            attention: vec![1, 2, 4, 8],
+            groups: 32,
+            vision: None,
+            vision_layers: 2,
+            vision_attention: true,
+            features: 4,
+            autoencoder: vec![32, 64, 96, 96],
+            autoencoder_layers: 1,
+            latent: 4,
+        }
+    }
+}
+
+/// How training goes about it. What is left out follows from the preset.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Training {
+    /// Steps of the optimizer.
+    pub steps: u64,
+    /// Images of a batch.
+    pub batch: usize,
+    /// Batches whose gradients make one step; 4 for `diffaug`, 1 for `sdseg`.
+    pub accumulate: Option<usize>,
+    /// Highest learning rate; 1e-5 for `diffaug`, 4e-5 for `sdseg`.
+    pub lr: Option<f64>,
+    /// Where the cosine of the learning rate ends, as a share of `lr`; 0.1 for `diffaug`, 1 (it stays)
+    /// for `sdseg`.
+    pub final_lr: Option<f64>,
+    /// Steps until the learning rate is reached; 0 for `diffaug`, 10,000 for `sdseg`.
+    pub warmup: Option<u64>,
+    /// AdamW's weight decay.
+    pub weight_decay: f64,
+    /// Largest norm of the gradient; 0 is without limit.
+    pub clip: f64,
+    /// Largest decay of a running mean of the weights, which is then what is validated and kept; none
+    /// for `diffaug`, 0.9999 for `sdseg`.
+    pub ema: Option<f64>,
+    /// Share of values that are dropped in the residual blocks.
+    pub dropout: f32,
+    /// Weight of the error of the clean latent (lambda_latent of Eq. 12).
+    pub lambda_latent: f64,
+    /// Weight of the Dice loss of the decoded latent (lambda_dice); 0.1 for `diffaug`, 0 for `sdseg`.
+    pub lambda_dice: Option<f64>,
+    /// Batches from one with the Dice loss to the next: the gradient through the decoder is what
+    /// takes time and memory.
+    pub dice_every: u64,
+    /// Share of samples that are noised to the last timestep, from which answers start; the others
+    /// are spread evenly over all.
+    pub last: f64,
+    /// Whether the decoder is computed again in the backward pass instead of being kept.
+    pub checkpointing: bool,
+    /// What is computed in; weights stay f32.
+    pub precision: Precision,
+    /// Evaluations without a better validation Dice after which training stops; 0 is never.
+    pub patience: u64,
+    /// Steps from one validation to the next.
+    pub evaluate_every: u64,
+    /// Steps from one checkpoint to the next. A killed training goes on from the last one.
+    pub checkpoint_every: u64,
+    /// Whether event files for TensorBoard are written beside `log.jsonl`.
+    pub tensorboard: bool,
+    /// The training of the small autoencoder, where `vae` names none.
+    pub autoencoder: AutoencoderTraining,
+    /// Share of the small autoencoder's pictures that are masks.
+    pub masks: f64,
+}
+
+impl Default for Training {
+    fn default() -> Self {
+        Training {
+            steps: 100_000,
+            batch: 4,
+            accumulate: None,
+            lr: None,
+            final_lr: None,
+            warmup: None,
+            weight_decay: 0.01,
+            clip: 0.0,
+            ema: None,
+            dropout: 0.2,
+            lambda_latent: 1.0,
+            lambda_dice: None,
+            dice_every: 4,
+            last: 0.0,
+            checkpointing: false,
+            precision: Precision::F32,
+            patience: 0,
+            evaluate_every: 2000,
+            checkpoint_every: 500,
+            tensorboard: false,
+            autoencoder: AutoencoderTraining::default(),
+            masks: 0.5,
+        }
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            preset: None,
+            vae: None,
+            vision_input: None,
+            size: None,
+            steps: 1,
+            noise: Noise::Seeded,
+            threshold: 0.5,
+            batch: 8,
+            prediction: Target::Epsilon,
+            beta_start: 0.0015,
+            beta_end: 0.0155,
+            zero_terminal_snr: false,
+            architecture: Architecture::default(),
+            base: None,
+            init: Init::All,
+            seed: None,
+            weights: None,
+            train: Training::default(),
+        }
+    }
+}
+
+/// What the preset decides, decided.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Resolved {
+    /// What the vision encoder sees.
+    pub vision_input: VisionInput,
+    /// Whether the frozen latent of the image is fused with what the vision encoder finds.
+    pub fused: bool,
+    /// Weight of the Dice loss.
+    pub lambda_dice: f64,
+}
+
+impl Options {
+    /// The preset.
+    pub fn preset(&self) -> Preset {
+        self.preset.unwrap_or(Preset::DiffAug)
+    }
+
+    /// What the preset decides.
+    pub fn resolved(&self) -> Resolved {
+        let (input, dice) = match self.preset() {
+            Preset::DiffAug => (VisionInput::Latent, 0.1),
+            Preset::SdSeg => (VisionInput::Pixel, 0.0),
+        };
+        Resolved {
+            vision_input: self.vision_input.unwrap_or(input),
+            fused: self.preset() == Preset::DiffAug,
+            lambda_dice: self.train.lambda_dice.unwrap_or(dice),
+        }
+    }
+
+    /// Channels of the vision encoder at each resolution.
+    pub fn vision(&self) -> Vec<usize> {
+        let given = self.architecture.vision.clone();
+        given.unwrap_or_else(|| match self.resolved().vision_input {
+            VisionInput::Latent => vec![128],
+            VisionInput::Pixel => vec![128, 256, 512, 512],
+        })
+    }
+
+    /// Checks what the types alone cannot.
+    ///
+    /// # Errors
+    /// Naming the option and what it may be.
+    pub fn check(&self) -> Result<()> {
+        if let Some(size) = self.size {
+            within("size", size, 8, 4096)?;
+        }
+        within("steps", self.steps, 1, 1000)?;
+        within("batch", self.batch, 1, 65_536)?;
+        if !(0.0..1.0).contains(&self.threshold) {
+            return refuse("threshold", self.threshold, "a number from 0 to below 1");
+        }
+        within("beta_start", self.beta_start, 1e-8, 0.999)?;
+        within("beta_end", self.beta_end, 1e-8, 0.999)?;
+        if self.zero_terminal_snr && self.prediction == Target::Epsilon {
+            return refuse(
+                "zero_terminal_snr",
+                true,
+                "`prediction` to be `v_prediction` or `sample`, for noise alone says nothing of the latent",
+            );
+        }
+        self.check_architecture()?;
+        self.train.check()
+    }
+
+    fn check_architecture(&self) -> Result<()> {
+        let a = &self.architecture;
+        for (name, value) in [
+            ("width", a.width),
+            ("layers", a.layers),
+            ("heads", a.heads),
+            ("groups", a.groups),
+            ("vision_layers", a.vision_layers),
+            ("features", a.features),
+            ("autoencoder_layers", a.autoencoder_layers),
+            ("latent", a.latent),
+        ] {
+            within(&format!("architecture.{name}"), value, 1, 4096)?;
+        }
+        let vision = self.vision();
+        for (name, list) in [
+            ("multipliers", &a.multipliers),
+            ("vision", &vision),
+            ("autoencoder", &a.autoencoder),
+        ] {
+            if list.is_empty() || list.len() > 8 || list.contains(&0) {
+                let field = format!("architecture.{name}");
+                return refuse(&field, format!("{list:?}"), "one to eight numbers above 0");
+            }
+        }
+        for multiplier in &a.multipliers {
+            let channels = a.width * multiplier;
+            for (name, value) in [("groups", a.groups), ("heads", a.heads)] {
+                if !channels.is_multiple_of(value) {
+                    let field = format!("architecture.{name}");
+                    return refuse(&field, value, &format!("a divisor of {channels}"));
+                }
+            }
+        }
+        if self.resolved().vision_input == VisionInput::Latent && vision.len() != 1 {
+            let shown = format!("{vision:?}");
+            let expected = "one number, as `vision_input` is `latent`";
+            return refuse("architecture.vision", shown, expected);
+        }
+        Ok(())
+    }
+
+    /// What the training loop is told.
+    pub fn settings(&self, seed: u64) -> Settings {
+        let train = &self.train;
+        let sdseg = self.preset() == Preset::SdSeg;
+        let pick = |ours: f64, theirs: f64| if sdseg { theirs } else { ours };
+        let learning_rate = train.lr.unwrap_or(pick(1e-5, 4e-5));
+        let end = train.final_lr.unwrap_or(pick(0.1, 1.0));
+        let ema = train.ema.or(sdseg.then_some(0.9999));
+        Settings {
+            steps: Some(train.steps),
+            batch: train.batch,
+            accumulate: train.accumulate.unwrap_or(if sdseg { 1 } else { 4 }),
+            learning_rate,
+            schedule: match end {
+                1.0 => Schedule::Constant,
+                share => Schedule::Cosine {
+                    last: share * learning_rate,
+                },
+            },
+            warmup: train.warmup.unwrap_or(if sdseg { 10_000 } else { 0 }),
+            weight_decay: train.weight_decay,
+            clip: train.clip,
+            ema: ema.map(|decay| Averaging {
+                decay: Decay::Warmup { decay },
+                evaluate: true,
+            }),
+            patience: train.patience,
+            evaluate_every: u64::MAX,
+            evaluate_steps: train.evaluate_every,
+            checkpoint_every: train.checkpoint_every,
+            tensorboard: train.tensorboard,
+            seed,
+            ..Settings::default()
+        }
+    }
+}
+
+impl Training {
+    fn check(&self) -> Result<()> {
+        for (name, value) in [
+            ("steps", self.steps),
+            ("batch", self.batch as u64),
+            ("accumulate", self.accumulate.unwrap_or(1) as u64),
+            ("dice_every", self.dice_every),
+        ] {
+            if value == 0 {
+                return refuse(&format!("train.{name}"), value, "at least 1");
+            }
+        }
+        if let Some(lr) = self.lr
+            && !(lr > 0.0 && lr.is_finite())
+        {
+            return refuse("train.lr", lr, "a number above 0");
+        }
+        if let Some(share) = self.final_lr {
+            within("train.final_lr", share, 0.0, 1.0)?;
+        }
+        if let Some(decay) = self.ema {
+            within("train.ema", decay, 0.0, 0.999_999)?;
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return refuse("train.dropout", self.dropout, "a number from 0 to below 1");
+        }
+        within("train.last", self.last, 0.0, 1.0)?;
+        within("train.masks", self.masks, 0.0, 1.0)?;
+        for (name, value) in [
+            ("weight_decay", self.weight_decay),
+            ("clip", self.clip),
+            ("lambda_latent", self.lambda_latent),
+            ("lambda_dice", self.lambda_dice.unwrap_or(0.0)),
+        ] {
+            within(&format!("train.{name}"), value, 0.0, 1e6)?;
+        }
+        self.autoencoder.check("train.autoencoder")
+    }
+}
+
+/// Checks that `value` lies from `low` to `high`.
+fn within<T: PartialOrd + Display>(field: &str, value: T, low: T, high: T) -> Result<()> {
+    match value >= low && value <= high {
+        true => Ok(()),
+        false => refuse(field, value, &format!("{low} to {high}")),
+    }
+}
+
+fn refuse(field: &str, value: impl Display, expected: &str) -> Result<()> {
+    Err(Error::config(format!("`{field}` is {value}, expected {expected}")).at(field))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_fine_and_a_wrong_value_names_its_option() {
+        Options::default().check().unwrap();
+        let field = |json: &str| {
+            let options: Options = serde_json::from_str(json).unwrap();
+            options.check().unwrap_err().field.to_string()
+        };
+        assert_eq!(field(r#"{"steps": 0}"#), "steps");
+        assert_eq!(field(r#"{"threshold": 1.0}"#), "threshold");
+        assert_eq!(field(r#"{"zero_terminal_snr": true}"#), "zero_terminal_snr");
+        assert_eq!(
+            field(r#"{"architecture": {"heads": 7}}"#),
+            "architecture.heads"
+        );
+        assert_eq!(
+            field(r#"{"architecture": {"vision": [8, 8]}}"#),
+            "architecture.vision"
+        );
+        assert_eq!(field(r#"{"train": {"dropout": 1.0}}"#), "train.dropout");
+        assert_eq!(
+            field(r#"{"train": {"autoencoder": {"batch": 0}}}"#),
+            "train.autoencoder.batch"
+        );
+    }
+
+    #[test]
+    fn presets_fill_in_what_is_not_said() {
+        let options = |json: &str| serde_json::from_str::<Options>(json).unwrap();
+        let (ours, theirs) = (options("{}"), options(r#"{"preset": "sdseg"}"#));
+        theirs.check().unwrap();
+        assert_eq!(ours.resolved().vision_input, VisionInput::Latent);
+        assert!(ours.resolved().fused && !theirs.resolved().fused);
+        assert_eq!(theirs.vision().len(), 4);
+        let (a, b) = (ours.settings(0), theirs.settings(0));
+        assert_eq!((a.accumulate, a.learning_rate, a.warmup), (4, 1e-5, 0));
+        assert_eq!((b.accumulate, b.learning_rate, b.warmup), (1, 4e-5, 10_000));
+        assert!(a.ema.is_none() && b.ema.is_some());
+        let said = options(r#"{"preset": "sdseg", "train": {"lr": 0.1, "lambda_dice": 1.0}}"#);
+        assert_eq!(said.settings(0).learning_rate, 0.1);
+        assert_eq!(said.resolved().lambda_dice, 1.0);
+    }
+}

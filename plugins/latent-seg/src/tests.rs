@@ -1,0 +1,587 @@
+//! The networks against the reference, and training on drawings.
+
+#![allow(clippy::unwrap_used)]
+
+use crate::{
+    convert::as_map,
+    denoiser::{Denoiser, DenoiserConfig},
+    description::Description,
+    network::{Network, Seen},
+    options::Options,
+    segmenter::{LatentSeg, SdSeg},
+    training::Trainee,
+};
+use candle_core::{Device, Tensor};
+use diffaug::{
+    BoxDataset, Class, Context, DatasetInfo, Image, Mask, Progress, Silent, metrics::mean_dice,
+    prelude::*, stage::Segmenter as Stage, with_reporter,
+};
+use diffaug_models::{Vae, compressor};
+use diffaug_nn::{
+    DType,
+    diffusion::Autoencoder,
+    fit::Learner,
+    params::Params,
+    recompute,
+    testing::{assert_all_trained, close, random},
+    weights::{self, Pickle, Source},
+};
+use serde_json::{Value, json};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fixtures")
+        .join(name)
+}
+
+fn expected() -> HashMap<String, Tensor> {
+    weights::read(&fixture("reference.safetensors")).unwrap()
+}
+
+/// What the reference's narrow network is; its checkpoint tells all but heads and groups.
+fn reference() -> Value {
+    json!({ "size": 16, "architecture": { "heads": 2, "groups": 4 } })
+}
+
+fn parsed(options: &Value) -> Options {
+    serde_json::from_value(options.clone()).unwrap()
+}
+
+#[test]
+fn the_denoiser_agrees_with_the_reference() {
+    let config = DenoiserConfig {
+        inputs: 8,
+        outputs: 4,
+        width: 8,
+        multipliers: vec![1, 2],
+        layers: 2,
+        heads: 2,
+        attention: vec![1, 2],
+        groups: 4,
+    };
+    let mut source = Pickle::open(&fixture("reference.ckpt")).unwrap();
+    let names = source.names();
+    let ours = names
+        .iter()
+        .filter_map(|name| name.strip_prefix("model.diffusion_model."));
+    let tensors: HashMap<String, Tensor> = ours
+        .map(|name| {
+            let mean = format!("model_ema.diffusion_model{}", name.replace('.', ""));
+            let tensor = source.take(&mean).unwrap().unwrap();
+            (name.to_owned(), as_map(name, tensor).unwrap())
+        })
+        .collect();
+    let rest = expected();
+    let mut trainable = Params::new(&Device::Cpu, 0);
+    let plain = Denoiser::new(trainable.root(), &config).unwrap();
+    weights::fill(&tensors, &trainable).unwrap();
+    let mut frozen = Params::frozen(&Device::Cpu, tensors);
+    let packed = Denoiser::new(frozen.root(), &config).unwrap();
+    assert!(frozen.left_over().is_empty());
+    for net in [&plain, &packed] {
+        close(
+            &net.forward(&rest["x"], &rest["t"], None).unwrap(),
+            &rest["y"],
+            1e-4,
+        );
+    }
+    let loss = plain.forward(&rest["x"], &rest["t"], None).unwrap();
+    let grads = loss.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+    // What is added to all keys changes no attention, and keys are a third of these.
+    assert_all_trained(trainable.trainable(), &grads);
+}
+
+#[test]
+fn a_checkpoint_of_the_reference_becomes_a_folder_of_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("out");
+    let options = parsed(&reference());
+    let found = SdSeg::convert(&options, &fixture("reference.ckpt"), &to).unwrap();
+    assert!(
+        found.contains("running means") && found.contains("0.125"),
+        "{found}"
+    );
+    let network = Network::load(&to, &options, &Device::Cpu).unwrap();
+    let rest = expected();
+    let seen = Seen {
+        latent: None,
+        pixels: Some(rest["image"].clone()),
+    };
+    let condition = network.condition(&seen, None).unwrap();
+    close(&condition, &rest["condition"], 1e-4);
+    let clean = network
+        .denoise(rest["noise"].clone(), &condition, 1)
+        .unwrap();
+    close(&clean, &rest["clean"], 1e-4);
+    let probability = network.probabilities(&clean).unwrap();
+    close(&probability, &rest["probability"], 1e-4);
+    let moments = network.vae.moments(&rest["mask"]).unwrap();
+    let both = Tensor::cat(&[&moments.mean, &moments.logvar.unwrap()], 1).unwrap();
+    close(&both, &rest["moments"], 1e-4);
+}
+
+#[test]
+fn what_cannot_be_converted_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("out");
+    let message = |options: &Value, from: &Path| {
+        let error = SdSeg::convert(&parsed(options), from, &to).unwrap_err();
+        assert!(!to.join("config.json").exists());
+        error.to_string()
+    };
+    let none = message(&reference(), Path::new("nowhere.ckpt"));
+    assert_eq!(none, "there is no file `nowhere.ckpt`");
+    let other = message(&reference(), &fixture("reference.safetensors"));
+    assert!(
+        other.contains("no tensor begins with `model.diffusion_model.`"),
+        "{other}"
+    );
+    let text = folder.path().join("text.ckpt");
+    fs::write(&text, "no archive").unwrap();
+    assert!(message(&reference(), &text).contains("as a PyTorch file"));
+    let groups = message(
+        &json!({ "architecture": { "groups": 3, "heads": 2, "width": 3 } }),
+        &fixture("reference.ckpt"),
+    );
+    assert!(groups.contains("`groups` 3 does not divide 8"), "{groups}");
+    let preset = LatentSeg::convert(&parsed(&reference()), &fixture("reference.ckpt"), &to);
+    assert_eq!(preset.unwrap_err().field, "preset");
+}
+
+/// A small autoencoder with random weights.
+fn vae() -> Vae {
+    let config = compressor::architecture(&[8, 8], 1, 3, false, 16);
+    let mut params = Params::new(&Device::Cpu, 3);
+    Autoencoder::new(params.root(), &config).unwrap();
+    let tensors = params
+        .all()
+        .map(|(name, var)| (name.to_owned(), var.as_detached_tensor()));
+    let mut frozen = Params::frozen(&Device::Cpu, tensors.collect());
+    Vae::full(
+        Autoencoder::new(frozen.root(), &config).unwrap(),
+        DType::F32,
+    )
+}
+
+/// Small networks.
+fn small() -> Value {
+    json!({
+        "threshold": 0.5,
+        "architecture": {
+            "width": 8, "multipliers": [1, 2], "layers": 1, "heads": 2, "attention": [2],
+            "groups": 4, "vision": [8], "vision_layers": 1, "features": 3, "latent": 3,
+            "autoencoder": [8, 8],
+        },
+    })
+}
+
+fn with(mut options: Value, changes: Value) -> Value {
+    fn lay(over: &mut Value, changes: Value) {
+        match (over, changes) {
+            (Value::Object(map), Value::Object(changes)) => {
+                for (key, value) in changes {
+                    lay(map.entry(key).or_insert(Value::Null), value);
+                }
+            }
+            (over, value) => *over = value,
+        }
+    }
+    lay(&mut options, changes);
+    options
+}
+
+fn two_classes() -> DatasetInfo {
+    let mut info = DatasetInfo::single_class("drawings", "disc");
+    info.classes.push(Class {
+        label: 2,
+        name: "bar".into(),
+        target: true,
+    });
+    info
+}
+
+/// Networks without zeros at the ends of their branches, which would hide what is before them.
+fn network(options: &Options, info: &DatasetInfo) -> Network {
+    let description = Description::new(options, info, (16, 16), &vae()).unwrap();
+    let network = Network::new(description, Params::new(&Device::Cpu, 1), vae()).unwrap();
+    for (name, var) in network.params.trainable() {
+        let values = random(name, var.dims());
+        if !name.contains("norm") && var.rank() > 1 {
+            var.set(&(values * 0.2).unwrap()).unwrap();
+        }
+    }
+    network
+}
+
+#[test]
+fn every_trainable_tensor_learns_whatever_is_chosen() {
+    let choices = [
+        json!({}),
+        json!({ "preset": "sdseg", "architecture": { "vision": [8, 8] } }),
+        json!({ "vision_input": "pixel", "architecture": { "vision": [8, 8] } }),
+        json!({ "prediction": "v_prediction", "zero_terminal_snr": true, "train": { "last": 0.5 } }),
+        json!({ "prediction": "sample", "train": { "checkpointing": true } }),
+    ];
+    for choice in choices {
+        for info in [DatasetInfo::single_class("drawings", "disc"), two_classes()] {
+            let options = parsed(&with(
+                with(small(), json!({ "train": { "batch": 2 } })),
+                choice.clone(),
+            ));
+            options.check().unwrap();
+            let learner = Trainee {
+                network: network(&options, &info),
+                options: &options,
+                seed: 4,
+            };
+            let samples = (0..2).map(|index| Drawings::new(4, 1).sample(index).unwrap());
+            let batch = learner.prepare(samples.collect(), 0).unwrap();
+            let loss = learner.loss(batch, 0).unwrap();
+            let grads = recompute::backward(&loss).unwrap();
+            assert_all_trained(learner.params().trainable(), &grads);
+        }
+    }
+}
+
+#[test]
+fn the_error_of_the_latent_is_that_of_the_noise_weighed() {
+    // Once in noise space, and once from the clean latents themselves.
+    let options = parsed(&with(
+        small(),
+        json!({ "train": { "lambda_dice": 0.0, "dropout": 0.0 } }),
+    ));
+    let learner = Trainee {
+        network: network(&options, &DatasetInfo::single_class("drawings", "disc")),
+        options: &options,
+        seed: 4,
+    };
+    let network = &learner.network;
+    let [z0, noise, output] = ["z0", "noise", "output"].map(|name| random(name, &[3, 3, 4, 4]));
+    let t = [0, 500, 999];
+    let noisy = network.schedule.add_noise(&z0, &noise, &t).unwrap();
+    let prediction = options.prediction.prediction();
+    let clean = network
+        .schedule
+        .clean(prediction, &output, &noisy, &t)
+        .unwrap();
+    let mean = |x: Tensor| x.abs().unwrap().flatten_from(1).unwrap().mean(1).unwrap();
+    let direct = mean((clean - z0).unwrap());
+    let weights = network.schedule.snr(&t).unwrap();
+    let weights = weights
+        .into_iter()
+        .map(|snr| (1.0 / snr.sqrt()) as f32)
+        .collect::<Vec<_>>();
+    let weights = Tensor::new(weights, &Device::Cpu).unwrap();
+    let weighed = (mean((output - noise).unwrap()) * weights).unwrap();
+    close(&weighed, &direct, 1e-4);
+}
+
+#[test]
+fn an_answer_depends_on_its_image_alone() {
+    for choice in [
+        json!({}),
+        json!({ "steps": 3 }),
+        json!({ "noise": "zeros" }),
+    ] {
+        let options = parsed(&with(small(), choice));
+        let network = network(&options, &two_classes());
+        let samples: Vec<Sample> = (0..3)
+            .map(|i| Drawings::new(4, 1).sample(i).unwrap())
+            .collect();
+        let images: Vec<ImageRef<'_>> = samples.iter().map(|s| s.image.view()).collect();
+        let together = network.segment(&images, &options, 7).unwrap();
+        let turned: Vec<ImageRef<'_>> = images.iter().rev().copied().collect();
+        let turned = network.segment(&turned, &options, 7).unwrap();
+        for (i, image) in images.iter().enumerate() {
+            let alone = &network.segment(&[*image], &options, 7).unwrap()[0];
+            for other in [&together[i], &turned[2 - i]] {
+                assert_eq!(alone.mask, other.mask);
+                let pairs = alone.probability.iter().zip(&other.probability);
+                assert!(pairs.clone().all(|(a, b)| (a - b).abs() < 1e-5));
+            }
+        }
+    }
+}
+
+/// Bright discs and, in a second class, dark bars on a grey ground.
+struct Drawings {
+    count: u64,
+    seed: u64,
+    size: u32,
+    both: bool,
+}
+
+impl Drawings {
+    fn new(count: u64, seed: u64) -> Self {
+        Drawings {
+            count,
+            seed,
+            size: 16,
+            both: true,
+        }
+    }
+}
+
+impl Dataset for Drawings {
+    fn info(&self) -> Result<DatasetInfo> {
+        Ok(match self.both {
+            true => two_classes(),
+            false => DatasetInfo::single_class("drawings", "disc"),
+        })
+    }
+
+    fn items(&self) -> Result<RVec<Item>> {
+        let item = |index| Item::new(&format!("drawing-{index}"));
+        Ok((0..self.count).map(item).collect())
+    }
+
+    fn sample(&self, index: u64) -> Result<Sample> {
+        let (size, index) = (self.size, index % self.count);
+        let chance = |what: &str, below: u32| {
+            let key = format!("{what} {index}");
+            (diffaug::rng::derive(self.seed, "drawing", &key) % u64::from(below)) as u32
+        };
+        let radius = 2 + chance("radius", size / 8);
+        let (x0, y0) = (
+            radius + chance("x", size - 2 * radius),
+            radius + chance("y", size - 2 * radius),
+        );
+        let bar = chance("bar", size - 2);
+        let (mut labels, mut pixels) = (Vec::new(), Vec::new());
+        for y in 0..size {
+            for x in 0..size {
+                let inside = x.abs_diff(x0).pow(2) + y.abs_diff(y0).pow(2) <= radius * radius;
+                let label = match inside {
+                    true => 1,
+                    false if self.both && (bar..bar + 2).contains(&y) => 2,
+                    false => 0,
+                };
+                labels.push(label);
+                pixels.extend([[110, 110, 110], [230, 200, 40], [20, 30, 60]][usize::from(label)]);
+            }
+        }
+        Ok(Sample {
+            id: format!("drawing-{index}").into(),
+            image: Image::new(size, size, pixels)?,
+            mask: Mask::new(size, size, labels)?,
+            attributes: Attributes::new(),
+        })
+    }
+}
+
+fn stage(options: &Value) -> LatentSeg {
+    let options = parsed(options);
+    LatentSeg::validate(&options).unwrap();
+    LatentSeg::from_config(options, &Context::default()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn fit(options: &Value, both: bool, out: &Path, progress: &impl Progress) -> Result<FitReport> {
+    let data = |count, seed| {
+        BoxDataset::new(Drawings {
+            both,
+            ..Drawings::new(count, seed)
+        })
+    };
+    let (train, validation) = (data(24, 1), data(6, 2));
+    let out = out.to_str().unwrap();
+    with_reporter(progress, |reporter| {
+        stage(options).fit(&train, &validation, out.into(), reporter)
+    })
+}
+
+/// A training of seconds that finds the drawings.
+fn quick() -> Value {
+    with(
+        small(),
+        json!({
+            "prediction": "sample",
+            "architecture": { "width": 16, "vision": [16], "autoencoder": [32, 32], "latent": 3 },
+            "train": {
+                "steps": 600, "batch": 8, "accumulate": 1, "lr": 4e-3, "last": 0.8, "dropout": 0.0,
+                "evaluate_every": 100, "checkpoint_every": 100, "lambda_dice": 0.5,
+                "autoencoder": {
+                    "steps": 600, "batch": 8, "lr": 2e-3, "kl": 1e-5, "gradient": 0.0,
+                    "evaluate_every": 300,
+                },
+            },
+        }),
+    )
+}
+
+fn dice(options: &Value, out: &Path, both: bool) -> f64 {
+    let options = with(options.clone(), json!({ "weights": out.to_str().unwrap() }));
+    let test = Drawings {
+        both,
+        ..Drawings::new(8, 9)
+    };
+    let samples: Vec<Sample> = (0..8).map(|i| test.sample(i).unwrap()).collect();
+    let images: Vec<ImageRef<'_>> = samples.iter().map(|s| s.image.view()).collect();
+    let stage = stage(&options);
+    let found = with_reporter(&Silent, |r| stage.segment(images.as_slice().into(), r)).unwrap();
+    let labels: Vec<u8> = stage.classes().unwrap().iter().map(|c| c.label).collect();
+    let each = samples
+        .iter()
+        .zip(&found)
+        .map(|(sample, found)| mean_dice(sample.mask.view(), found.mask.view(), &labels).unwrap());
+    each.sum::<f64>() / 8.0
+}
+
+#[test]
+fn it_learns_to_find_drawings_of_two_classes() {
+    let out = tempfile::tempdir().unwrap();
+    fit(&quick(), true, out.path(), &Silent).unwrap();
+    let found = dice(&quick(), out.path(), true);
+    assert!(found > 0.6, "Dice {found}");
+    // More steps are for the ablation; they find much the same.
+    let iterative = dice(&with(quick(), json!({ "steps": 5 })), out.path(), true);
+    assert!(iterative > 0.5, "Dice {iterative} in five steps");
+}
+
+/// Cancels at the `n`-th report.
+struct StopAt(AtomicU64);
+
+impl Progress for StopAt {
+    fn progress(&self, _: u64, _: u64, _: &str) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+    fn cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+}
+
+/// Every file but those that hold times.
+fn files(folder: &Path, below: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path, below));
+        } else if !path.ends_with("log.jsonl") {
+            let name = path.strip_prefix(below).unwrap().to_owned();
+            found.insert(name, fs::read(&path).unwrap());
+        }
+    }
+    found
+}
+
+#[test]
+fn a_training_that_was_stopped_anywhere_ends_with_the_same_bytes() {
+    let options = with(
+        small(),
+        json!({ "preset": "sdseg", "architecture": { "vision": [8, 8] }, "train": {
+            "steps": 6, "batch": 4, "evaluate_every": 3, "checkpoint_every": 2, "lambda_dice": 0.1,
+            "autoencoder": { "steps": 4, "batch": 4, "evaluate_every": 2, "checkpoint_every": 1 },
+        } }),
+    );
+    let whole = tempfile::tempdir().unwrap();
+    fit(&options, false, whole.path(), &Silent).unwrap();
+    let cut = tempfile::tempdir().unwrap();
+    for stop in [2, 4, 3] {
+        let stopped = fit(&options, false, cut.path(), &StopAt(AtomicU64::new(stop)));
+        assert_eq!(stopped.unwrap_err().kind, ErrorKind::Cancelled);
+    }
+    fit(&options, false, cut.path(), &Silent).unwrap();
+    assert_eq!(
+        files(whole.path(), whole.path()),
+        files(cut.path(), cut.path())
+    );
+}
+
+#[test]
+fn training_begins_with_weights_that_are_there() {
+    let options = with(
+        small(),
+        json!({ "train": {
+        "steps": 2, "batch": 4, "evaluate_every": 2,
+        "autoencoder": { "steps": 2, "batch": 4, "evaluate_every": 2 },
+    } }),
+    );
+    let first = tempfile::tempdir().unwrap();
+    fit(&options, false, first.path(), &Silent).unwrap();
+    let base = first.path().to_str().unwrap();
+    let vae = first.path().join("vae");
+    for (init, same) in [("all", true), ("encoder_only", false)] {
+        let second = tempfile::tempdir().unwrap();
+        let changes = json!({ "base": base, "init": init, "vae": vae.to_str().unwrap(), "seed": 5,
+            "train": { "steps": 1, "lr": 1e-12, "weight_decay": 0.0 } });
+        fit(
+            &with(options.clone(), changes),
+            false,
+            second.path(),
+            &Silent,
+        )
+        .unwrap();
+        let read = |folder: &Path| weights::read(&folder.join("weights.safetensors")).unwrap();
+        let (old, new) = (read(first.path()), read(second.path()));
+        let name = "denoiser.output_blocks.0.0.in_layers.2.weight";
+        let gap = (&old[name] - &new[name])
+            .unwrap()
+            .abs()
+            .unwrap()
+            .max_all()
+            .unwrap();
+        let gap = gap.to_scalar::<f32>().unwrap();
+        assert_eq!(gap < 1e-6, same, "{init}: {gap}");
+        let name = "denoiser.input_blocks.1.0.in_layers.2.weight";
+        close(&old[name], &new[name], 1e-5);
+    }
+    let nowhere = json!({ "base": "nowhere", "vae": vae.to_str().unwrap() });
+    let out = tempfile::tempdir().unwrap();
+    let error = fit(&with(options, nowhere), false, out.path(), &Silent).unwrap_err();
+    assert_eq!(error.field, "base");
+}
+
+#[test]
+fn weights_of_others_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let load = || {
+        let options = with(
+            small(),
+            json!({ "weights": folder.path().to_str().unwrap() }),
+        );
+        let built = LatentSeg::from_config(parsed(&options), &Context::default());
+        built.err().unwrap().to_string()
+    };
+    assert!(
+        load().contains("is no folder that training `latent-seg` left"),
+        "{}",
+        load()
+    );
+    fs::write(
+        folder.path().join("config.json"),
+        r#"{"model": {"plugin": "unet"}}"#,
+    )
+    .unwrap();
+    assert!(load().contains("is no folder that training"), "{}", load());
+}
+
+#[test]
+fn an_inspection_counts_what_there_will_be() {
+    let context = Context {
+        size: 256,
+        ..Context::default()
+    };
+    let options = parsed(&json!({ "vae": "org/name" }));
+    let needs = SdSeg::inspect(&options, &context).unwrap();
+    let parts: Vec<(&str, u64)> = needs
+        .components
+        .iter()
+        .map(|c| (c.name.as_str(), c.parameters))
+        .collect();
+    // The figures of the reference: 34,163,628 and 294,973,828.
+    assert_eq!(parts, [("vision", 34_163_628), ("denoiser", 294_973_828)]);
+    let small = LatentSeg::inspect(&parsed(&small()), &context).unwrap();
+    assert_eq!(small.components.len(), 3);
+    assert!(small.train_bytes > small.run_bytes / 4 && small.missing.is_empty());
+    let gone = parsed(&json!({ "weights": "nowhere" }));
+    assert_eq!(
+        LatentSeg::inspect(&gone, &context).unwrap().missing.len(),
+        1
+    );
+}
