@@ -270,3 +270,49 @@ fn quiet_is_quiet() {
     assert_eq!(output.stderr, "");
     assert_eq!(output.json()["arms"][1]["name"], "augmented");
 }
+
+#[test]
+fn what_cannot_be_converted_is_told() {
+    let sandbox = Sandbox::new();
+    sandbox.write("model.ckpt", "no archive");
+    sandbox
+        .run("convert segmenter sdseg model.ckpt out")
+        .refused("cannot read `model.ckpt` as a PyTorch file");
+    sandbox
+        .run("convert segmenter sdseg nowhere.ckpt out")
+        .refused("there is no file `nowhere.ckpt`");
+    sandbox
+        .run("convert segmenter unet model.ckpt out")
+        .refused("this stage has no files to convert");
+    sandbox
+        .run("convert dataset phantom model.ckpt out")
+        .refused("`dataset` is neither `generator` nor `segmenter`");
+    sandbox.write("there/file", "");
+    sandbox
+        .run("convert segmenter sdseg model.ckpt there")
+        .refused("`there` is there already");
+    let left: Vec<_> = std::fs::read_dir(sandbox.path("."))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+}
+
+#[test]
+fn a_published_checkpoint_becomes_weights_that_answer() {
+    let sandbox = Sandbox::new();
+    let fixture = crate::util::root().join("plugins/latent-seg/fixtures/reference.ckpt");
+    std::fs::copy(fixture, sandbox.path("model.ckpt")).unwrap();
+    let set = "--set size=16 --set architecture.heads=2 --set architecture.groups=4";
+    let made = sandbox
+        .run(&format!("convert segmenter sdseg model.ckpt out {set}"))
+        .ok();
+    assert!(made.stdout.contains("running means"), "{made}");
+    let image = Image::new(20, 10, vec![90; 600]).unwrap();
+    save_image(image.view(), &sandbox.path("image.png")).unwrap();
+    sandbox
+        .run("try segmenter sdseg --image image.png -o mask.png --set weights=out")
+        .ok();
+    let found = open_gray(&sandbox.path("mask.png"), 1 << 20).unwrap();
+    assert_eq!(found.size(), (20, 10));
+}

@@ -113,7 +113,7 @@ impl AutoencoderTraining {
 
 fn refuse(at: &str, name: &str, value: f64, expected: &str) -> Result<()> {
     let field = format!("{at}.{name}");
-    Err(Error::config(format!("`{field}` is {value}, expected {expected}")).at(&field))
+    Err(Error::config(format!("`{field}` is {value}, expected {expected}")).at(field))
 }
 
 /// Groups of normalisations: the most, up to 32, that divide all of `channels` into at least four
@@ -204,7 +204,7 @@ impl Compression<'_> {
         let lpips = self.training.lpips.as_deref();
         let lpips = lpips.map(|path| Lpips::open(path, self.device)).transpose();
         let learner = Compressor {
-            lpips: lpips.map_err(|error| error.at(&format!("{}.lpips", self.field)))?,
+            lpips: lpips.map_err(|error| error.at(format!("{}.lpips", self.field)))?,
             params,
             net,
             pictures,

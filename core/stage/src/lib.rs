@@ -91,9 +91,9 @@ pub mod prelude {
     pub use crate::registry::{Backend, FromConfig};
     pub use crate::stage::{
         BoxDataset, BoxPromptBank, BoxSegmenter, Context, Dataset, Generator, PromptBank, Reporter,
-        Segmenter, Validator,
+        Segmenter, Validator, Watcher,
     };
-    pub use abi_stable::std_types::{RSlice, RStr, RString, RVec};
+    pub use abi_stable::std_types::{ROption, RSlice, RStr, RString, RVec};
     pub use schemars::JsonSchema;
     pub use serde::Deserialize;
 }

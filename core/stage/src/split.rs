@@ -45,6 +45,9 @@ pub struct SplitOptions {
     pub seed: u64,
     /// Divide in proportion when more or fewer samples are present than the split speaks of.
     pub allow_partial: bool,
+    /// Share of the training part that is used, above 0 to 1, for studies with few images; validation
+    /// and test stay whole. A smaller share is part of a larger one of the same seed.
+    pub keep: f64,
 }
 
 impl Default for SplitOptions {
@@ -56,6 +59,7 @@ impl Default for SplitOptions {
             test: 0.2,
             seed: 0,
             allow_partial: false,
+            keep: 1.0,
         }
     }
 }
@@ -73,6 +77,13 @@ impl SplitOptions {
                 ))
                 .at(format!("split.{field}")));
             }
+        }
+        if !(self.keep > 0.0 && self.keep <= 1.0) {
+            return Err(Error::config(format!(
+                "`keep` is {}, expected a number above 0, at most 1",
+                self.keep
+            ))
+            .at("split.keep"));
         }
         if let (Some(name), Some(_)) = (&self.name, &self.file) {
             return Err(Error::config(format!(
@@ -522,7 +533,8 @@ fn from_file<'a>(file: &Path, items: &[&'a Item], options: &SplitOptions) -> Res
 }
 
 /// Puts the lists into natural order; a part without samples is an error.
-fn finish(name: String, lists: Lists<'_>, options: &SplitOptions) -> Result<Split> {
+fn finish(name: String, mut lists: Lists<'_>, options: &SplitOptions) -> Result<Split> {
+    thin(&mut lists.train, options);
     let counts = [&lists.train, &lists.validation, &lists.test].map(Vec::len);
     if let Some(part) = (0..PARTS.len()).find(|&part| counts[part] == 0) {
         let (part, total) = (PARTS[part], counts.iter().sum::<usize>());
@@ -548,6 +560,15 @@ fn finish(name: String, lists: Lists<'_>, options: &SplitOptions) -> Result<Spli
         validation: sorted(lists.validation),
         test: sorted(lists.test),
     })
+}
+
+/// Leaves the share of `ids` that is to be kept, at least one: those whose draws are lowest.
+fn thin(ids: &mut Vec<&str>, options: &SplitOptions) {
+    if options.keep < 1.0 {
+        let count = share(ids.len(), options.keep).max(1);
+        ids.sort_by_key(|id| rng::derive(options.seed, "keep", id));
+        ids.truncate(count);
+    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use abi_stable::{
     StableAbi, sabi_trait,
     sabi_trait::TD_Opaque,
     sabi_types::RRef,
-    std_types::{RBox, RResult, RSlice, RStr, RString, RVec},
+    std_types::{RBox, ROption, RResult, RSlice, RStr, RString, RVec},
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -118,6 +118,76 @@ impl Reporter<'_> {
     }
 }
 
+/// How a host looks at images that are being painted (the ABI form; authors see [`Watcher`]).
+#[doc(hidden)]
+#[sabi_trait]
+pub trait WatcherAbi: Send + Sync {
+    fn share(&self) -> f64;
+    fn look(
+        &self,
+        jobs: RSlice<'_, u64>,
+        previews: RSlice<'_, ImageRef<'_>>,
+    ) -> RResult<RVec<bool>, Error>;
+}
+
+/// Looks at images before they are finished, and says which are not worth finishing.
+#[repr(transparent)]
+#[derive(StableAbi)]
+pub struct Watcher<'a>(WatcherAbi_TO<'a, RRef<'a, ()>>);
+
+/// The host's side of a [`Watcher`].
+pub trait Watch: Send + Sync {
+    /// After which share of its steps a generator is to show previews, above 0 and below 1.
+    fn share(&self) -> f64;
+
+    /// For each of `jobs`, by its place in the call, whether to go on; `previews` are what they look
+    /// like so far, of the jobs' sizes.
+    ///
+    /// # Errors
+    /// When they cannot be judged.
+    fn look(&self, jobs: &[u64], previews: &[ImageRef<'_>]) -> Result<Vec<bool>>;
+}
+
+impl<W: Watch> WatcherAbi for Lent<&W> {
+    fn share(&self) -> f64 {
+        catch_unwind(AssertUnwindSafe(|| self.0.share())).unwrap_or(1.0)
+    }
+
+    fn look(
+        &self,
+        jobs: RSlice<'_, u64>,
+        previews: RSlice<'_, ImageRef<'_>>,
+    ) -> RResult<RVec<bool>, Error> {
+        guard(|| self.0.look(&jobs, &previews).map(RVec::from))
+    }
+}
+
+/// Lends `watch` to `work` as the [`Watcher`] that generators take.
+pub fn with_watcher<W: Watch, T>(watch: &W, work: impl FnOnce(&Watcher<'_>) -> T) -> T {
+    let lent = Lent(watch);
+    work(&Watcher(WatcherAbi_TO::from_ptr(
+        RRef::new(&lent),
+        TD_Opaque,
+    )))
+}
+
+impl Watcher<'_> {
+    /// After which share of the steps it wants to look, above 0 and below 1.
+    pub fn share(&self) -> f64 {
+        self.0.share()
+    }
+
+    /// Shows previews of `jobs`, which are places in the call; the answers say which to go on with.
+    ///
+    /// # Errors
+    /// When they cannot be judged: pass it on with `?`.
+    pub fn look(&self, jobs: &[u64], previews: &[Image]) -> Result<Vec<bool>> {
+        let views: Vec<ImageRef<'_>> = previews.iter().map(Image::view).collect();
+        let answers = self.0.look(jobs.into(), views.as_slice().into());
+        Ok(answers.into_result()?.into())
+    }
+}
+
 /// Runs a plugin's code; its panic becomes an error.
 pub(crate) fn guard<T>(work: impl FnOnce() -> Result<T>) -> RResult<T, Error> {
     match catch_unwind(AssertUnwindSafe(work)) {
@@ -139,11 +209,11 @@ pub struct Guard<T>(T);
 
 macro_rules! stage {
     ($(#[$doc:meta])* pub trait $Trait:ident as $Abi:ident, $Object:ident, $Boxed:ident {
-        $($(#[$mdoc:meta])* fn $method:ident(&self $(, $arg:ident: $ty:ty)* $(,)?) -> Result<$ret:ty> $(= $default:expr)?;)+
+        $($(#[$mdoc:meta])* fn $method:ident(&$this:ident $(, $arg:ident: $ty:ty)* $(,)?) -> Result<$ret:ty> $(= $default:expr)?;)+
     }) => {
         $(#[$doc])*
         pub trait $Trait: Send + Sync + 'static {
-            $(stage!(@method $(#[$mdoc])* $method(&self $(, $arg: $ty)*) -> $ret $(= $default)?);)+
+            $(stage!(@method $(#[$mdoc])* $method(&$this $(, $arg: $ty)*) -> $ret $(= $default)?);)+
         }
 
         #[doc(hidden)]
@@ -229,6 +299,19 @@ stage! {
         /// One image for each job, of the job's size. Equal jobs give equal images, whatever
         /// stands beside them in the batch.
         fn generate(&self, jobs: RSlice<'_, Job<'_>>, reporter: &Reporter<'_>) -> Result<RVec<Image>>;
+
+        /// [`Generator::generate`] with a look at what is being painted: jobs that `watcher` gives up
+        /// are `RNone`, all others as ever. A generator without steps to look between paints all.
+        fn generate_watched(
+            &self,
+            jobs: RSlice<'_, Job<'_>>,
+            watcher: &Watcher<'_>,
+            reporter: &Reporter<'_>,
+        ) -> Result<RVec<ROption<Image>>> = Ok(self
+            .generate(jobs, reporter)?
+            .into_iter()
+            .map(ROption::RSome)
+            .collect());
 
         /// Learns from `train` and leaves weights in the folder `out`; the host then builds the
         /// stage anew with the option `weights = out`. A run that was cut short goes on from what

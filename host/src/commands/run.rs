@@ -79,6 +79,23 @@ fn text(outcome: &Outcome, result: &Value) -> String {
             line += &format!(" (mean score {yes:.2} and {no:.2})");
         }
         parts.push(line);
+        if let Some(p) = &s.preview {
+            let lost = p.lost.map_or(String::new(), |lost| {
+                format!("; {lost} of them passed when finished")
+            });
+            parts.push(format!(
+                "{} candidates below {:.2} at {:.0} % of the steps, which {} {:.0} % of all{lost}",
+                p.given_up,
+                p.below,
+                100.0 * p.at,
+                if p.lost.is_some() {
+                    "would save"
+                } else {
+                    "saved"
+                },
+                100.0 * p.saved
+            ));
+        }
     }
     if !outcome.arms.is_empty() {
         parts.push(scores(outcome, result));

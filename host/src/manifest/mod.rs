@@ -169,6 +169,33 @@ pub struct Synthesis {
     /// Into how many parts the training images are cut for cross-fitting: a candidate is judged by a
     /// segmenter that never saw its source. 1 trains one segmenter on all of them.
     pub folds: u32,
+    /// A look at candidates that are still being painted, to give up the hopeless ones; without it
+    /// all are finished.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preview: Option<Preview>,
+}
+
+/// When candidates are given up before they are finished.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Preview {
+    /// After which share of the steps the validator is shown what there is, above 0 and below 1.
+    pub at: f64,
+    /// A candidate whose score is below this then is given up.
+    pub below: f64,
+    /// Nothing is given up, but it is counted how many of those that would have been pass when they
+    /// are finished: to find out what a choice of `at` and `below` costs.
+    pub audit: bool,
+}
+
+impl Default for Preview {
+    fn default() -> Self {
+        Preview {
+            at: 0.5,
+            below: 0.2,
+            audit: false,
+        }
+    }
 }
 
 impl Default for Synthesis {
@@ -182,6 +209,7 @@ impl Default for Synthesis {
             min_crop: 0.4,
             keep_rejected: false,
             folds: 1,
+            preview: None,
         }
     }
 }
@@ -301,6 +329,14 @@ impl Synthesis {
         }
         if self.batch == 0 {
             return wrong("synthesis.batch", "must be at least 1");
+        }
+        if let Some(preview) = &self.preview {
+            if !(preview.at > 0.0 && preview.at < 1.0) {
+                return wrong("synthesis.preview.at", "must be above 0 and below 1");
+            }
+            if !(0.0..=1.0).contains(&preview.below) {
+                return wrong("synthesis.preview.below", "must be from 0 to 1");
+            }
         }
         if !(1..=64).contains(&self.folds) {
             return wrong("synthesis.folds", "must be from 1 to 64");

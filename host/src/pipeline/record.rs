@@ -1,5 +1,6 @@
 //! What is written down of a candidate, and what many candidates add up to.
 
+use crate::manifest::Preview;
 use diffaug::{AttributeKind, Attributes, DatasetInfo, metrics::mean};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -26,6 +27,12 @@ pub struct Record {
     /// Whether nothing was painted; `reason` says why.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,
+    /// The score of the preview, where there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview: Option<f64>,
+    /// Whether the candidate was given up at the preview.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub given_up: bool,
     /// Seed of the generator.
     #[serde(default)]
     pub seed: u64,
@@ -93,6 +100,24 @@ pub struct Summary {
     /// run's own.
     #[serde(default)]
     pub sweep: Vec<Threshold>,
+    /// What looking at unfinished candidates came to, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview: Option<Previews>,
+}
+
+/// What looking at unfinished candidates came to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Previews {
+    /// After which share of the steps.
+    pub at: f64,
+    /// The score below which candidates are given up.
+    pub below: f64,
+    /// How many were, or would have been in an audit.
+    pub given_up: u64,
+    /// Share of all steps that was saved, or would have been.
+    pub saved: f64,
+    /// In an audit: how many of those passed when they were finished, and are what giving up loses.
+    pub lost: Option<u64>,
 }
 
 /// How well a class is found.
@@ -153,6 +178,9 @@ pub struct Tally {
     records: u64,
     /// Scores, where they are IoUs.
     ious: Vec<f64>,
+    preview: Option<Preview>,
+    /// Candidates whose preview was below the limit, and those of them that passed.
+    hopeless: [u64; 2],
     by_class: BTreeMap<String, (u64, f64)>,
     /// Number and sum of scores: rejected, accepted.
     scores: [(u64, f64); 2],
@@ -161,12 +189,14 @@ pub struct Tally {
 
 impl Tally {
     /// Of nothing yet; `info` names the classes.
-    pub fn new(info: &DatasetInfo) -> Self {
+    pub fn new(info: &DatasetInfo, preview: Option<&Preview>) -> Self {
         let targets = info.classes.iter().filter(|class| class.target);
         Tally {
             classes: targets.map(|c| (c.label, c.name.to_string())).collect(),
             records: 0,
             ious: Vec::new(),
+            preview: preview.cloned(),
+            hopeless: [0; 2],
             by_class: BTreeMap::new(),
             scores: Default::default(),
             by_group: BTreeMap::new(),
@@ -190,6 +220,16 @@ impl Tally {
             let group = self.by_group.entry(name).or_default();
             group.candidates += 1;
             group.accepted += u64::from(record.accepted());
+        }
+        if let (Some(preview), Some(score)) = (&self.preview, record.preview)
+            && score < preview.below
+        {
+            self.hopeless[0] += 1;
+            self.hopeless[1] += u64::from(record.accepted());
+        }
+        if record.given_up {
+            // Its score is that of a preview.
+            return;
         }
         let measure = |name: &str| record.measures.get(name).and_then(Value::as_f64);
         let Some(whole) = measure("iou") else { return };
@@ -228,6 +268,16 @@ impl Tally {
                     (name, Class { candidates, iou })
                 })
                 .collect(),
+            preview: self.preview.map(|Preview { at, below, audit }| Previews {
+                at,
+                below,
+                given_up: self.hopeless[0],
+                saved: match candidates {
+                    0 => 0.0,
+                    all => self.hopeless[0] as f64 * (1.0 - at) / all as f64,
+                },
+                lost: audit.then_some(self.hopeless[1]),
+            }),
             sweep: match self.ious.is_empty() {
                 true => Vec::new(),
                 false => SWEEP.map(|at| Threshold::of(at, &self.ious)).to_vec(),

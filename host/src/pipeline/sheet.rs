@@ -55,9 +55,15 @@ pub fn draw(
         let Ok(candidate) = candidates.get(index, &stages.bank)? else {
             continue;
         };
-        let (images, verdicts) = paint_and_judge(&[&candidate], stages)?;
-        let found = found(&candidate, &images[0], stages, targets)?;
-        let tiles = tiles(&candidate, &images[0], found.as_ref(), verdicts[0].accepted)?;
+        let outcomes = paint_and_judge(&[&candidate], stages, None)?;
+        let Some((image, verdict)) = outcomes
+            .first()
+            .and_then(|o| Some((o.image.as_ref()?, &o.verdict)))
+        else {
+            continue;
+        };
+        let found = found(&candidate, image, stages, targets)?;
+        let tiles = tiles(&candidate, image, found.as_ref(), verdict.accepted)?;
         let (left, top) = (place % COLUMNS * stride, place / COLUMNS * TILE);
         for (column, tile) in (0..).zip(&tiles) {
             put(&mut sheet, tile, left + column * TILE, top);

@@ -12,21 +12,26 @@ use super::{
     store::{Store, WholeFile},
     wire::blame,
 };
-use crate::{failure::Failure, manifest::Manifest, ui::Ui};
+use crate::{
+    failure::Failure,
+    manifest::{Manifest, Preview},
+    ui::Ui,
+};
 use diffaug::{
-    BoxGenerator, BoxPromptBank, BoxValidator, DatasetInfo, Error, Generator, Image, Job, Mask,
-    MaskRef, Progress, Reporter, Result, ResultExt, Validator, Verdict,
+    BoxGenerator, BoxPromptBank, BoxValidator, DatasetInfo, Error, Generator, Image, ImageRef, Job,
+    Mask, MaskRef, Progress, Reporter, Result, ResultExt, Validator, Verdict, Watch,
     error::ErrorKind,
     image::{MaskRule, save_gray, save_image},
     pairs::Pair,
     view::Shared,
-    with_reporter,
+    with_reporter, with_watcher,
 };
 use serde_json::{Map, Value, json};
 use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{BufRead, BufReader, Write},
+    sync::{Mutex, PoisonError},
 };
 
 const JOURNAL: &str = "synthetic/journal.jsonl";
@@ -153,8 +158,8 @@ impl Synthesis<'_> {
             .map(|index| Ok((index, self.candidates.get(index, &stages.bank)?)))
             .collect::<Result<_>>()?;
         let painted: Vec<&Candidate> = drawn.iter().filter_map(|(_, c)| c.as_ref().ok()).collect();
-        let (images, verdicts) = clock::stage(|| paint_and_judge(&painted, stages))?;
-        let mut results = images.into_iter().zip(verdicts);
+        let preview = self.manifest.synthesis.preview.as_ref();
+        let mut results = clock::stage(|| paint_and_judge(&painted, stages, preview))?.into_iter();
         drawn
             .into_iter()
             .map(|(index, candidate)| match candidate {
@@ -163,14 +168,15 @@ impl Synthesis<'_> {
                     images: None,
                 }),
                 Ok(candidate) => {
-                    let (image, verdict) = results
+                    let outcome = results
                         .next()
                         .ok_or_else(|| Error::internal("a candidate without a verdict"))?;
-                    let images = (verdict.accepted || self.manifest.synthesis.keep_rejected)
-                        .then(|| (image, candidate.label.clone()));
+                    let record = record(index, &candidate, &outcome);
+                    let keep = record.accepted() || self.manifest.synthesis.keep_rejected;
+                    let image = outcome.image.filter(|_| keep);
                     Ok(Judged {
-                        record: record(index, &candidate, &verdict),
-                        images,
+                        record,
+                        images: image.map(|image| (image, candidate.label.clone())),
                     })
                 }
             })
@@ -218,7 +224,7 @@ impl Synthesis<'_> {
     fn publish(&self) -> Result<Summary> {
         let mut metadata = WholeFile::create(&self.store.path(METADATA))?;
         let mut rejected = WholeFile::create(&self.store.path(REJECTED))?;
-        let mut tally = Tally::new(self.info);
+        let mut tally = Tally::new(self.info, self.manifest.synthesis.preview.as_ref());
         self.each(JOURNAL, |record| {
             let line = serde_json::to_string(&record)? + "\n";
             let list = if record.accepted() {
@@ -314,25 +320,121 @@ fn to_grey(mask: MaskRef<'_>, info: &DatasetInfo) -> Result<Mask> {
     Mask::new(mask.width(), mask.height(), labels)
 }
 
-/// One call of the generator and one of the validator.
+/// What became of a candidate.
+pub struct Outcome {
+    /// `None` where it was given up.
+    pub image: Option<Image>,
+    /// On the image, or on the preview at which it was given up.
+    pub verdict: Verdict,
+    /// The score of the preview, where there was one.
+    pub preview: Option<f64>,
+}
+
+/// One call of the generator and one of the validator, and one more of the latter where it is to look
+/// at previews.
 pub fn paint_and_judge(
     candidates: &[&Candidate],
     stages: &Stages,
-) -> Result<(Vec<Image>, Vec<Verdict>)> {
+    preview: Option<&Preview>,
+) -> Result<Vec<Outcome>> {
     if candidates.is_empty() {
-        return Ok((Vec::new(), Vec::new()));
+        return Ok(Vec::new());
     }
     with_reporter(&Interrupt, |reporter| {
-        let images = paint(candidates, &stages.generator, reporter)?;
-        let verdicts = judge(candidates, &images, stages, reporter)?;
-        Ok((images, verdicts))
+        let look = Look {
+            candidates,
+            stages,
+            options: preview.cloned().unwrap_or_default(),
+            seen: candidates.iter().map(|_| Mutex::default()).collect(),
+        };
+        let images = paint(candidates, stages, preview.map(|_| &look), reporter)?;
+        let finished: Vec<usize> = (0..images.len()).filter(|i| images[*i].is_some()).collect();
+        let shown: Vec<&Candidate> = finished.iter().map(|&i| candidates[i]).collect();
+        let views = finished.iter().filter_map(|&i| images[i].as_ref());
+        let views: Vec<ImageRef<'_>> = views.map(Image::view).collect();
+        let mut verdicts = judge(&shown, &views, stages, reporter)?.into_iter();
+        let seen = look.seen.into_iter().map(|seen| seen.into_inner());
+        let seen = seen.map(|seen| seen.unwrap_or_else(PoisonError::into_inner));
+        images
+            .into_iter()
+            .zip(seen)
+            .map(|(image, seen)| {
+                let preview = seen.as_ref().map(|verdict| verdict.score);
+                let verdict = match image {
+                    Some(_) => verdicts.next(),
+                    None => seen.map(|verdict| look.options.give_up(verdict)),
+                };
+                let verdict =
+                    verdict.ok_or_else(|| Error::internal("a candidate without a verdict"))?;
+                Ok(Outcome {
+                    image,
+                    verdict,
+                    preview,
+                })
+            })
+            .collect()
     })
+}
+
+impl Preview {
+    /// The verdict on a candidate that was given up.
+    fn give_up(&self, verdict: Verdict) -> Verdict {
+        let reason = format!(
+            "given up at a preview: its score {:.2} is below {:.2}",
+            verdict.score, self.below
+        );
+        Verdict {
+            accepted: false,
+            reason: reason.into(),
+            ..verdict
+        }
+    }
+}
+
+/// Shows previews to the validator.
+struct Look<'a> {
+    candidates: &'a [&'a Candidate],
+    stages: &'a Stages,
+    options: Preview,
+    /// The verdicts on previews.
+    seen: Vec<Mutex<Option<Verdict>>>,
+}
+
+impl Watch for Look<'_> {
+    fn share(&self) -> f64 {
+        self.options.at
+    }
+
+    fn look(&self, jobs: &[u64], previews: &[ImageRef<'_>]) -> Result<Vec<bool>> {
+        let place = |job: &u64| usize::try_from(*job).ok().filter(|p| *p < self.seen.len());
+        let places: Option<Vec<usize>> = jobs.iter().map(place).collect();
+        let Some(places) = places.filter(|places| places.len() == previews.len()) else {
+            return Err(Error::internal(format!(
+                "the generator showed {} previews of jobs {jobs:?}, of which there are {}",
+                previews.len(),
+                self.seen.len()
+            )));
+        };
+        let shown: Vec<&Candidate> = places.iter().map(|&p| self.candidates[p]).collect();
+        let verdicts = with_reporter(&Interrupt, |reporter| {
+            judge(&shown, previews, self.stages, reporter)
+        })?;
+        let answers = places.into_iter().zip(verdicts).map(|(place, verdict)| {
+            let goes_on = self.options.audit || verdict.score >= self.options.below;
+            let mut seen = self.seen[place]
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            *seen = Some(verdict);
+            goes_on
+        });
+        Ok(answers.collect())
+    }
 }
 
 /// The validator's verdicts; what was painted on sources of one fold is judged in one call.
 fn judge(
     candidates: &[&Candidate],
-    images: &[Image],
+    images: &[ImageRef<'_>],
     stages: &Stages,
     reporter: &Reporter<'_>,
 ) -> Result<Vec<Verdict>> {
@@ -347,7 +449,7 @@ fn judge(
             .iter()
             .map(|&place| diffaug::Candidate {
                 id: candidates[place].id.as_str().into(),
-                image: images[place].view(),
+                image: images[place],
                 mask: candidates[place].wanted.view(),
             })
             .collect();
@@ -374,15 +476,25 @@ fn judge(
         .collect()
 }
 
+/// One image for each candidate; `None` for those that were given up.
 fn paint(
     candidates: &[&Candidate],
-    generator: &BoxGenerator,
+    stages: &Stages,
+    look: Option<&Look<'_>>,
     reporter: &Reporter<'_>,
-) -> Result<Vec<Image>> {
+) -> Result<Vec<Option<Image>>> {
     let jobs: Vec<Job<'_>> = candidates.iter().map(|c| c.job()).collect();
-    let images = generator
-        .generate(jobs.as_slice().into(), reporter)
-        .map_err(|error| blame("the generator", error))?;
+    let (jobs, generator) = (jobs.as_slice(), &stages.generator);
+    let images: Result<Vec<Option<Image>>> = match look {
+        None => generator
+            .generate(jobs.into(), reporter)
+            .map(|images| images.into_iter().map(Some).collect()),
+        Some(look) => with_watcher(look, |watcher| {
+            let images = generator.generate_watched(jobs.into(), watcher, reporter);
+            images.map(|images| images.into_iter().map(Option::from).collect())
+        }),
+    };
+    let images = images.map_err(|error| blame("the generator", error))?;
     if images.len() != jobs.len() {
         return Err(Error::internal(format!(
             "the generator made {} images of {} jobs",
@@ -391,14 +503,16 @@ fn paint(
         )));
     }
     for (image, candidate) in images.iter().zip(candidates) {
-        if image.size() != candidate.background.size() {
+        if let Some(image) = image
+            && image.size() != candidate.background.size()
+        {
             return Err(Error::internal(format!(
                 "the generator made {image:?} of {:?}",
                 candidate.background
             )));
         }
     }
-    Ok(images.into_iter().collect())
+    Ok(images)
 }
 
 impl Candidate {
@@ -444,7 +558,8 @@ fn acceptance(accepted: u64, done: u64) -> String {
     format!("{:.0} % accepted", 100.0 * accepted as f64 / done as f64)
 }
 
-fn record(index: u64, candidate: &Candidate, verdict: &Verdict) -> Record {
+fn record(index: u64, candidate: &Candidate, outcome: &Outcome) -> Record {
+    let verdict = &outcome.verdict;
     let file = |folder: &str| {
         let name = file_name(index);
         verdict.accepted.then(|| format!("{folder}/{name}"))
@@ -457,6 +572,8 @@ fn record(index: u64, candidate: &Candidate, verdict: &Verdict) -> Record {
         source: candidate.source.clone(),
         variant: candidate.variant,
         skipped: false,
+        preview: outcome.preview,
+        given_up: outcome.image.is_none(),
         seed: candidate.seed,
         prompt: candidate.prompt.positive.to_string(),
         negative: candidate.prompt.negative.to_string(),
@@ -482,6 +599,8 @@ fn skipped_record(index: u64, skipped: Skipped) -> Record {
         source: skipped.source,
         variant: skipped.variant,
         skipped: true,
+        preview: None,
+        given_up: false,
         seed: 0,
         prompt: String::new(),
         negative: String::new(),

@@ -4,10 +4,10 @@ use crate::{
     loader::{self, Model},
     options::{Options, Window},
     picture::{self, Layout, Plan},
-    pipeline::{Scene, Style},
+    pipeline::{Scene, Style, Watch},
     training::Fit,
 };
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use diffaug::{Context, Inspection, prelude::*};
 use diffaug_nn::device;
 use std::{collections::BTreeMap, path::Path};
@@ -86,8 +86,9 @@ impl SdxlInpaint {
         &self,
         model: &Model,
         jobs: &[Planned<'_>],
+        watcher: Option<&Watcher<'_>>,
         mut step: impl FnMut(usize, usize) -> Result<()>,
-    ) -> Result<Vec<(usize, Image)>> {
+    ) -> Result<Vec<(usize, Option<Image>)>> {
         let scenes = jobs.iter().map(|(_, job, plan)| {
             Ok(Scene {
                 pixels: picture::pixels(job.image, plan, &self.device)?,
@@ -98,20 +99,41 @@ impl SdxlInpaint {
             })
         });
         let scenes = scenes.collect::<Result<Vec<_>>>()?;
-        let painted = model.pipeline.paint(&scenes, &self.style(), &mut step)?;
         let (composite, feather) = (self.options.composite, self.options.feather);
-        let pairs = jobs.iter().zip(&painted);
-        pairs
-            .map(|((index, job, plan), painted)| {
-                let image = picture::put_back(job, plan, painted, composite, feather)?;
-                Ok((*index, image))
-            })
-            .collect()
+        let whole = |place: usize, painted: &Tensor| {
+            let (_, job, plan) = &jobs[place];
+            picture::put_back(job, plan, painted, composite, feather)
+        };
+        let mut look = |places: &[usize], previews: &[Tensor]| {
+            let Some(watcher) = watcher else {
+                return Ok(vec![true; places.len()]);
+            };
+            let previews = places.iter().zip(previews);
+            let images = previews.map(|(place, preview)| whole(*place, preview));
+            let images: Vec<Image> = images.collect::<Result<_>>()?;
+            let numbers: Vec<u64> = places.iter().map(|place| jobs[*place].0 as u64).collect();
+            watcher.look(&numbers, &images)
+        };
+        let watch = watcher.map(|watcher| Watch {
+            share: watcher.share(),
+            look: &mut look,
+        });
+        let painted = model
+            .pipeline
+            .paint(&scenes, &self.style(), watch, &mut step)?;
+        let results = painted.iter().enumerate().map(|(place, painted)| {
+            let image = painted.as_ref().map(|painted| whole(place, painted));
+            Ok((jobs[place].0, image.transpose()?))
+        });
+        results.collect()
     }
-}
 
-impl Generator for SdxlInpaint {
-    fn generate(&self, jobs: RSlice<'_, Job<'_>>, reporter: &Reporter<'_>) -> Result<RVec<Image>> {
+    fn all(
+        &self,
+        jobs: &[Job<'_>],
+        watcher: Option<&Watcher<'_>>,
+        reporter: &Reporter<'_>,
+    ) -> Result<Vec<Option<Image>>> {
         let Some(model) = &self.model else {
             return Err(Error::model(
                 "the generator `sdxl-inpaint` has no weights: train it (`train.init = \"scratch\"` needs no other model) or set `weights`",
@@ -134,13 +156,31 @@ impl Generator for SdxlInpaint {
         let batches: Vec<_> = batches.collect();
         let mut painted = Vec::with_capacity(jobs.len());
         for (done, batch) in batches.iter().enumerate() {
-            painted.extend(self.paint(model, batch, |step, steps| {
+            painted.extend(self.paint(model, batch, watcher, |step, steps| {
                 let (done, total) = (done * steps + step, batches.len() * steps);
                 reporter.step(done as u64, total as u64, "")
             })?);
         }
         painted.sort_by_key(|(index, _)| *index);
         Ok(painted.into_iter().map(|(_, image)| image).collect())
+    }
+}
+
+impl Generator for SdxlInpaint {
+    fn generate(&self, jobs: RSlice<'_, Job<'_>>, reporter: &Reporter<'_>) -> Result<RVec<Image>> {
+        let painted = self.all(&jobs, None, reporter)?;
+        // Without anybody who looks, nothing is given up.
+        Ok(painted.into_iter().flatten().collect())
+    }
+
+    fn generate_watched(
+        &self,
+        jobs: RSlice<'_, Job<'_>>,
+        watcher: &Watcher<'_>,
+        reporter: &Reporter<'_>,
+    ) -> Result<RVec<ROption<Image>>> {
+        let painted = self.all(&jobs, Some(watcher), reporter)?;
+        Ok(painted.into_iter().map(ROption::from).collect())
     }
 
     fn fit(

@@ -73,10 +73,21 @@ pub struct Scene<'a> {
     pub seed: u64,
 }
 
+/// A look at what is being painted.
+pub struct Watch<'a> {
+    /// After which share of the steps.
+    pub share: f64,
+    /// Is given the places of scenes and previews of them, `[1, 3, height, width]`, and says for each
+    /// whether to go on.
+    pub look: &'a mut dyn FnMut(&[usize], &[Tensor]) -> Result<Vec<bool>>,
+}
+
 /// What the network is told besides the noisy latent, for a batch.
 struct Condition {
-    /// The network, told the texts; with guidance the negative ones come first.
+    /// The network, told the texts.
     unet: ToldUNet,
+    /// The texts, `[batch, tokens, width]`; with guidance the negative ones come first.
+    context: Tensor,
     pooled: Option<Tensor>,
     sizes: Tensor,
     /// Mask and masked image, `[batch, 5, h, w]`, for networks of 9 channels.
@@ -98,7 +109,8 @@ struct Start {
 
 impl Pipeline {
     /// Paints scenes of one size; the results have their shape, values about -1 to 1. `progress` is
-    /// called after every step with the number of steps done and their total.
+    /// called after every step with the number of steps done and their total. Scenes that `watch`
+    /// gives up are `None`.
     ///
     /// # Errors
     /// When the scenes do not fit each other or the model, those of the device, and what `progress`
@@ -107,8 +119,9 @@ impl Pipeline {
         &self,
         scenes: &[Scene<'_>],
         style: &Style,
+        mut watch: Option<Watch<'_>>,
         mut progress: impl FnMut(usize, usize) -> Result<()>,
-    ) -> Result<Vec<Tensor>> {
+    ) -> Result<Vec<Option<Tensor>>> {
         let mut sampler = Sampler::new(&self.scheduler, style.steps)?;
         let first = sampler.start_at(style.strength);
         sampler.begin(first);
@@ -116,9 +129,15 @@ impl Pipeline {
             .iter()
             .map(|scene| Source::new(style.noise, scene.seed))
             .collect();
-        let start = self.start(scenes, &mut sources, &sampler, (first, style.strength))?;
-        let condition = self.condition(scenes, style, &start)?;
+        let mut start = self.start(scenes, &mut sources, &sampler, (first, style.strength))?;
+        let mut condition = self.condition(scenes, style, &start)?;
         let total = sampler.timesteps().len();
+        let pause = watch
+            .as_ref()
+            .map(|watch| first + ((total - first) as f64 * watch.share).round() as usize)
+            .filter(|pause| (first + 1..total).contains(pause));
+        // The scenes that are still being painted.
+        let mut places: Vec<usize> = (0..scenes.len()).collect();
         let mut x = start.latents.clone();
         for i in first..total {
             let predicted = self.predict(&sampler, i, &x, &condition, style)?;
@@ -127,7 +146,8 @@ impl Pipeline {
                 let each = sources.iter_mut().map(|s| s.draw(&shape, &self.device));
                 Tensor::cat(&each.collect::<candle_core::Result<Vec<_>>>()?, 0)
             };
-            x = sampler.step(&predicted, i, &x, draw)?.x;
+            let step = sampler.step(&predicted, i, &x, draw)?;
+            x = step.x;
             if let (4, Some(image)) = (self.channels, &start.image) {
                 let kept = match i + 1 < total {
                     true => sampler.noised(image, &start.noise, i + 1)?,
@@ -136,11 +156,67 @@ impl Pipeline {
                 x = blend(&start.mask, &x, &kept)?;
             }
             progress(i + 1 - first, total - first)?;
+            if let (true, Some(watch)) = (pause == Some(i + 1), &mut watch) {
+                let kept = self.look(watch, &places, &step.z0)?;
+                if kept.len() < places.len() {
+                    places = kept.iter().map(|at| places[*at]).collect();
+                    sources = retain(sources, &kept);
+                    if kept.is_empty() {
+                        break;
+                    }
+                    let rows = rows(&kept, &self.device)?;
+                    sampler.keep(&rows)?;
+                    x = x.index_select(&rows, 0)?;
+                    start = start.keep(&rows)?;
+                    condition = self.narrowed(condition, &rows)?;
+                }
+            }
         }
-        let latents = (0..scenes.len()).map(|i| x.narrow(0, i, 1));
-        latents
-            .map(|z| self.vae.decode(&z?.contiguous()?))
-            .collect()
+        let mut painted: Vec<Option<Tensor>> = scenes.iter().map(|_| None).collect();
+        for (row, place) in places.into_iter().enumerate() {
+            let latent = x.narrow(0, row, 1)?.contiguous()?;
+            painted[place] = Some(self.vae.decode(&latent)?);
+        }
+        Ok(painted)
+    }
+
+    /// The rows of clean latents `z0` whose previews are worth going on with.
+    fn look(&self, watch: &mut Watch<'_>, places: &[usize], z0: &Tensor) -> Result<Vec<usize>> {
+        let previews =
+            (0..places.len()).map(|row| self.vae.decode(&z0.narrow(0, row, 1)?.contiguous()?));
+        let previews = previews.collect::<Result<Vec<_>>>()?;
+        let goes_on = (watch.look)(places, &previews)?;
+        if goes_on.len() != places.len() {
+            return Err(Error::internal(format!(
+                "{} answers to {} previews",
+                goes_on.len(),
+                places.len()
+            )));
+        }
+        Ok((0..places.len()).filter(|row| goes_on[*row]).collect())
+    }
+
+    /// The condition of those scenes whose rows are kept.
+    fn narrowed(&self, condition: Condition, rows: &Tensor) -> Result<Condition> {
+        let both = match condition.guided {
+            true => {
+                let count = (condition.context.dim(0)? / 2) as f64;
+                let positive = (rows.to_dtype(DType::F64)? + count)?.to_dtype(DType::U32)?;
+                Tensor::cat(&[rows, &positive], 0)?
+            }
+            false => rows.clone(),
+        };
+        let some =
+            |x: Option<Tensor>, rows: &Tensor| x.map(|x| x.index_select(rows, 0)).transpose();
+        let context = condition.context.index_select(&both, 0)?;
+        Ok(Condition {
+            unet: self.unet.told(&context)?,
+            context,
+            pooled: some(condition.pooled, &both)?,
+            sizes: condition.sizes.index_select(&both, 0)?,
+            inpaint: some(condition.inpaint, rows)?,
+            guided: condition.guided,
+        })
     }
 
     /// Draws noise and encodes the source, each scene by itself, in the order of diffusers: the
@@ -220,6 +296,7 @@ impl Pipeline {
         let context = Tensor::cat(&contexts, 0)?.to_dtype(self.dtype)?;
         Ok(Condition {
             unet: self.unet.told(&context)?,
+            context,
             pooled,
             sizes: self.sizes(scenes, style, all.len())?,
             inpaint,
@@ -273,6 +350,34 @@ impl Pipeline {
             false => Ok(predicted),
         }
     }
+}
+
+impl Start {
+    /// Of those scenes whose rows are kept.
+    fn keep(self, rows: &Tensor) -> candle_core::Result<Self> {
+        let some = |x: Option<Tensor>| x.map(|x| x.index_select(rows, 0)).transpose();
+        Ok(Start {
+            latents: self.latents.index_select(rows, 0)?,
+            noise: self.noise.index_select(rows, 0)?,
+            image: some(self.image)?,
+            masked: some(self.masked)?,
+            mask: self.mask.index_select(rows, 0)?,
+        })
+    }
+}
+
+/// Rows as an index.
+fn rows(kept: &[usize], device: &Device) -> candle_core::Result<Tensor> {
+    let rows: Vec<u32> = kept.iter().map(|row| *row as u32).collect();
+    Tensor::from_vec(rows, kept.len(), device)
+}
+
+/// Those of `all` whose places are kept.
+fn retain<T>(all: Vec<T>, kept: &[usize]) -> Vec<T> {
+    let all = all.into_iter().enumerate();
+    all.filter(|(place, _)| kept.contains(place))
+        .map(|(_, one)| one)
+        .collect()
 }
 
 /// Eq. 8: `both` holds the predictions for the negative texts, then those for the positive ones.

@@ -4,9 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 use diffaug::{
-    Context, Image, Job, Mask,
+    Context, Image, ImageRef, Job, Mask,
     prelude::*,
-    stage::{Silent, with_reporter},
+    stage::{Silent, Watch, with_reporter, with_watcher},
 };
 use diffaug_nn::weights;
 use diffaug_sdxl_inpaint::{Options, SdxlInpaint};
@@ -305,6 +305,64 @@ fn copy(from: &Path, to: &Path) {
         match entry.path().is_dir() {
             true => copy(&entry.path(), &target),
             false => drop(std::fs::copy(entry.path(), target).unwrap()),
+        }
+    }
+}
+
+/// Gives up the jobs whose places it holds.
+struct GiveUp(&'static [u64]);
+
+impl Watch for GiveUp {
+    fn share(&self) -> f64 {
+        0.5
+    }
+
+    fn look(&self, jobs: &[u64], previews: &[ImageRef<'_>]) -> Result<Vec<bool>> {
+        let grey = |image: &ImageRef<'_>| image.pixels().iter().all(|p| *p == image.pixels()[0]);
+        assert!(
+            previews
+                .iter()
+                .all(|p| p.size() == (SIDE, SIDE) && !grey(p))
+        );
+        Ok(jobs.iter().map(|job| !self.0.contains(job)).collect())
+    }
+}
+
+#[test]
+fn what_is_given_up_leaves_the_others_as_they_are() {
+    let scenes = Scenes::open();
+    let (image, mask) = (scenes.image("image"), scenes.mask());
+    let jobs: Vec<Job<'_>> = (0..3)
+        .map(|seed| Job {
+            seed,
+            ..job(&image, &mask, "healthy mucosa")
+        })
+        .collect();
+    for (kind, sampler, guidance) in [
+        ("xl", "euler", 7.5),
+        ("xl", "unipc", 1.0),
+        ("xl4", "dpmpp-2m-karras", 7.5),
+        ("sd", "ddpm", 7.5),
+    ] {
+        let options = json!({"scheduler": sampler, "guidance": guidance, "steps": 4});
+        let generator = generator(kind, options);
+        let whole = paint(&generator, &jobs);
+        for given_up in [&[1][..], &[0, 2], &[], &[0, 1, 2]] {
+            let watched = with_watcher(&GiveUp(given_up), |watcher| {
+                with_reporter(&Silent, |reporter| {
+                    generator.generate_watched(jobs.as_slice().into(), watcher, reporter)
+                })
+            });
+            for (place, (image, whole)) in watched.unwrap().into_iter().zip(&whole).enumerate() {
+                match Option::from(image) {
+                    None => assert!(given_up.contains(&(place as u64))),
+                    Some(image) => {
+                        assert!(!given_up.contains(&(place as u64)));
+                        let (_, largest) = difference(&image, whole);
+                        assert!(largest <= 1, "{kind}, {sampler}: {largest}");
+                    }
+                }
+            }
         }
     }
 }

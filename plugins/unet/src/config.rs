@@ -27,6 +27,9 @@ pub struct Options {
     pub size: Option<u32>,
     /// Passes over the training samples.
     pub epochs: u64,
+    /// Steps of the optimizer after which training ends, in place of `epochs`: arms of a comparison
+    /// that differ in their number of images then train alike.
+    pub steps: Option<u64>,
     /// Images of a training step, and at most as many at once afterwards.
     pub batch: usize,
     /// Highest learning rate; it rises over `warmup` steps and then follows `schedule`.
@@ -88,6 +91,7 @@ impl Default for Options {
             depth: 4,
             size: None,
             epochs: 50,
+            steps: None,
             batch: 8,
             lr: 1e-3,
             weight_decay: 1e-4,
@@ -190,6 +194,7 @@ impl Options {
         }
         let counts = [
             ("epochs", self.epochs),
+            ("steps", self.steps.unwrap_or(1)),
             ("batch", self.batch as u64),
             ("accumulate", self.accumulate as u64),
             ("evaluate_every", self.evaluate_every),
@@ -247,6 +252,7 @@ impl Options {
         };
         Settings {
             epochs: self.epochs,
+            steps: self.steps,
             batch: self.batch,
             learning_rate: self.lr,
             weight_decay: self.weight_decay,
@@ -408,6 +414,7 @@ mod tests {
         assert_eq!(field(r#"{"clip": -1}"#), "clip");
         assert_eq!(field(r#"{"accumulate": 0}"#), "accumulate");
         assert_eq!(field(r#"{"evaluate_every": 0}"#), "evaluate_every");
+        assert_eq!(field(r#"{"steps": 0}"#), "steps");
         assert_eq!(field(r#"{"ema": 1}"#), "ema");
         assert_eq!(field(r#"{"momentum": 0.9}"#), "momentum");
         let sgd = r#"{"optimizer": "sgd", "momentum": 1}"#;

@@ -444,3 +444,31 @@ fn options_read_from_a_manifest() {
     assert!((options.validation - 0.1).abs() < 1e-12 && options.allow_partial);
     serde_json::from_str::<SplitOptions>(r#"{"name": "paper"}"#).unwrap_err();
 }
+
+#[test]
+fn a_share_of_train_is_kept_and_the_rest_stays_whole() {
+    let (info, items) = (info(&[]), plain(100));
+    let with = |keep| {
+        let options = SplitOptions {
+            keep,
+            ..using("random")
+        };
+        split(&info, &items, &options).unwrap()
+    };
+    let (all, half, tenth) = (with(1.0), with(0.5), with(0.1));
+    assert_eq!(counts(&all), [72, 8, 20]);
+    assert_eq!(counts(&half), [36, 8, 20]);
+    assert_eq!(counts(&tenth), [7, 8, 20]);
+    assert!(tenth.train.iter().all(|id| half.train.contains(id)));
+    assert!(half.train.iter().all(|id| all.train.contains(id)));
+    assert_eq!((&half.validation, &half.test), (&all.validation, &all.test));
+    let indices = tenth.indices(&items).unwrap();
+    assert_eq!(indices[0].len(), 7);
+    for keep in [0.0, 1.5, f64::NAN] {
+        let options = SplitOptions {
+            keep,
+            ..SplitOptions::default()
+        };
+        assert_eq!(options.validate().unwrap_err().field, "split.keep");
+    }
+}

@@ -67,6 +67,14 @@ impl Dpm {
         })
     }
 
+    /// Goes on with those places of a batch.
+    pub(super) fn keep(&mut self, kept: &Tensor) -> Result<()> {
+        if let Some(before) = &mut self.before {
+            *before = before.index_select(kept, 0)?;
+        }
+        Ok(())
+    }
+
     pub(super) fn forget(&mut self) {
         self.before = None;
     }

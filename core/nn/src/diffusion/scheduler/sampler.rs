@@ -136,6 +136,18 @@ impl Sampler {
         }
     }
 
+    /// Goes on with those latents of a batch whose places `kept` holds, in that order.
+    ///
+    /// # Errors
+    /// When there is no such place.
+    pub fn keep(&mut self, kept: &Tensor) -> Result<()> {
+        match &mut self.method {
+            Method::Dpm(dpm) => dpm.keep(kept),
+            Method::Unipc(unipc) => unipc.keep(kept),
+            Method::Euler(_) | Method::Ddim(_) | Method::Ddpm(_) => Ok(()),
+        }
+    }
+
     /// Takes step `i` from the noisy latent `x`, for which the network answered `output`; both of
     /// one shape and any floating point type.
     ///

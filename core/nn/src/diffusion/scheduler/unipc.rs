@@ -83,6 +83,18 @@ impl Unipc {
         })
     }
 
+    /// Goes on with those places of a batch.
+    pub(super) fn keep(&mut self, kept: &Tensor) -> Result<()> {
+        if let Some(past) = &mut self.past {
+            past.x = past.x.index_select(kept, 0)?;
+            past.z0 = past.z0.index_select(kept, 0)?;
+            if let Some(before) = &mut past.before {
+                *before = before.index_select(kept, 0)?;
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn forget(&mut self) {
         self.past = None;
     }
