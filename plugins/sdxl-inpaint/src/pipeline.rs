@@ -73,13 +73,16 @@ pub struct Scene<'a> {
     pub seed: u64,
 }
 
+/// Is given the places of scenes and previews of them, `[1, 3, height, width]`, and says for each
+/// whether to go on.
+pub type Look<'a> = dyn FnMut(&[usize], &[Tensor]) -> Result<Vec<bool>> + 'a;
+
 /// A look at what is being painted.
 pub struct Watch<'a> {
     /// After which share of the steps.
     pub share: f64,
-    /// Is given the places of scenes and previews of them, `[1, 3, height, width]`, and says for each
-    /// whether to go on.
-    pub look: &'a mut dyn FnMut(&[usize], &[Tensor]) -> Result<Vec<bool>>,
+    /// What looks.
+    pub look: &'a mut Look<'a>,
 }
 
 /// What the network is told besides the noisy latent, for a batch.
