@@ -4,7 +4,7 @@ use crate::{
     lora::{LoraFile, Loras, Part},
     options::{Options, Window},
     pipeline::Pipeline,
-    text::{ClipText, TextEncoder, TextEncoders, Tokenizer},
+    text::{ClipConfig, ClipText, TextEncoder, TextEncoders, Tokenizer},
     training::BASE,
 };
 use candle_core::{DType, Device};
@@ -25,7 +25,7 @@ use diffaug_nn::{
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The file of an adapter that was trained here.
 pub const ADAPTER: &str = "pytorch_lora_weights.safetensors";
@@ -138,18 +138,25 @@ pub fn load(weights: &str, options: &Options, device: &Device) -> Result<Model> 
     let scheduler = options.scheduler(scheduler(&checkpoint)?);
     // Says now what a sampler would say with the first picture.
     Sampler::new(&scheduler, options.steps).map_err(|error| error.at("scheduler"))?;
-    let text = text(&checkpoint, &mut loras, dtype, device)?;
     let config = unet_config(&checkpoint)?;
-    let unet = {
-        let source = checkpoint.unet.source()?;
-        let source = loras.fuse(Part::Unet, source, Some(&Names::unet(&config)))?;
-        let source: Box<dyn Source> = Box::new(Cast::new(source, dtype));
-        build("unet", device, source, |params| {
-            UNet::new(params.root(), &config)
-        })?
-    };
+    let texts = encoder_parts(&checkpoint, &mut loras)?;
+    let source = checkpoint.unet.source()?;
+    let source = loras.fuse(Part::Unet, source, Some(&Names::unet(&config)))?;
     loras.finish().map_err(|error| error.at("lora"))?;
-    let vae = autoencoder(&checkpoint, options, device)?;
+    // Bringing weights into order takes most of a start, and one network does not wait for another.
+    let (text, others) = rayon::join(
+        || encoders(texts, dtype, device),
+        || {
+            let unet = build(
+                "unet",
+                device,
+                Box::new(Cast::new(source, dtype)),
+                |params| UNet::new(params.root(), &config),
+            )?;
+            Ok::<_, Error>((unet, autoencoder(&checkpoint, options, device)?))
+        },
+    );
+    let (text, (unet, vae)) = (text?, others?);
     check(&config, &vae, &text)?;
     let side = checkpoint.unet.config["sample_size"].as_u64();
     let side = side.map(|side| side as u32 * vae.factor() as u32);
@@ -203,6 +210,14 @@ pub fn unet_config(checkpoint: &Checkpoint) -> Result<UNetConfig> {
     Ok(config)
 }
 
+/// A text encoder that is about to be built.
+struct EncoderPart {
+    part: Part,
+    config: ClipConfig,
+    source: Box<dyn Source>,
+    tokenizer: PathBuf,
+}
+
 /// The text encoders, with what `loras` change.
 ///
 /// # Errors
@@ -213,32 +228,46 @@ pub fn text(
     dtype: DType,
     device: &Device,
 ) -> Result<TextEncoders> {
-    let mut encoder = |component: &Component, tokenizer: &Path, part: Part| {
+    encoders(encoder_parts(checkpoint, loras)?, dtype, device)
+}
+
+/// What the text encoders are built of, the first one first.
+fn encoder_parts(checkpoint: &Checkpoint, loras: &mut Loras) -> Result<Vec<EncoderPart>> {
+    let mut encoder = |component: &Component, tokenizer: &Path, part: Part| -> Result<_> {
         let mut config = component.config.clone();
         if part == Part::TextEncoder2 {
             // Whatever its own file says or leaves out: the second one projects.
             config["architectures"] = json!(["CLIPTextModelWithProjection"]);
         }
-        let config = parse(config, part.name())?;
-        let source = loras.fuse(part, component.source()?, None)?;
-        let source: Box<dyn Source> = Box::new(Cast::new(source, dtype));
-        let clip = build(part.name(), device, source, |params| {
-            ClipText::new(params.root(), &config)
+        Ok(EncoderPart {
+            part,
+            config: parse(config, part.name())?,
+            source: Box::new(loras.fuse(part, component.source()?, None)?),
+            tokenizer: tokenizer.to_owned(),
+        })
+    };
+    let (first, tokenizer) = (&checkpoint.text_encoder, &checkpoint.tokenizer);
+    let mut parts = vec![encoder(first, tokenizer, Part::TextEncoder)?];
+    if let (Some(second), Some(tokenizer)) = (&checkpoint.text_encoder_2, &checkpoint.tokenizer_2) {
+        parts.push(encoder(second, tokenizer, Part::TextEncoder2)?);
+    }
+    Ok(parts)
+}
+
+fn encoders(parts: Vec<EncoderPart>, dtype: DType, device: &Device) -> Result<TextEncoders> {
+    let mut built = Vec::new();
+    for part in parts {
+        let source: Box<dyn Source> = Box::new(Cast::new(part.source, dtype));
+        let clip = build(part.part.name(), device, source, |params| {
+            ClipText::new(params.root(), &part.config)
         })?;
-        TextEncoder::new(Tokenizer::open(tokenizer)?, clip)
-    };
-    let first = encoder(
-        &checkpoint.text_encoder,
-        &checkpoint.tokenizer,
-        Part::TextEncoder,
-    )?;
-    let second = match (&checkpoint.text_encoder_2, &checkpoint.tokenizer_2) {
-        (Some(component), Some(tokenizer)) => {
-            Some(encoder(component, tokenizer, Part::TextEncoder2)?)
-        }
-        _ => None,
-    };
-    TextEncoders::new(first, second)
+        built.push(TextEncoder::new(Tokenizer::open(&part.tokenizer)?, clip)?);
+    }
+    let mut built = built.into_iter();
+    let first = built
+        .next()
+        .ok_or_else(|| Error::internal("a model without a text encoder"))?;
+    TextEncoders::new(first, built.next())
 }
 
 /// The autoencoder: the model's own, or what the options name.
