@@ -67,7 +67,7 @@ fn without_plugins_for_cuda_the_place_for_them_is_named() {
     "#);
     let manifest = misbehave().replace("libraries = [\"./misbehave.so\"]", "device = \"cuda\"");
     sandbox.write("m.toml", manifest);
-    assert_snapshot!(sandbox.run("check m.toml"), @r#"
+    assert_snapshot!(sandbox.run("run m.toml"), @r#"
     exit 1
     error: device `cuda` needs plugins that are built for CUDA, but none is loaded and `[TMP]/bin/libdiffaug_cuda.so` does not exist
      --> m.toml:2:10

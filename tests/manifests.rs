@@ -54,10 +54,35 @@ fn wrong_manifests_are_explained() {
 #[test]
 #[cfg(feature = "builtin")]
 fn the_manifests_of_the_repository_are_right() {
-    for manifest in tomls("manifests") {
+    for manifest in tomls("manifests")
+        .into_iter()
+        .chain(tomls("manifests/paper"))
+    {
         let sandbox = Sandbox::new();
         sandbox.run(&format!("check {}", manifest.display())).ok();
     }
+}
+
+#[test]
+#[cfg(feature = "builtin")]
+fn a_manifest_for_another_machine_can_be_right() {
+    let sandbox = Sandbox::with_program();
+    let manifest = root().join("manifests/paper/cvc.toml");
+    let output = sandbox.run(&format!("check {}", manifest.display())).ok();
+    assert!(
+        output
+            .stdout
+            .contains("is in order\nbut it cannot run here: device `cuda` needs")
+    );
+    let output = sandbox
+        .run(&format!("check {} --json", manifest.display()))
+        .ok();
+    assert!(
+        output.json()["missing"]
+            .as_str()
+            .unwrap()
+            .starts_with("device `cuda`")
+    );
 }
 
 #[test]
