@@ -4,6 +4,7 @@
 pub mod checkpoint;
 pub mod compressor;
 pub mod hub;
+pub mod original;
 mod vae;
 
 pub use vae::{Moments, Vae};

@@ -3,7 +3,7 @@
 
 use crate::{
     checkpoint::{self, Component},
-    hub,
+    hub, original,
 };
 use candle_core::{DType, Device, Tensor};
 use diffaug::{Error, ErrorKind, Result, ResultExt};
@@ -12,7 +12,7 @@ use diffaug_nn::{
     params::Params,
     weights::{Cast, Source},
 };
-use std::path::Path;
+use std::{collections::HashMap, path::Path};
 
 /// The tiny autoencoder's name in options, and where it is to be had.
 const TINY: (&str, &str) = ("taesdxl", "madebyollin/taesdxl");
@@ -46,14 +46,24 @@ pub struct Vae {
 }
 
 impl Vae {
-    /// The autoencoder that `name` names: a folder, a model of the hub, or `taesdxl`. It computes in
-    /// `dtype` where its configuration and the device allow that.
+    /// The autoencoder that `name` names: a folder, a file in the original layout of latent diffusion,
+    /// a model of the hub, or `taesdxl`. It computes in `dtype` where its configuration and the device
+    /// allow that.
     ///
     /// # Errors
     /// Naming what is missing or does not fit.
     pub fn open(name: &str, dtype: DType, device: &Device) -> Result<Self> {
         let name = if name == TINY.0 { TINY.1 } else { name };
         let folder = hub::locate_autoencoder(name)?;
+        if folder.is_file() {
+            let (config, tensors) = original::autoencoder(&folder)?;
+            return Vae::built(
+                &config,
+                Box::new(HashMap::from_iter(tensors)),
+                dtype,
+                device,
+            );
+        }
         if is_tiny(&folder)? {
             return Vae::tiny(TinyAutoencoder::open(&folder, device)?, device);
         }
@@ -65,19 +75,28 @@ impl Vae {
     /// # Errors
     /// Naming what is missing or does not fit.
     pub fn of(component: &Component, dtype: DType, device: &Device) -> Result<Self> {
-        let misfit = || "the weights of `vae` do not fit its configuration".to_owned();
         let config: AutoencoderConfig = serde_json::from_value(component.config.clone())
             .or_error(ErrorKind::Model, || {
                 "the configuration of `vae` cannot be used".to_owned()
             })?;
+        Vae::built(&config, component.source()?, dtype, device)
+    }
+
+    fn built(
+        config: &AutoencoderConfig,
+        source: Box<dyn Source>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let misfit = || "the weights of `vae` do not fit its configuration".to_owned();
         // Some overflow in f16; on a processor all is f32 anyway.
         let dtype = match config.force_upcast || device.is_cpu() {
             true => DType::F32,
             false => dtype,
         };
-        let source: Box<dyn Source> = Box::new(Cast::new(component.source()?, dtype));
+        let source: Box<dyn Source> = Box::new(Cast::new(source, dtype));
         let mut params = Params::from_source(device, source);
-        let net = Autoencoder::new(params.root(), &config).or_error(ErrorKind::Model, misfit)?;
+        let net = Autoencoder::new(params.root(), config).or_error(ErrorKind::Model, misfit)?;
         match params.left_over().first() {
             None => Ok(Vae::full(net, dtype)),
             Some(left) => {

@@ -22,7 +22,10 @@ const SIDE: u32 = 256;
 
 fn main() {
     let_candle_sleep();
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let arguments: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|a| a != "--bench")
+        .collect();
     let [weights, steps, images] = arguments.as_slice() else {
         println!("usage: WEIGHTS STEPS IMAGES");
         return;
@@ -31,7 +34,10 @@ fn main() {
     let options = json!({ "weights": weights, "steps": steps });
     let options: Options = serde_json::from_value(options).unwrap();
     let stage = LatentSeg::from_config(options, &Context::default()).unwrap();
-    let mut times: Vec<f64> = (0..count + 2).map(|index| verdict(&stage, index)).skip(2).collect();
+    let mut times: Vec<f64> = (0..count + 2)
+        .map(|index| verdict(&stage, index))
+        .skip(2)
+        .collect();
     times.sort_by(f64::total_cmp);
     println!("{:.3}", times[times.len() / 2]);
 }
@@ -41,12 +47,16 @@ fn verdict(stage: &LatentSeg, index: u64) -> f64 {
     let mut rng = diffaug::rng::stream(0, "image", index);
     let pixels = (0..3 * SIDE * SIDE).map(|_| rng.random()).collect();
     let image = Image::new(SIDE, SIDE, pixels).unwrap();
-    let labels = (0..SIDE * SIDE).map(|i| u8::from(i % SIDE < SIDE / 3)).collect();
+    let labels = (0..SIDE * SIDE)
+        .map(|i| u8::from(i % SIDE < SIDE / 3))
+        .collect();
     let wanted = Mask::new(SIDE, SIDE, labels).unwrap();
     let begin = Instant::now();
     let images = [image.view()];
     let found = with_reporter(&Silent, |r| stage.segment((&images[..]).into(), r)).unwrap();
-    let iou = Confusion::of(wanted.view(), found[0].mask.view(), &[1]).unwrap().iou();
+    let iou = Confusion::of(wanted.view(), found[0].mask.view(), &[1])
+        .unwrap()
+        .iou();
     std::hint::black_box(iou);
     begin.elapsed().as_secs_f64() * 1e3
 }

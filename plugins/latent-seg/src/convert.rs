@@ -9,12 +9,12 @@ use crate::{
 };
 use candle_core::{DType, Device, Tensor};
 use diffaug::{Error, ErrorKind, Result, ResultExt};
-use diffaug_models::{Vae, compressor};
+use diffaug_models::{Vae, compressor, original};
 use diffaug_nn::{
-    diffusion::{AutoencoderConfig, original::Original},
+    diffusion::AutoencoderConfig,
     fit::{CONFIG, WEIGHTS},
     params::Params,
-    weights::{self, Files, Pickle, Source},
+    weights::{self, Source},
 };
 use serde_json::json;
 use std::{
@@ -37,9 +37,9 @@ pub fn convert(options: &Options, from: &Path, to: &Path) -> Result<String> {
         .at("preset"));
     }
     let name = || format!("in `{}`", from.display());
-    let mut parts = Parts::read(open(from)?.as_mut()).or_error(ErrorKind::Model, name)?;
+    let mut parts = Parts::read(original::open(from)?.as_mut()).or_error(ErrorKind::Model, name)?;
     let vision = parts.vision_config().or_error(ErrorKind::Model, name)?;
-    let vae = parts.vae_config().or_error(ErrorKind::Model, name)?;
+    let vae = original::config(&parts.vae, SIDE as usize).or_error(ErrorKind::Model, name)?;
     let description = Description {
         plugin: PLUGIN.to_owned(),
         input: options.size.map_or((SIDE, SIDE), |side| (side, side)),
@@ -61,7 +61,7 @@ pub fn convert(options: &Options, from: &Path, to: &Path) -> Result<String> {
         },
     };
     let tensors = parts.tensors(&description)?;
-    let autoencoder = parts.autoencoder(&vae)?;
+    let autoencoder = original::renamed(parts.vae, &vae)?;
     let frozen = Params::frozen(&Device::Cpu, autoencoder.clone().into_iter().collect());
     check(&description, &tensors, frozen, &vae).or_error(ErrorKind::Model, name)?;
     compressor::leave(&to.join(VAE), &vae, &autoencoder)?;
@@ -79,20 +79,6 @@ pub fn convert(options: &Options, from: &Path, to: &Path) -> Result<String> {
         },
         description.scale
     ))
-}
-
-/// Opens safetensors or a PyTorch file.
-fn open(path: &Path) -> Result<Box<dyn Source>> {
-    if path.extension().is_some_and(|kind| kind == "safetensors") {
-        return Ok(Box::new(Files::open(&[path])?));
-    }
-    if !path.is_file() {
-        return Err(Error::model(format!(
-            "there is no file `{}`",
-            path.display()
-        )));
-    }
-    Ok(Box::new(Pickle::open(path)?))
 }
 
 /// Builds the networks, so that a folder is only written where they fit.
@@ -116,7 +102,7 @@ fn check(
 
 /// The tensors of a checkpoint, by part, in its own names.
 struct Parts {
-    denoiser: BTreeMap<String, Tensor>,
+    denoiser: HashMap<String, Tensor>,
     vision: HashMap<String, Tensor>,
     vae: HashMap<String, Tensor>,
     scale: f64,
@@ -126,7 +112,7 @@ struct Parts {
 impl Parts {
     fn read(source: &mut dyn Source) -> Result<Self> {
         let mut parts = Parts {
-            denoiser: BTreeMap::new(),
+            denoiser: HashMap::new(),
             vision: HashMap::new(),
             vae: HashMap::new(),
             scale: 1.0,
@@ -171,43 +157,19 @@ impl Parts {
     }
 
     fn vision_config(&self) -> Result<Vision> {
-        let (channels, layers) = levels(&self.vision)?;
+        let (channels, layers) = original::levels(&self.vision)?;
         Ok(Vision {
             input: VisionInput::Pixel,
             channels,
             layers,
             attention: self.vision.contains_key("encoder.mid.attn_1.q.weight"),
-            features: dim(
-                self.vision.get("out.weight"),
-                "cond_stage_model.out.weight",
-                0,
-            )?,
+            features: original::dim(&self.vision, "out.weight", 0)?,
         })
-    }
-
-    fn vae_config(&self) -> Result<AutoencoderConfig> {
-        let (channels, layers) = levels(&self.vae)?;
-        let name = "first_stage_model.post_quant_conv.weight";
-        let latent = dim(self.vae.get("post_quant_conv.weight"), name, 0)?;
-        let attention = self.vae.contains_key("encoder.mid.attn_1.q.weight");
-        Ok(compressor::architecture(
-            &channels,
-            layers,
-            latent,
-            attention,
-            SIDE as usize,
-        ))
     }
 
     /// The denoising network, as far as its tensors tell; heads and groups are those of the options.
     fn denoiser_config(&self, options: &Options) -> Result<DenoiserConfig> {
-        let of = |name: &str, which: usize| {
-            dim(
-                self.denoiser.get(name),
-                &format!("model.diffusion_model.{name}"),
-                which,
-            )
-        };
+        let of = |name: &str, which: usize| original::dim(&self.denoiser, name, which);
         let width = of("input_blocks.0.0.weight", 0)?;
         let blocks = (0..)
             .take_while(|i| self.has(&format!("output_blocks.{i}.0.in_layers.2.weight")))
@@ -252,7 +214,6 @@ impl Parts {
         for (name, tensor) in std::mem::take(&mut self.denoiser) {
             all.insert(format!("denoiser.{name}"), as_map(&name, tensor)?);
         }
-        let vision = &description.vision;
         let mut encoder = HashMap::new();
         for (name, tensor) in std::mem::take(&mut self.vision) {
             match name.strip_prefix("out.") {
@@ -264,20 +225,10 @@ impl Parts {
                 }
             }
         }
-        let source = Original::autoencoder(encoder, vision.channels.len(), vision.layers)?;
-        for (name, tensor) in drain(source)? {
+        for (name, tensor) in original::renamed(encoder, &description.encoder())? {
             all.insert(format!("vision.{name}"), tensor);
         }
         Ok(all)
-    }
-
-    fn autoencoder(&mut self, config: &AutoencoderConfig) -> Result<BTreeMap<String, Tensor>> {
-        let (levels, layers) = (config.block_out_channels.len(), config.layers_per_block);
-        drain(Original::autoencoder(
-            std::mem::take(&mut self.vae),
-            levels,
-            layers,
-        )?)
     }
 }
 
@@ -301,36 +252,4 @@ pub(crate) fn as_map(name: &str, tensor: Tensor) -> Result<Tensor> {
         true => Ok(tensor.squeeze(2)?),
         false => Ok(tensor),
     }
-}
-
-/// Channels at each resolution of an encoder and its residual blocks there.
-fn levels(tensors: &HashMap<String, Tensor>) -> Result<(Vec<usize>, usize)> {
-    let conv =
-        |level: usize, block: usize| format!("encoder.down.{level}.block.{block}.conv1.weight");
-    let channels: Vec<usize> = (0..)
-        .map_while(|level| tensors.get(&conv(level, 0)))
-        .filter_map(|tensor| tensor.dims().first().copied())
-        .collect();
-    let layers = (0..)
-        .take_while(|block| tensors.contains_key(&conv(0, *block)))
-        .count();
-    match channels.is_empty() {
-        true => Err(Error::model(format!("tensor `{}` is missing", conv(0, 0)))),
-        false => Ok((channels, layers)),
-    }
-}
-
-fn dim(tensor: Option<&Tensor>, name: &str, which: usize) -> Result<usize> {
-    let size = tensor.and_then(|tensor| tensor.dims().get(which).copied());
-    size.ok_or_else(|| Error::model(format!("tensor `{name}` is missing")))
-}
-
-fn drain(mut source: impl Source) -> Result<BTreeMap<String, Tensor>> {
-    let mut all = BTreeMap::new();
-    for name in source.names() {
-        if let Some(tensor) = source.take(&name)? {
-            all.insert(name, tensor);
-        }
-    }
-    Ok(all)
 }

@@ -20,8 +20,8 @@ pub struct Options {
     /// What is not said otherwise: `diffaug` (without this, that of `latent-seg`) is the paper's
     /// segmenter, `sdseg` (that of `sdseg`) the one that it builds on (Lin et al., 2024).
     pub preset: Option<Preset>,
-    /// The frozen autoencoder: a folder, a model of the hub as `org/name@revision`, or `taesdxl`.
-    /// Without it a small one is trained first, on images and masks.
+    /// The frozen autoencoder: a folder in the layout of diffusers, a file in the original one (kl-f8),
+    /// a model of the hub as `org/name@revision`, or `taesdxl`. Without it a small one is trained first, on images and masks.
     pub vae: Option<String>,
     /// What the trainable encoder sees: `latent` (Eq. 9) or `pixel`. Without it that of the preset.
     pub vision_input: Option<VisionInput>,

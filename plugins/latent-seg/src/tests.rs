@@ -127,6 +127,19 @@ fn a_checkpoint_of_the_reference_becomes_a_folder_of_weights() {
 }
 
 #[test]
+fn an_autoencoder_in_the_original_layout_opens_alone() {
+    let path = fixture("reference.ckpt");
+    let vae = Vae::open(path.to_str().unwrap(), DType::F32, &Device::Cpu).unwrap();
+    assert_eq!((vae.factor(), vae.channels()), (2, 4));
+    let rest = expected();
+    let moments = vae.moments(&rest["mask"]).unwrap();
+    let both = Tensor::cat(&[&moments.mean, moments.logvar.as_ref().unwrap()], 1).unwrap();
+    close(&both, &rest["moments"], 1e-4);
+    let scaled = (&moments.mean * 0.18215).unwrap();
+    close(&vae.mode(&moments).unwrap(), &scaled, 1e-6);
+}
+
+#[test]
 fn what_cannot_be_converted_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("out");
