@@ -563,8 +563,12 @@ fn folds_need_a_segmenter_to_train_and_enough_images() {
     sandbox
         .run("generate m.toml --set synthesis.folds=2 --set segmenter.weights=w")
         .refused("`segmenter.weights` leaves no segmenter to be trained");
+    sandbox.write("w/some", "weights");
     sandbox
-        .run("generate m.toml --set synthesis.folds=9")
+        .run("generate m.toml --set validator.use=ensemble --set segmenter.weights=w")
+        .refused("`weights` gives one segmenter, but the validator `ensemble` asks 3 that differ");
+    sandbox
+        .run("generate m.toml --set synthesis.folds=9 --set output=runs/nine")
         .refused("`synthesis.folds` is 9, but there are 8 images or groups to cut");
 }
 

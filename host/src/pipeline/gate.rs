@@ -133,6 +133,13 @@ impl Training<'_, '_> {
     /// When a training fails or the user stops the run.
     pub fn run(&self) -> Result<Gate, Failure> {
         let manifest = self.wire.manifest;
+        if self.members > 1 && manifest.segmenter.given_weights().is_some() {
+            let error = Error::config(format!(
+                "`weights` gives one segmenter, but the validator `{}` asks {} that differ",
+                manifest.validator.name, self.members
+            ));
+            return Err(self.wire.document.failure("segmenter", error.at("weights")));
+        }
         let train = self.data.train()?;
         let items: Vec<Item> = train.items()?.into_iter().collect();
         let folds = Folds::new(&items, manifest.synthesis.folds, manifest.seed)

@@ -418,6 +418,8 @@ impl Options {
             ema: ema.map(|decay| Averaging {
                 decay: Decay::Warmup { decay },
                 evaluate: true,
+                // As the reference: the vision encoder's weights are used as they are.
+                only: sdseg.then_some("denoiser."),
             }),
             patience: train.patience,
             evaluate_every: u64::MAX,
@@ -523,7 +525,8 @@ mod tests {
         let (a, b) = (ours.settings(0), theirs.settings(0));
         assert_eq!((a.accumulate, a.learning_rate, a.warmup), (4, 1e-5, 0));
         assert_eq!((b.accumulate, b.learning_rate, b.warmup), (1, 4e-5, 10_000));
-        assert!(a.ema.is_none() && b.ema.is_some());
+        assert!(a.ema.is_none());
+        assert_eq!(b.ema.unwrap().only, Some("denoiser."));
         let said = options(r#"{"preset": "sdseg", "train": {"lr": 0.1, "lambda_dice": 1.0}}"#);
         assert_eq!(said.settings(0).learning_rate, 0.1);
         assert_eq!(said.resolved().lambda_dice, 1.0);

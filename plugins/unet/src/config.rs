@@ -249,6 +249,7 @@ impl Options {
         let averaging = |decay| Averaging {
             decay: Decay::Warmup { decay },
             evaluate: true,
+            only: None,
         };
         Settings {
             epochs: self.epochs,

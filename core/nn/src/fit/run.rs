@@ -50,7 +50,10 @@ impl<'a, 'r, L: Learner> Run<'a, 'r, L> {
     ) -> Result<Self> {
         let params = learner.params();
         let optimizer = Optimizer::new(params.trainable(), &settings.optimizer())?;
-        let average = |ema: Averaging| Ema::new(optimizer.vars(), ema.decay);
+        let average = |ema: Averaging| {
+            let wanted = |name: &str| ema.only.is_none_or(|start| name.starts_with(start));
+            Ema::new(optimizer.vars().filter(|(name, _)| wanted(name)), ema.decay)
+        };
         let ema = settings.ema.map(average).transpose()?;
         let mut run = Run {
             learner,

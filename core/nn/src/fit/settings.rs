@@ -77,6 +77,9 @@ pub struct Averaging {
     /// Whether it is the mean that is evaluated and stored as the best weights; otherwise it is
     /// stored beside them.
     pub evaluate: bool,
+    /// The tensors whose mean is formed, by how their names begin; without it all of them.
+    #[serde(skip)]
+    pub only: Option<&'static str>,
 }
 
 impl Default for Settings {
@@ -198,6 +201,7 @@ mod tests {
         let ema = Averaging {
             decay,
             evaluate: true,
+            only: None,
         };
         let settings = Settings {
             ema: Some(ema),

@@ -148,6 +148,7 @@ fn everything() -> Settings {
         ema: Some(Averaging {
             decay: Decay::Warmup { decay: 0.9 },
             evaluate: true,
+            only: None,
         }),
         evaluate_every: 1,
         evaluate_steps: 3,
@@ -477,11 +478,15 @@ fn several_batches_make_the_step_of_a_large_one() {
 
 #[test]
 fn the_running_mean_is_judged_or_stored_beside() {
-    let run = |evaluate: bool| {
+    let run = |evaluate: bool, only: Option<&'static str>| {
         let folder = tempfile::tempdir().unwrap();
         let mut settings = everything();
         let decay = Decay::Fixed { decay: 0.95 };
-        settings.ema = Some(Averaging { decay, evaluate });
+        settings.ema = Some(Averaging {
+            decay,
+            evaluate,
+            only,
+        });
         settings.schedule = Schedule::Constant;
         train(&Line::new(), &settings, folder.path(), &Silent).unwrap();
         let read = |name| {
@@ -497,11 +502,14 @@ fn the_running_mean_is_judged_or_stored_beside() {
         };
         (read(WEIGHTS).unwrap(), read(AVERAGED))
     };
-    let (judged, beside) = run(true);
+    let (judged, beside) = run(true, None);
     assert!(beside.is_none());
-    let (plain, beside) = run(false);
+    let (plain, beside) = run(false, None);
     assert_ne!(plain, judged);
-    assert_ne!(Some(plain), beside);
+    assert_ne!(Some(&plain), beside.as_ref());
+    // What the mean is not formed of is judged as it is.
+    assert_eq!(run(true, Some("other")).0, plain);
+    assert_eq!(run(true, Some("weig")).0, judged);
 }
 
 #[test]

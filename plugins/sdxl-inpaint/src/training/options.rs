@@ -247,6 +247,7 @@ impl Training {
                     power: 0.75,
                 },
                 evaluate: true,
+                only: None,
             }),
             evaluate_every: u64::MAX,
             evaluate_steps: self.evaluate_every,
