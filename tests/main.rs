@@ -11,8 +11,12 @@ mod cli;
 #[cfg(all(target_os = "linux", not(feature = "cuda")))]
 mod cuda;
 mod doctor;
+#[cfg(feature = "builtin")]
+mod gate;
 mod manifests;
 mod misbehave;
+#[cfg(feature = "builtin")]
+mod paper;
 #[cfg(feature = "builtin")]
 mod pipeline;
 mod util;

@@ -85,10 +85,10 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// A gate that asks nobody.
-    pub fn without(folds: Folds) -> Self {
+    /// Nobody yet, in any fold.
+    fn of(folds: Folds) -> Self {
         Gate {
-            members: folds.empty(),
+            members: (0..folds.count).map(|_| Vec::new()).collect(),
             folds,
             first: None,
             weights: None,
@@ -106,9 +106,13 @@ impl Gate {
     }
 }
 
-impl Folds {
-    fn empty(&self) -> Vec<Vec<BoxSegmenter>> {
-        (0..self.count).map(|_| Vec::new()).collect()
+impl Default for Gate {
+    /// A gate that asks nobody.
+    fn default() -> Self {
+        Gate::of(Folds {
+            count: 1,
+            by_id: HashMap::new(),
+        })
     }
 }
 
@@ -144,7 +148,7 @@ impl Training<'_, '_> {
         let items: Vec<Item> = train.items()?.into_iter().collect();
         let folds = Folds::new(&items, manifest.synthesis.folds, manifest.seed)
             .map_err(|error| self.wire.document.failure("", error))?;
-        let mut gate = Gate::without(folds);
+        let mut gate = Gate::of(folds);
         let single = gate.folds.count == 1 && self.members == 1;
         for fold in 0..gate.folds.count {
             let part = match gate.folds.count {

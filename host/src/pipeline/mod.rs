@@ -10,6 +10,7 @@ mod data;
 mod evaluate;
 mod fit;
 mod gate;
+mod painting;
 mod record;
 pub mod scoring;
 mod sheet;
@@ -26,17 +27,17 @@ use crate::{
 use candidates::Candidates;
 use data::Data;
 use diffaug::{
-    BoxDataset, BoxGenerator, BoxPromptBank, BoxValidator, Dataset, Error, Generator, Item, Result,
-    Validator,
+    BoxDataset, BoxGenerator, BoxPromptBank, BoxValidator, Error, Generator, Result, Validator,
 };
 use evaluate::{Arm, Evaluation};
 use fit::{Fit, fit};
-use gate::{Folds, Gate, Training};
+use gate::{Gate, Training};
+use painting::Stages;
 use record::Summary;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use store::Store;
-use synthesis::{Stages, Synthesis};
+use synthesis::Synthesis;
 use wire::Wire;
 
 /// How far a run goes.
@@ -300,8 +301,7 @@ impl Run<'_> {
     /// The segmenters that the validator asks.
     fn gate(&self, members: u32) -> Result<Gate, Failure> {
         if members == 0 {
-            let items: Vec<Item> = self.data.train()?.items()?.into_iter().collect();
-            return Ok(Gate::without(Folds::new(&items, 1, 0)?));
+            return Ok(Gate::default());
         }
         let training = Training {
             wire: &self.wire,

@@ -1,7 +1,7 @@
 //! What is written down of a candidate, and what many candidates add up to.
 
 use crate::manifest::Preview;
-use diffaug::{AttributeKind, Attributes, DatasetInfo, metrics::mean};
+use diffaug::{AttributeKind, Attributes, DatasetInfo, lesion::SMALL_AREA, metrics::mean};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -159,8 +159,8 @@ impl Threshold {
 
 /// The thresholds of the paper's study.
 const SWEEP: [f64; 9] = [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9];
-/// Shares of the image below which a lesion is small, and above which it is large.
-const SIZES: [f64; 2] = [0.02, 0.1];
+/// Share of the image above which a lesion is large.
+const LARGE_AREA: f64 = 0.1;
 
 /// Acceptance within a group.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -182,8 +182,8 @@ pub struct Tally {
     /// Candidates whose preview was below the limit, and those of them that passed.
     hopeless: [u64; 2],
     by_class: BTreeMap<String, (u64, f64)>,
-    /// Number and sum of scores: rejected, accepted.
-    scores: [(u64, f64); 2],
+    /// How many there were, and the scores of those that were finished: rejected, accepted.
+    scores: [(u64, Vec<f64>); 2],
     by_group: BTreeMap<String, Group>,
 }
 
@@ -209,9 +209,12 @@ impl Tally {
         if !record.painted() {
             return;
         }
-        let (count, sum) = &mut self.scores[usize::from(record.accepted())];
+        let (count, scores) = &mut self.scores[usize::from(record.accepted())];
         *count += 1;
-        *sum += record.score;
+        if !record.given_up {
+            // Of what was given up there is the score of a preview alone, which is another figure.
+            scores.push(record.score);
+        }
         let flags = record.attributes.iter();
         let flags = flags.filter(|(_, value)| **value == Value::Bool(true));
         let tags = record.tags.iter().map(|tag| format!("prompt: {tag}"));
@@ -228,7 +231,6 @@ impl Tally {
             self.hopeless[1] += u64::from(record.accepted());
         }
         if record.given_up {
-            // Its score is that of a preview.
             return;
         }
         let measure = |name: &str| record.measures.get(name).and_then(Value::as_f64);
@@ -249,16 +251,15 @@ impl Tally {
     pub fn summary(self, wanted: u64) -> Summary {
         let [(rejected, bad), (accepted, good)] = self.scores;
         let candidates = accepted + rejected;
-        let share = |sum: f64, count: u64| (count > 0).then(|| sum / count as f64);
         Summary {
             wanted,
             candidates,
             accepted,
             rejected,
             skipped: self.records - candidates,
-            acceptance: share(accepted as f64, candidates),
-            score_accepted: share(good, accepted),
-            score_rejected: share(bad, rejected),
+            acceptance: (candidates > 0).then(|| accepted as f64 / candidates as f64),
+            score_accepted: mean(&good),
+            score_rejected: mean(&bad),
             by_group: self.by_group,
             by_class: self
                 .by_class
@@ -289,9 +290,9 @@ impl Tally {
 /// The group that the wanted lesion's size belongs to.
 fn size_group(record: &Record) -> Option<String> {
     let area = record.attributes.get("area").and_then(Value::as_f64)?;
-    let name = match SIZES {
-        [small, _] if area < small => "size: below 2 %",
-        [_, large] if area > large => "size: above 10 %",
+    let name = match area {
+        _ if area < SMALL_AREA => "size: below 2 %",
+        _ if area > LARGE_AREA => "size: above 10 %",
         _ => "size: 2 to 10 %",
     };
     Some(name.to_owned())
@@ -310,4 +311,56 @@ pub fn to_json(attributes: &Attributes) -> Map<String, Value> {
             (a.name.to_string(), value)
         })
         .collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// A record as the journal has it, with a score that is an IoU.
+    fn record(score: f64, accepted: bool, preview: Option<f64>, given_up: bool) -> Record {
+        let line = json!({
+            "file_name": accepted.then_some("a.png"), "id": "a", "index": 0, "source": "a",
+            "variant": 0, "score": score, "preview": preview, "given_up": given_up,
+            "measures": {"iou": score}, "attributes": {"area": 0.05},
+        });
+        serde_json::from_value(line).unwrap()
+    }
+
+    #[test]
+    fn what_was_given_up_counts_but_its_preview_is_no_score() {
+        let preview = Preview::default();
+        let info = DatasetInfo::single_class("d", "polyp");
+        let mut tally = Tally::new(&info, Some(&preview));
+        tally.add(&record(0.9, true, Some(0.4), false));
+        tally.add(&record(0.3, false, Some(0.5), false));
+        tally.add(&record(0.1, false, Some(0.1), true));
+        let summary = tally.summary(5);
+        assert_eq!((summary.accepted, summary.rejected), (1, 2));
+        assert_eq!(summary.score_rejected, Some(0.3));
+        assert_eq!(summary.by_class["polyp"].candidates, 2);
+        assert_eq!(summary.by_group["size: 2 to 10 %"].candidates, 3);
+        let previews = summary.preview.unwrap();
+        assert_eq!((previews.given_up, previews.lost), (1, None));
+        assert!((previews.saved - 0.5 / 3.0).abs() < 1e-12);
+        // Strictly above the threshold.
+        let at = |threshold| summary.sweep.iter().find(|row| row.threshold == threshold);
+        assert_eq!(at(0.9).unwrap().accepted, 0);
+        assert_eq!(at(0.85).unwrap().accepted, 1);
+    }
+
+    #[test]
+    fn an_audit_tells_what_giving_up_would_lose() {
+        let preview = Preview {
+            audit: true,
+            ..Preview::default()
+        };
+        let info = DatasetInfo::single_class("d", "polyp");
+        let mut tally = Tally::new(&info, Some(&preview));
+        tally.add(&record(0.9, true, Some(0.1), false));
+        tally.add(&record(0.2, false, Some(0.1), false));
+        let previews = tally.summary(5).preview.unwrap();
+        assert_eq!((previews.given_up, previews.lost), (2, Some(1)));
+    }
 }

@@ -3,8 +3,8 @@
 
 use super::{
     candidates::{Candidate, Candidates},
+    painting::{Stages, paint_and_judge},
     store::Store,
-    synthesis::{Stages, paint_and_judge},
 };
 use diffaug::{
     Image, Mask, Result,
