@@ -69,6 +69,7 @@ pub mod metrics;
 pub mod pairs;
 pub mod registry;
 pub mod rng;
+pub mod segmenting;
 pub mod split;
 pub mod stage;
 pub mod view;

@@ -515,7 +515,7 @@ mod tests {
         }
     }
 
-    pub(super) fn narrow() -> DenoiserConfig {
+    fn narrow() -> DenoiserConfig {
         DenoiserConfig {
             inputs: 5,
             outputs: 3,

@@ -4,8 +4,8 @@ use crate::{
     denoiser::DenoiserConfig,
     options::{Options, Target, VisionInput},
 };
-use diffaug::{Class, DatasetInfo, Error, ErrorKind, Result, ResultExt};
-use diffaug_models::{Vae, compressor};
+use diffaug::{Error, ErrorKind, Result, ResultExt};
+use diffaug_models::compressor;
 use diffaug_nn::{
     batch::Frame,
     diffusion::{
@@ -94,23 +94,17 @@ impl Betas {
 pub const TIMESTEPS: u32 = 1000;
 
 impl Description {
-    /// The networks for a dataset whose images have the size `image`, on latents of `vae`.
+    /// The networks that find `classes` in images of the size `input`, on the latents of an autoencoder
+    /// that shrinks sides by `factor` to `latent` channels.
     ///
     /// # Errors
     /// When the options do not fit the autoencoder.
     pub fn new(
         options: &Options,
-        info: &DatasetInfo,
-        image: (u32, u32),
-        vae: &Vae,
+        classes: Vec<(u8, String)>,
+        input: (u32, u32),
+        (factor, latent): (usize, usize),
     ) -> Result<Self> {
-        let mut classes: Vec<(u8, String)> = info
-            .classes
-            .iter()
-            .filter(|class| class.target)
-            .map(|class| (class.label, class.name.to_string()))
-            .collect();
-        classes.sort();
         let (a, resolved) = (&options.architecture, options.resolved());
         let vision = Vision {
             input: resolved.vision_input,
@@ -120,31 +114,30 @@ impl Description {
             features: a.features,
         };
         let shrinks = match vision.input {
-            VisionInput::Latent => vae.factor(),
+            VisionInput::Latent => factor,
             VisionInput::Pixel => 1 << (vision.channels.len() - 1),
         };
-        if shrinks != vae.factor() {
+        if shrinks != factor {
             return Err(Error::config(format!(
-                "`architecture.vision` has {} resolutions, which shrink images by {shrinks}, but the autoencoder shrinks them by {}",
+                "`architecture.vision` has {} resolutions, which shrink images by {shrinks}, but the autoencoder shrinks them by {factor}",
                 vision.channels.len(),
-                vae.factor()
             ))
             .at("architecture.vision"));
         }
         // Fused features take the channels of a latent, so that the denoising network has the shape
         // that published weights have.
         let condition = match resolved.fused {
-            true => vae.channels(),
+            true => latent,
             false => vision.features,
         };
-        let latents = vae.channels() * classes.len();
+        let latents = latent * classes.len();
         Ok(Description {
             plugin: PLUGIN.to_owned(),
-            input: options.size.map_or(image, |side| (side, side)),
+            input,
             classes,
             vae: options.vae.clone(),
-            factor: vae.factor(),
-            latent: vae.channels(),
+            factor,
+            latent,
             scale: 1.0,
             vision,
             fused: resolved.fused,
@@ -212,16 +205,7 @@ impl Description {
         )
     }
 
-    /// The classes that answers may hold.
-    pub fn targets(&self) -> impl Iterator<Item = Class> {
-        self.classes.iter().map(|(label, name)| Class {
-            label: *label,
-            name: name.as_str().into(),
-            target: true,
-        })
-    }
-
-    /// Their labels.
+    /// The labels of the target classes.
     pub fn labels(&self) -> Vec<u8> {
         self.classes.iter().map(|(label, _)| *label).collect()
     }

@@ -5,8 +5,7 @@
 //! trains, the encoders [`RESNET`]; an answer holds [`ANSWER`] of each.
 
 use crate::{
-    denoiser::DenoiserConfig,
-    description::{Description, Vision},
+    description::Description,
     network::VAE,
     options::{Options, VisionInput},
 };
@@ -71,105 +70,57 @@ pub fn inspect(options: &Options, context: &Context) -> Result<Inspection> {
         },
         None => None,
     };
-    let parts = match &stored {
-        Some(description) => Parts::stored(description),
+    let (description, autoencoder) = match stored {
+        Some(description) => (description, None),
         None => {
             inspection.note("counted for one target class; the data may have more");
-            Parts::of(options, side)
+            planned(options, side)?
         }
     };
-    parts.report(options, options.weights.is_none(), &mut inspection)?;
+    let needs = Needs {
+        description,
+        autoencoder,
+    };
+    needs.report(options, &mut inspection)?;
     inspection.note("memory for activations is an estimate from the sizes of the networks");
     Ok(inspection)
 }
 
-/// The networks.
-struct Parts {
-    /// Width and height in pixels.
-    input: (u32, u32),
-    factor: usize,
-    latent: usize,
-    vision: Vision,
-    encoder: AutoencoderConfig,
-    fused: bool,
-    denoiser: DenoiserConfig,
+/// The networks of these options for one target class, and the small autoencoder, where one is trained.
+fn planned(options: &Options, side: u32) -> Result<(Description, Option<AutoencoderConfig>)> {
+    let a = &options.architecture;
+    let autoencoder = options.vae.is_none().then(|| {
+        let (channels, layers) = (&a.autoencoder, a.autoencoder_layers);
+        compressor::architecture(channels, layers, a.latent, false, side as usize)
+    });
+    let latents = match &autoencoder {
+        Some(config) => (config.downsampling(), config.latent_channels),
+        None => PUBLISHED,
+    };
+    let target = vec![(1, String::new())];
+    let description = Description::new(options, target, (side, side), latents)?;
+    Ok((description, autoencoder))
+}
+
+/// What is counted.
+struct Needs {
+    description: Description,
     /// The small autoencoder, where one is trained.
     autoencoder: Option<AutoencoderConfig>,
 }
 
-impl Parts {
-    fn stored(description: &Description) -> Self {
-        Parts {
-            input: description.input,
-            factor: description.factor,
-            latent: description.latent,
-            vision: description.vision.clone(),
-            encoder: description.encoder(),
-            fused: description.fused,
-            denoiser: description.denoiser.clone(),
-            autoencoder: None,
-        }
-    }
-
-    fn of(options: &Options, side: u32) -> Self {
-        let (a, resolved) = (&options.architecture, options.resolved());
-        let autoencoder = options.vae.is_none().then(|| {
-            let (channels, layers) = (&a.autoencoder, a.autoencoder_layers);
-            compressor::architecture(channels, layers, a.latent, false, side as usize)
-        });
-        let (factor, latent) = match &autoencoder {
-            Some(config) => (config.downsampling(), config.latent_channels),
-            None => PUBLISHED,
-        };
-        let vision = Vision {
-            input: resolved.vision_input,
-            channels: options.vision(),
-            layers: a.vision_layers,
-            attention: a.vision_attention,
-            features: a.features,
-        };
-        let encoder = AutoencoderConfig {
-            in_channels: match vision.input {
-                VisionInput::Latent => latent,
-                VisionInput::Pixel => 3,
-            },
-            ..compressor::architecture(&vision.channels, vision.layers, latent, vision.attention, 0)
-        };
-        let condition = if resolved.fused {
-            latent
-        } else {
-            vision.features
-        };
-        Parts {
-            input: (side, side),
-            factor,
-            latent,
-            encoder,
-            fused: resolved.fused,
-            denoiser: DenoiserConfig {
-                inputs: latent + condition,
-                outputs: latent,
-                width: a.width,
-                multipliers: a.multipliers.clone(),
-                layers: a.layers,
-                heads: a.heads,
-                attention: a.attention.clone(),
-                groups: a.groups,
-            },
-            vision,
-            autoencoder,
-        }
-    }
-
-    fn report(&self, options: &Options, trained: bool, inspection: &mut Inspection) -> Result<()> {
+impl Needs {
+    fn report(&self, options: &Options, inspection: &mut Inspection) -> Result<()> {
+        let trained = options.weights.is_none();
+        let d = &self.description;
         let mut params = Params::new(&Device::Cpu, 0);
-        Encoder::new(params.root(), &self.encoder)?;
-        let (latent, features) = (self.latent as u64, self.vision.features as u64);
+        Encoder::new(params.root(), &d.encoder())?;
+        let (latent, features) = (d.latent as u64, d.vision.features as u64);
         let mut vision = params.count() as u64 + 2 * latent * features + features;
-        if self.fused {
+        if d.fused {
             vision += (latent + features) * latent + latent;
         }
-        let mut parts = vec![("vision", vision), ("denoiser", self.denoiser.count())];
+        let mut parts = vec![("vision", vision), ("denoiser", d.denoiser.count())];
         let trainable: u64 = parts.iter().map(|part| part.1).sum();
         if let Some(config) = &self.autoencoder {
             let mut params = Params::new(&Device::Cpu, 0);
@@ -187,11 +138,11 @@ impl Parts {
             });
         }
         let weights: u64 = inspection.components.iter().map(|part| part.bytes).sum();
-        let pixels = u64::from(self.input.0) * u64::from(self.input.1);
-        let latents = pixels / (self.factor as u64).pow(2).max(1);
+        let pixels = u64::from(d.input.0) * u64::from(d.input.1);
+        let latents = pixels / (d.factor as u64).pow(2).max(1);
         // The decoder works at the size of the images.
         let decode = ANSWER * F32 * 128 * pixels;
-        let answer = ANSWER * F32 * self.denoiser.width as u64 * latents * options.batch as u64;
+        let answer = ANSWER * F32 * d.denoiser.width as u64 * latents * options.batch as u64;
         inspection.run_bytes = weights + answer + decode * options.batch as u64;
         if trained {
             let settings = options.settings(0);
@@ -211,22 +162,23 @@ impl Parts {
 
     /// What is kept for the backward pass of an image, in bytes.
     fn kept(&self, latents: u64, pixels: u64) -> u64 {
-        let stages = 2 * self.denoiser.layers as u64 + 1;
-        let levels = self.denoiser.multipliers.iter().enumerate();
+        let d = &self.description;
+        let stages = 2 * d.denoiser.layers as u64 + 1;
+        let levels = d.denoiser.multipliers.iter().enumerate();
         let denoiser: u64 = levels
             .map(|(level, multiplier)| {
-                let channels = (self.denoiser.width * multiplier) as u64;
+                let channels = (d.denoiser.width * multiplier) as u64;
                 STAGE * stages * channels * (latents >> (2 * level))
             })
             .sum();
-        let seen = match self.vision.input {
+        let seen = match d.vision.input {
             VisionInput::Latent => latents,
             VisionInput::Pixel => pixels,
         };
-        let levels = self.vision.channels.iter().enumerate();
+        let levels = d.vision.channels.iter().enumerate();
         let vision: u64 = levels
             .map(|(level, channels)| {
-                RESNET * self.vision.layers as u64 * *channels as u64 * (seen >> (2 * level))
+                RESNET * d.vision.layers as u64 * *channels as u64 * (seen >> (2 * level))
             })
             .sum();
         F32 * (denoiser + vision)

@@ -20,6 +20,7 @@ use diffaug_nn::{
     weights,
 };
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 use std::path::Path;
 
 /// The folder of a small autoencoder beside the weights that need it.
@@ -300,13 +301,11 @@ impl Network {
 
 /// What identifies an image: its size and pixels.
 fn fingerprint(image: ImageRef<'_>) -> String {
-    // FNV-1a (Fowler, Noll, Vo): quick, and no secret is at stake.
-    let bytes = image.width().to_le_bytes().into_iter();
-    let bytes = bytes.chain(image.pixels().iter().copied());
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    format!("{hash:016x}")
+    let mut hash = Sha256::new();
+    hash.update(image.width().to_le_bytes());
+    hash.update(image.pixels());
+    let digest = hash.finalize();
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The autoencoder of a folder of weights: its own, that of the options, or the one it names.

@@ -7,7 +7,7 @@ use crate::{
     training::{ImagesAndMasks, Trainee, mask_scale},
 };
 use candle_core::{DType, Device};
-use diffaug::{Class, Context, prelude::*, rng, stage::Segmenter as Stage};
+use diffaug::{Class, Context, prelude::*, rng, segmenting, stage::Segmenter as Stage};
 use diffaug_models::{
     Vae,
     compressor::{self, Compression},
@@ -96,7 +96,8 @@ impl FromConfig for SdSeg {
 
 impl Stage for LatentSeg {
     fn classes(&self) -> Result<RVec<Class>> {
-        let classes = self.trained.iter().flat_map(|n| n.description.targets());
+        let classes = self.trained.iter();
+        let classes = classes.flat_map(|n| segmenting::classes(&n.description.classes));
         Ok(classes.collect())
     }
 
@@ -111,13 +112,9 @@ impl Stage for LatentSeg {
             )
             .at("weights"));
         };
-        let total = images.len() as u64;
-        let mut answers = RVec::with_capacity(images.len());
-        for part in images.as_slice().chunks(self.options.batch) {
-            answers.extend(network.segment(part, &self.options, self.seed)?);
-            reporter.step(answers.len() as u64, total, "")?;
-        }
-        Ok(answers)
+        segmenting::in_batches(&images, self.options.batch, reporter, |part| {
+            network.segment(part, &self.options, self.seed)
+        })
     }
 
     fn fit(
@@ -177,23 +174,13 @@ struct Fit<'a, 'r> {
 
 impl Fit<'_, '_> {
     fn run(&self) -> Result<FitReport> {
-        let info = self.train.info()?;
-        if info.targets().is_empty() {
-            return Err(Error::data(format!(
-                "dataset `{}` has no target class",
-                info.name
-            )));
-        }
-        if self.train.items()?.is_empty() {
-            return Err(Error::data("there are no samples for training"));
-        }
-        let image = match self.options.size {
-            Some(side) => (side, side),
-            None => self.train.sample(0)?.image.size(),
-        };
-        let vae = self.vae(image, &info.targets())?;
-        let mut description = Description::new(self.options, &info, image, &vae)?;
-        let (frame, labels) = (description.frame(), description.labels());
+        let targets = segmenting::targets(&self.train.info()?)?;
+        let input = segmenting::input_size(self.train, self.options.size)?;
+        let labels: Vec<u8> = targets.iter().map(|(label, _)| *label).collect();
+        let vae = self.vae(input, &labels)?;
+        let latents = (vae.factor(), vae.channels());
+        let mut description = Description::new(self.options, targets, input, latents)?;
+        let frame = description.frame();
         description.scale = mask_scale(&vae, self.train, frame, &labels, self.device)?;
         let params = Params::new(self.device, self.seed);
         let learner = Trainee {

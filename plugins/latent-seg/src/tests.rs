@@ -14,7 +14,7 @@ use crate::{
 use candle_core::{Device, Tensor};
 use diffaug::{
     BoxDataset, Class, Context, DatasetInfo, Image, Mask, Progress, Silent, metrics::mean_dice,
-    prelude::*, stage::Segmenter as Stage, with_reporter,
+    prelude::*, segmenting, stage::Segmenter as Stage, with_reporter,
 };
 use diffaug_models::{Vae, compressor};
 use diffaug_nn::{
@@ -221,7 +221,8 @@ fn two_classes() -> DatasetInfo {
 
 /// Networks without zeros at the ends of their branches, which would hide what is before them.
 fn network(options: &Options, info: &DatasetInfo) -> Network {
-    let description = Description::new(options, info, (16, 16), &vae()).unwrap();
+    let targets = segmenting::targets(info).unwrap();
+    let description = Description::new(options, targets, (16, 16), (2, 3)).unwrap();
     let network = Network::new(description, Params::new(&Device::Cpu, 1), vae()).unwrap();
     for (name, var) in network.params.trainable() {
         let values = random(name, var.dims());
@@ -274,25 +275,19 @@ fn the_error_of_the_latent_is_that_of_the_noise_weighed() {
         options: &options,
         seed: 4,
     };
-    let network = &learner.network;
-    let [z0, noise, output] = ["z0", "noise", "output"].map(|name| random(name, &[3, 3, 4, 4]));
-    let t = [0, 500, 999];
-    let noisy = network.schedule.add_noise(&z0, &noise, &t).unwrap();
-    let prediction = options.prediction.prediction();
-    let clean = network
-        .schedule
-        .clean(prediction, &output, &noisy, &t)
+    let samples = (0..3).map(|index| Drawings::new(4, 1).sample(index).unwrap());
+    let batch = learner.prepare(samples.collect(), 0).unwrap();
+    let output = random("output", batch.z0.dims());
+    let (schedule, t) = (&learner.network.schedule, &batch.t);
+    let noisy = schedule.add_noise(&batch.z0, &batch.noise, t).unwrap();
+    let clean = schedule
+        .clean(options.prediction.prediction(), &output, &noisy, t)
         .unwrap();
     let mean = |x: Tensor| x.abs().unwrap().flatten_from(1).unwrap().mean(1).unwrap();
-    let direct = mean((clean - z0).unwrap());
-    let weights = network.schedule.snr(&t).unwrap();
-    let weights = weights
-        .into_iter()
-        .map(|snr| (1.0 / snr.sqrt()) as f32)
-        .collect::<Vec<_>>();
-    let weights = Tensor::new(weights, &Device::Cpu).unwrap();
-    let weighed = (mean((output - noise).unwrap()) * weights).unwrap();
-    close(&weighed, &direct, 1e-4);
+    let of_noise = mean((&output - &batch.noise).unwrap());
+    let of_latent = mean((clean - &batch.z0).unwrap());
+    let ours = learner.latent_losses(&batch, &output, &noisy).unwrap();
+    close(&ours, &(of_noise + of_latent).unwrap(), 1e-4);
 }
 
 #[test]

@@ -7,8 +7,7 @@ use crate::{
 };
 use candle_core::{DType, Device, Tensor};
 use diffaug::{
-    BoxDataset, Dataset, Error, MaskRef, Reporter, Result, Sample, metrics::mean_dice,
-    prelude::ImageRef, rng,
+    BoxDataset, Dataset, MaskRef, Reporter, Result, Sample, prelude::ImageRef, rng, segmenting,
 };
 use diffaug_models::{Vae, compressor::Pictures};
 use diffaug_nn::{
@@ -38,11 +37,11 @@ pub struct Trainee<'a> {
 pub struct Batch {
     seen: Seen,
     /// Latents of the masks, `[n, classes * latent, h, w]`.
-    z0: Tensor,
+    pub z0: Tensor,
     /// Noise of their shape.
-    noise: Tensor,
+    pub noise: Tensor,
     /// Timesteps.
-    t: Vec<u32>,
+    pub t: Vec<u32>,
     /// The masks, 0 or 1, `[n, classes, height, width]`; padding included.
     truth: Tensor,
 }
@@ -90,7 +89,10 @@ impl Trainee<'_> {
     /// The error of noise and clean latent (Eq. 12, without Dice), `[n]`.
     ///
     /// For predicted noise, |z0 - ẑ0| is √(1/ᾱ - 1) |ε - ε̂|: the second term only weighs timesteps.
-    fn latent_losses(&self, batch: &Batch, output: &Tensor, noisy: &Tensor) -> Result<Tensor> {
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn latent_losses(&self, batch: &Batch, output: &Tensor, noisy: &Tensor) -> Result<Tensor> {
         let (schedule, t) = (&self.network.schedule, &batch.t);
         let prediction = self.network.description.prediction.prediction();
         let per_sample = |x: Tensor| x.abs()?.flatten_from(1)?.mean(1);
@@ -188,14 +190,7 @@ impl Learner for Trainee<'_> {
     fn prepare(&self, samples: Vec<Sample>, batch: u64) -> Result<Batch> {
         let description = &self.network.description;
         let content = description.frame().content;
-        let odd = samples.iter().find(|s| s.image.size() != content);
-        if let (None, Some(odd)) = (self.options.size, odd) {
-            let ((width, height), (w, h)) = (odd.image.size(), content);
-            return Err(Error::data(format!(
-                "image `{}` is {width}x{height}, others are {w}x{h}: set the option `size`",
-                odd.id
-            )));
-        }
+        segmenting::check_sizes(&samples, self.options.size, content)?;
         let images: Vec<ImageRef<'_>> = samples.iter().map(|s| s.image.view()).collect();
         let seen = self.network.see(&images)?;
         let truth = self.truth(&samples)?;
@@ -242,23 +237,11 @@ impl Learner for Trainee<'_> {
     }
 
     fn score(&self, validation: &BoxDataset, reporter: &Reporter<'_>) -> Result<f64> {
-        let count = validation.items()?.len() as u64;
         let labels = self.network.description.labels();
-        let step = self.options.batch as u64;
-        let mut total = 0.0;
-        for start in (0..count).step_by(self.options.batch) {
-            if reporter.cancelled() {
-                return Err(Error::cancelled());
-            }
-            let samples = (start..(start + step).min(count)).map(|i| validation.sample(i));
-            let samples: Vec<Sample> = samples.collect::<Result<_>>()?;
-            let images: Vec<ImageRef<'_>> = samples.iter().map(|s| s.image.view()).collect();
-            let answers = self.network.segment(&images, self.options, self.seed)?;
-            for (answer, sample) in answers.iter().zip(&samples) {
-                total += mean_dice(sample.mask.view(), answer.mask.view(), &labels)?;
-            }
-        }
-        Ok(total / count as f64)
+        let batch = self.options.batch;
+        segmenting::validation_dice(validation, &labels, batch, reporter, |images| {
+            self.network.segment(images, self.options, self.seed)
+        })
     }
 
     fn metric(&self) -> &str {

@@ -1,6 +1,6 @@
 //! The options of `unet`, and what a folder of weights says about the network in it.
 
-use diffaug::{Class, DatasetInfo, Error, ErrorKind, Result, ResultExt};
+use diffaug::{Error, ErrorKind, Result, ResultExt};
 use diffaug_nn::{
     batch::Frame,
     fit::{Averaging, CONFIG, Settings},
@@ -322,20 +322,13 @@ pub struct Architecture {
 }
 
 impl Architecture {
-    /// The network for a dataset whose first image has that size.
-    pub fn for_dataset(options: &Options, info: &DatasetInfo, image: (u32, u32)) -> Self {
-        let mut classes: Vec<(u8, String)> = info
-            .classes
-            .iter()
-            .filter(|class| class.target)
-            .map(|class| (class.label, class.name.to_string()))
-            .collect();
-        classes.sort();
+    /// The network that finds `classes` in images of that size.
+    pub fn new(options: &Options, classes: Vec<(u8, String)>, input: (u32, u32)) -> Self {
         Architecture {
             plugin: "unet".into(),
             width: options.width,
             depth: options.depth,
-            input: options.size.map_or(image, |side| (side, side)),
+            input,
             classes,
         }
     }
@@ -384,21 +377,13 @@ impl Architecture {
     pub fn frame(&self) -> Frame {
         Frame::padded(self.input, 1 << self.depth)
     }
-
-    /// The classes that its answers may hold.
-    pub fn targets(&self) -> impl Iterator<Item = Class> {
-        self.classes.iter().map(|(label, name)| Class {
-            label: *label,
-            name: name.as_str().into(),
-            target: true,
-        })
-    }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use diffaug::{Class, DatasetInfo, segmenting};
 
     #[test]
     fn a_wrong_value_names_its_option() {
@@ -454,7 +439,11 @@ mod tests {
     #[test]
     fn several_targets_get_a_channel_each_and_one_for_background() {
         let mut info = DatasetInfo::single_class("d", "cup");
-        let one = Architecture::for_dataset(&Options::default(), &info, (100, 60));
+        let network = |info: &DatasetInfo| {
+            let targets = segmenting::targets(info).unwrap();
+            Architecture::new(&Options::default(), targets, (100, 60))
+        };
+        let one = network(&info);
         assert_eq!((one.outputs(), one.frame().whole), (1, (112, 64)));
         let class = |label, target| Class {
             label,
@@ -463,8 +452,10 @@ mod tests {
         };
         info.classes.push(class(4, true));
         info.classes.push(class(3, false));
-        let two = Architecture::for_dataset(&Options::default(), &info, (100, 60));
-        let labels: Vec<u8> = two.targets().map(|class| class.label).collect();
+        let two = network(&info);
+        let labels: Vec<u8> = segmenting::classes(&two.classes)
+            .map(|class| class.label)
+            .collect();
         assert_eq!((two.outputs(), labels), (3, vec![1, 4]));
     }
 }

@@ -4,7 +4,7 @@ use crate::{Architecture, Options, UNet};
 use candle_core::Tensor;
 use diffaug::prelude::*;
 use diffaug::stage::Segmenter as Stage;
-use diffaug::{Class, Context, metrics::mean_dice};
+use diffaug::{Class, Context, segmenting};
 use diffaug_nn::{
     DType, Device, batch, device,
     fit::{self, Learner, WEIGHTS},
@@ -141,16 +141,7 @@ impl Learner for Network {
 
     fn prepare(&self, samples: Vec<Sample>, _step: u64) -> Result<Batch> {
         let frame = self.architecture.frame();
-        if let (None, Some(odd)) = (
-            self.options.size,
-            samples.iter().find(|s| s.image.size() != frame.content),
-        ) {
-            let ((width, height), (w, h)) = (odd.image.size(), frame.content);
-            return Err(Error::data(format!(
-                "image `{}` is {width}x{height}, others are {w}x{h}: set the option `size`",
-                odd.id
-            )));
-        }
+        segmenting::check_sizes(&samples, self.options.size, frame.content)?;
         let device = self.params.device();
         let images: Vec<ImageRef<'_>> = samples.iter().map(|s| s.image.view()).collect();
         let images = batch::images(&images, frame, device)?;
@@ -198,22 +189,11 @@ impl Learner for Network {
     }
 
     fn score(&self, validation: &BoxDataset, reporter: &Reporter<'_>) -> Result<f64> {
-        let count = validation.items()?.len() as u64;
         let labels: Vec<u8> = self.architecture.classes.iter().map(|c| c.0).collect();
-        let mut total = 0.0;
-        for start in (0..count).step_by(self.options.batch) {
-            if reporter.cancelled() {
-                return Err(Error::cancelled());
-            }
-            let indices = start..(start + self.options.batch as u64).min(count);
-            let samples = indices.map(|index| validation.sample(index));
-            let samples: Vec<Sample> = samples.collect::<Result<_>>()?;
-            let images: Vec<ImageRef<'_>> = samples.iter().map(|s| s.image.view()).collect();
-            for (answer, sample) in self.segment(&images)?.iter().zip(&samples) {
-                total += mean_dice(sample.mask.view(), answer.mask.view(), &labels)?;
-            }
-        }
-        Ok(total / count as f64)
+        let batch = self.options.batch;
+        segmenting::validation_dice(validation, &labels, batch, reporter, |images| {
+            self.segment(images)
+        })
     }
 
     fn metric(&self) -> &str {
@@ -252,7 +232,8 @@ impl FromConfig for Segmenter {
 
 impl Stage for Segmenter {
     fn classes(&self) -> Result<RVec<Class>> {
-        let classes = self.trained.iter().flat_map(|n| n.architecture.targets());
+        let classes = self.trained.iter();
+        let classes = classes.flat_map(|n| segmenting::classes(&n.architecture.classes));
         Ok(classes.collect())
     }
 
@@ -267,13 +248,9 @@ impl Stage for Segmenter {
             )
             .at("weights"));
         };
-        let total = images.len() as u64;
-        let mut answers = RVec::with_capacity(images.len());
-        for part in images.as_slice().chunks(self.options.batch) {
-            answers.extend(network.segment(part)?);
-            reporter.step(answers.len() as u64, total, "")?;
-        }
-        Ok(answers)
+        segmenting::in_batches(&images, self.options.batch, reporter, |part| {
+            network.segment(part)
+        })
     }
 
     fn fit(
@@ -283,21 +260,9 @@ impl Stage for Segmenter {
         out: RStr<'_>,
         reporter: &Reporter<'_>,
     ) -> Result<FitReport> {
-        let info = train.info()?;
-        if info.targets().is_empty() {
-            return Err(Error::data(format!(
-                "dataset `{}` has no target class",
-                info.name
-            )));
-        }
-        if train.items()?.is_empty() {
-            return Err(Error::data("there are no samples for training"));
-        }
-        let image = match self.options.size {
-            Some(side) => (side, side),
-            None => train.sample(0)?.image.size(),
-        };
-        let architecture = Architecture::for_dataset(&self.options, &info, image);
+        let targets = segmenting::targets(&train.info()?)?;
+        let input = segmenting::input_size(train, self.options.size)?;
+        let architecture = Architecture::new(&self.options, targets, input);
         let network = Network::new(architecture, &self.options, &self.device, self.seed)?;
         let options = &self.options;
         if let Some(folder) = &options.weights {
