@@ -9,7 +9,7 @@ use crate::{
     weights::{Files, Source},
 };
 use diffaug::{
-    Result,
+    Inspection, Result,
     prelude::{RString, RVec},
 };
 use pulp::{Arch, Simd, WithSimd};
@@ -35,9 +35,20 @@ pub fn simd() -> &'static str {
     }
 }
 
-/// The features that this build has, and its vectors: for
-/// [`Inspection::features`](diffaug::Inspection).
-pub fn features() -> RVec<RString> {
+/// The beginning of every inspection: what this build has, and whether `device` can be used by it.
+pub fn inspection(device: &str) -> Inspection {
+    let mut inspection = Inspection {
+        features: features(),
+        ..Inspection::default()
+    };
+    if let Err(error) = crate::device::check(device) {
+        inspection.miss(error);
+    }
+    inspection
+}
+
+/// The features that this build has, and its vectors.
+fn features() -> RVec<RString> {
     let compiled = [
         ("cuda", cfg!(feature = "cuda")),
         ("cudnn", cfg!(feature = "cudnn")),

@@ -14,7 +14,6 @@ use diffaug::{Component, Context, Inspection, Result};
 use diffaug_models::compressor;
 use diffaug_nn::{
     budget::{self, F32, Upkeep},
-    device,
     diffusion::{Autoencoder, AutoencoderConfig, Encoder},
     fit::WEIGHTS,
     params::Params,
@@ -36,13 +35,7 @@ const PUBLISHED: (usize, usize) = (8, 4);
 /// # Errors
 /// When the networks of the options cannot be.
 pub fn inspect(options: &Options, context: &Context) -> Result<Inspection> {
-    let mut inspection = Inspection {
-        features: budget::features(),
-        ..Inspection::default()
-    };
-    if let Err(error) = device::check(&context.device) {
-        inspection.miss(error);
-    }
+    let mut inspection = budget::inspection(&context.device);
     let side = match (options.size, context.size) {
         (Some(side), _) => side,
         (None, 0) => ASSUMED,

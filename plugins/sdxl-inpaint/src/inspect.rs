@@ -16,7 +16,6 @@ use diffaug::{Component, Context, Inspection, Result};
 use diffaug_models::checkpoint::{Checkpoint, Component as Part};
 use diffaug_nn::{
     budget::{self, F32, Upkeep},
-    device,
     diffusion::{Autoencoder, AutoencoderConfig, PerBlock, UNet, UNetConfig},
     optim::Rule,
     params::Params,
@@ -36,13 +35,7 @@ const DECODE: u64 = 8;
 
 /// What a generator of these options needs.
 pub fn inspect(options: &Options, context: &Context) -> Result<Inspection> {
-    let mut inspection = Inspection {
-        features: budget::features(),
-        ..Inspection::default()
-    };
-    if let Err(error) = device::check(&context.device) {
-        inspection.miss(error);
-    }
+    let mut inspection = budget::inspection(&context.device);
     let side = side(options, context);
     match (&options.weights, options.train.init, &options.base) {
         (Some(weights), ..) => {

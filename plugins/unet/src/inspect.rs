@@ -11,7 +11,6 @@ use crate::{Architecture, Options, UNet};
 use diffaug::{Component, Context, Inspection, Result};
 use diffaug_nn::{
     budget::{self, F32, Upkeep},
-    device,
     fit::WEIGHTS,
     precision::Precision,
 };
@@ -109,14 +108,8 @@ impl Network {
 
 /// What a segmenter of these options needs.
 pub(crate) fn inspect(options: &Options, context: &Context) -> Result<Inspection> {
-    let mut inspection = Inspection {
-        features: budget::features(),
-        ..Inspection::default()
-    };
     let device = context.device.as_str();
-    if let Err(error) = device::check(device) {
-        inspection.miss(error);
-    }
+    let mut inspection = budget::inspection(device);
     let weights = options.weights.as_deref();
     let stored = weights.and_then(|folder| stored(folder, &mut inspection));
     let size = size(options, context, stored.as_ref(), &mut inspection);
