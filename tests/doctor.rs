@@ -22,11 +22,11 @@ fn stable(output: &Output) -> String {
     lines.collect()
 }
 
-/// The manifest of the quickstart, in the sandbox.
+/// A manifest whose stages need no weights, in the sandbox.
 #[cfg(feature = "builtin")]
-fn quickstart(sandbox: &Sandbox) {
-    let path = crate::util::root().join("manifests/quickstart.toml");
-    sandbox.write("quickstart.toml", std::fs::read(path).unwrap());
+fn pasting(sandbox: &Sandbox) {
+    let path = crate::util::root().join("tests/fixtures/pasting.toml");
+    sandbox.write("pasting.toml", std::fs::read(path).unwrap());
 }
 
 /// A sandbox with `misbehave.so` and a manifest `m.toml` for it.
@@ -59,8 +59,8 @@ fn with_nvidia_smi(sandbox: &Sandbox, text: &str, code: u8, args: &str) -> Outpu
 #[cfg(feature = "builtin")]
 fn a_manifest_that_can_run_lacks_nothing() {
     let sandbox = Sandbox::new();
-    quickstart(&sandbox);
-    assert_snapshot!(stable(&sandbox.run("doctor quickstart.toml")), @r#"
+    pasting(&sandbox);
+    assert_snapshot!(stable(&sandbox.run("doctor pasting.toml")), @r#"
     exit 0
     machine
       processor     …
@@ -80,8 +80,8 @@ fn a_manifest_that_can_run_lacks_nothing() {
       phantom colon  120 to train, 30 to validate, 60 to test
 
     weights
-      generator  made by the run in runs/quickstart/generator (not yet)
-      segmenter  made by the run in runs/quickstart/segmenter (not yet)
+      generator  made by the run in runs/pasting/generator (not yet)
+      segmenter  made by the run in runs/pasting/segmenter (not yet)
 
     | model     | part | parameters | trainable | weights | to run | to train |
     |-----------|------|------------|-----------|---------|--------|----------|
@@ -100,11 +100,10 @@ fn a_manifest_that_can_run_lacks_nothing() {
 #[cfg(feature = "builtin")]
 fn missing_weights_are_named() {
     let sandbox = Sandbox::new();
-    quickstart(&sandbox);
-    let args =
-        "doctor quickstart.toml --set generator.weights=nowhere --set segmenter.weights=away";
+    pasting(&sandbox);
+    let args = "doctor pasting.toml --set generator.weights=nowhere --set segmenter.weights=away";
     let output = sandbox.run(args);
-    output.refused("`quickstart.toml` cannot run here: 2 things are missing");
+    output.refused("`pasting.toml` cannot run here: 2 things are missing");
     let (_, missing) = output.stdout.split_once("\nmissing\n").unwrap();
     assert_snapshot!(missing, @r"
       generator: weights `nowhere` are not there
@@ -117,22 +116,22 @@ fn missing_weights_are_named() {
 #[cfg(feature = "builtin")]
 fn what_a_run_has_trained_is_there() {
     let sandbox = Sandbox::new();
-    quickstart(&sandbox);
+    pasting(&sandbox);
     let small = "--set dataset.size=48 --set images.size=48 --set dataset.train=8 \
         --set dataset.validation=2 --set dataset.test=2 --set segmenter.epochs=1 \
         --set segmenter.width=2 --set segmenter.depth=1";
     sandbox
-        .run(&format!("train segmenter quickstart.toml -q {small}"))
+        .run(&format!("train segmenter pasting.toml -q {small}"))
         .ok();
     let told = sandbox
-        .run(&format!("doctor quickstart.toml --json {small}"))
+        .run(&format!("doctor pasting.toml --json {small}"))
         .ok();
     let weights = |at: usize| told.json()["stages"][at]["weights"].clone();
     assert_eq!(weights(2)["there"], false);
     assert_eq!(weights(4)["there"], true);
-    assert_eq!(weights(4)["path"], "runs/quickstart/segmenter");
+    assert_eq!(weights(4)["path"], "runs/pasting/segmenter");
     // As weights of another run they tell of their own network, not of the manifest's.
-    let given = "doctor quickstart.toml --json --set segmenter.weights=runs/quickstart/segmenter";
+    let given = "doctor pasting.toml --json --set segmenter.weights=runs/pasting/segmenter";
     let told = sandbox.run(given).ok().json();
     let stage = &told["stages"][4];
     assert_eq!(stage["weights"]["from_run"], false);
@@ -144,8 +143,8 @@ fn what_a_run_has_trained_is_there() {
 #[cfg(feature = "builtin")]
 fn data_that_is_not_there_is_named() {
     let sandbox = Sandbox::new();
-    quickstart(&sandbox);
-    let args = "doctor quickstart.toml --set dataset.use=kvasir-seg --set dataset.root=nowhere \
+    pasting(&sandbox);
+    let args = "doctor pasting.toml --set dataset.use=kvasir-seg --set dataset.root=nowhere \
         --set synthesis.external=elsewhere --set synthesis.background=external";
     let output = sandbox.run(args);
     output.refused("2 things are missing");
@@ -273,17 +272,41 @@ fn a_gpu_that_is_not_there_is_named() {
 #[cfg(all(feature = "builtin", not(feature = "cuda")))]
 fn without_plugins_for_cuda_the_rest_is_still_told() {
     let sandbox = Sandbox::with_program();
-    quickstart(&sandbox);
-    let mut command = sandbox.command("doctor quickstart.toml --device cuda");
+    pasting(&sandbox);
+    let mut command = sandbox.command("doctor pasting.toml --device cuda");
     command.env("PATH", sandbox.path("nothing"));
     let output = sandbox.finish(command);
-    output.refused("`quickstart.toml` cannot run here: 2 things are missing");
+    output.refused("`pasting.toml` cannot run here: 2 things are missing");
     let (_, missing) = output.stdout.split_once("\nmissing\n").unwrap();
     assert_snapshot!(missing, @r#"
     device: device `cuda` needs plugins that are built for CUDA, but none is loaded and `[TMP]/bin/libdiffaug_cuda.so` does not exist
     segmenter: device `cuda` needs a build with the feature `cuda`
     "#);
     assert!(output.stdout.contains("| segmenter | unet | "), "{output}");
+}
+
+#[test]
+#[cfg(feature = "builtin")]
+fn several_segmenters_lie_in_a_folder_of_their_own() {
+    let sandbox = Sandbox::new();
+    pasting(&sandbox);
+    let place = |args: &str| {
+        let output = sandbox
+            .run(&format!("doctor pasting.toml --json {args}"))
+            .ok();
+        let stages = output.json()["stages"].as_array().unwrap().clone();
+        let segmenter = stages.iter().find(|stage| stage["stage"] == "segmenter");
+        segmenter.unwrap()["weights"]["path"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(place(""), "runs/pasting/segmenter");
+    assert_eq!(place("--set synthesis.folds=3"), "runs/pasting/segmenters");
+    assert_eq!(
+        place("--set validator.use=ensemble"),
+        "runs/pasting/segmenters"
+    );
 }
 
 #[test]

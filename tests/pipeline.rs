@@ -84,6 +84,21 @@ fn a_run_leaves_scores_images_and_what_they_were_made_of() {
 }
 
 #[test]
+fn with_nothing_to_paint_only_the_baseline_is_trained() {
+    let sandbox = tiny();
+    let output = sandbox.run("run m.toml --set synthesis.ratio=0").ok();
+    let result = sandbox.read_json("runs/tiny/result.json");
+    let arms = result["arms"].as_array().unwrap();
+    assert_eq!(arms.len(), 1);
+    assert_eq!(arms[0]["name"], "real");
+    assert!(result["synthesis"].is_null());
+    assert!(!output.stderr.contains("accepted"), "{output}");
+    for folder in ["synthetic", "segmenter", "generator"] {
+        assert!(!sandbox.path(&format!("runs/tiny/{folder}")).exists());
+    }
+}
+
+#[test]
 fn the_synthetic_set_is_an_image_folder() {
     let sandbox = tiny();
     sandbox.run("generate m.toml -q").ok();

@@ -11,16 +11,17 @@ use crate::{
     cli::{Global, ManifestArgs},
     failure::Failure,
     machine::{self, Gpu, Machine, Memory, NoGpus},
-    manifest::{Background, Manifest, StageTable},
+    manifest::{Background, StageTable},
     pipeline::{
-        self,
+        self, gate,
         wire::{self, Wire},
     },
     registry::{self, Kind},
     ui::Ui,
 };
 use diffaug::{
-    Backend, BoxDataset, BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator, Error, Inspection,
+    Backend, BoxDataset, BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator, Error,
+    Inspection, Validator as _,
 };
 use serde::Serialize;
 use std::path::PathBuf;
@@ -277,7 +278,7 @@ impl Report {
                 nothing
             }
         };
-        let weights = weights(wire.manifest, at, table, &needs);
+        let weights = weights(wire, at, table, &needs);
         // A stage that says nothing of itself still gets a path.
         if let Some(weights) = &weights
             && needs == Inspection::default()
@@ -364,7 +365,7 @@ impl Report {
 }
 
 /// Where the weights of a stage come from.
-fn weights(m: &Manifest, at: &str, table: &StageTable, needs: &Inspection) -> Option<Weights> {
+fn weights(wire: &Wire<'_>, at: &str, table: &StageTable, needs: &Inspection) -> Option<Weights> {
     if let Some(given) = table.given_weights() {
         let path = PathBuf::from(given);
         // What is no path is one to the plugin, which would say if it were missing.
@@ -376,15 +377,35 @@ fn weights(m: &Manifest, at: &str, table: &StageTable, needs: &Inspection) -> Op
         });
     }
     let (folder, done) = match at {
-        "generator" => ("generator", "generator.json"),
-        "segmenter" => ("segmenter", "segmenter.json"),
-        "evaluate.segmenter" => ("evaluate", "result.json"),
+        "generator" => ("generator", vec!["generator.json".to_owned()]),
+        "segmenter" => segmenters(wire),
+        "evaluate.segmenter" => ("evaluate", vec!["result.json".to_owned()]),
         _ => return None,
     };
-    let within = |name: &str| m.output().join(name);
+    let within = |name: &str| wire.manifest.output().join(name);
     Some(Weights {
         path: within(folder),
         from_run: true,
-        there: within(done).exists(),
+        there: done.iter().all(|name| within(name).exists()),
     })
+}
+
+/// The folder of the weights of all segmenters that the validator asks, and what says that they are
+/// trained. A validator that cannot be made is told of elsewhere.
+fn segmenters(wire: &Wire<'_>) -> (&'static str, Vec<String>) {
+    let m = wire.manifest;
+    let validator = wire
+        .find::<BoxValidator>("validator", &m.validator)
+        .ok()
+        .and_then(|offer| offer.build(&m.validator.json(), &wire.context(m.seed)).ok());
+    let members = validator.and_then(|validator| validator.segmenters().ok());
+    let folders = gate::folders(m.synthesis.folds, members.unwrap_or(1));
+    let folder = match folders.as_slice() {
+        [single] if single == gate::SINGLE => gate::SINGLE,
+        _ => gate::SEVERAL,
+    };
+    (
+        folder,
+        folders.iter().map(|name| gate::marker(name)).collect(),
+    )
 }

@@ -158,7 +158,8 @@ pub struct Synthesis {
     pub external: Option<PathBuf>,
     /// How many candidates are painted for each background at most.
     pub variants: u32,
-    /// When to stop: so many accepted images for each real training image.
+    /// When to stop: so many accepted images for each real training image. At 0 nothing is painted and
+    /// only the baseline is trained.
     pub ratio: f64,
     /// Candidates in one call of the generator and the validator.
     pub batch: u32,
@@ -341,8 +342,8 @@ impl Synthesis {
         if !(1..=64).contains(&self.folds) {
             return wrong("synthesis.folds", "must be from 1 to 64");
         }
-        if !self.ratio.is_finite() || self.ratio <= 0.0 {
-            return wrong("synthesis.ratio", "must be above 0");
+        if !self.ratio.is_finite() || self.ratio < 0.0 {
+            return wrong("synthesis.ratio", "must be a number from 0 up");
         }
         if !(self.min_crop > 0.0 && self.min_crop <= 1.0) {
             return wrong("synthesis.min_crop", "must be above 0 and at most 1");

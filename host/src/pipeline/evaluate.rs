@@ -85,7 +85,7 @@ impl Evaluation<'_> {
         }
         if let Some(synthetic) = &self.synthetic {
             arms.push(self.arm("augmented", Some(synthetic.clone()), ui)?);
-        } else {
+        } else if self.manifest().synthesis.ratio > 0.0 {
             tracing::warn!("no synthetic image was accepted, so there is nothing to augment with");
         }
         Ok(arms)
@@ -135,7 +135,7 @@ impl Evaluation<'_> {
             .flatten();
         let (trained, weights) = match shared {
             Some(weights) => {
-                let marker = format!("{}.json", super::gate::SINGLE);
+                let marker = super::gate::marker(super::gate::SINGLE);
                 (self.store.read_json(marker)?, weights.clone())
             }
             None => {

@@ -20,6 +20,24 @@ pub const SINGLE: &str = "segmenter";
 /// Where several do.
 pub const SEVERAL: &str = "segmenters";
 
+/// Where the segmenters leave their weights, below the run folder: `members` of each of `folds`.
+pub fn folders(folds: u32, members: u32) -> Vec<String> {
+    if folds <= 1 && members <= 1 {
+        return vec![SINGLE.to_owned()];
+    }
+    let of_fold = |fold| (0..members).map(move |member| several(fold, member));
+    (0..folds).flat_map(of_fold).collect()
+}
+
+fn several(fold: u32, member: u32) -> String {
+    format!("{SEVERAL}/fold-{fold}-member-{member}")
+}
+
+/// The file that says that a training, by the name of its folder, is done.
+pub fn marker(name: &str) -> String {
+    format!("{name}.json")
+}
+
 /// Which fold every training image belongs to.
 #[derive(Debug)]
 pub struct Folds {
@@ -160,7 +178,7 @@ impl Training<'_, '_> {
             for member in 0..self.members {
                 let name = match single {
                     true => SINGLE.to_owned(),
-                    false => format!("{SEVERAL}/fold-{fold}-member-{member}"),
+                    false => several(fold as u32, member),
                 };
                 let (segmenter, trained) = self.one(&name, part.clone(), member)?;
                 if single && trained.is_some() {
@@ -193,8 +211,7 @@ impl Training<'_, '_> {
             SINGLE => format!("training {} for the validator", table.name),
             name => format!("training {} for the validator ({name})", table.name),
         };
-        let marker = format!("{name}.json");
-        let trained = fit(self.store, &marker, &label, self.ui, |reporter| {
+        let trained = fit(self.store, &marker(name), &label, self.ui, |reporter| {
             let out = out.to_string_lossy();
             segmenter.fit(&training, &validation, (&*out).into(), reporter)
         })

@@ -9,7 +9,8 @@ mod clock;
 mod data;
 mod evaluate;
 mod fit;
-mod gate;
+pub mod gate;
+mod overlap;
 mod painting;
 mod record;
 pub mod scoring;
@@ -224,6 +225,11 @@ impl Run<'_> {
             arms: Vec::new(),
             fit: None,
         };
+        if goal == Goal::Scores && self.manifest().synthesis.ratio == 0.0 {
+            // The baseline alone: nothing is painted, so there is nobody to train for it.
+            self.score(&mut outcome, None, None)?;
+            return Ok(outcome);
+        }
         let table = &self.manifest().validator;
         let validator: BoxValidator = self.build("validator", table)?;
         let asked = validator
@@ -247,23 +253,34 @@ impl Run<'_> {
             gate,
         };
         let (summary, synthetic) = self.synthesise(&stages)?;
-        // Only now does anything look at the test part.
-        if goal == Goal::Scores {
-            let evaluation = Evaluation {
-                wire: &self.wire,
-                store: &self.store,
-                data: &self.data,
-                synthetic,
-                gate: weights,
-            };
-            outcome.arms = evaluation.run(self.ui)?;
-            let weights = self.trained_weights()?;
-            let result = evaluation.result(&json!(summary), &outcome.arms, &weights);
-            self.store.write_json("result.json", &result)?;
-            outcome.result = Some(result);
-        }
         outcome.summary = Some(summary);
+        if goal == Goal::Scores {
+            self.score(&mut outcome, synthetic, weights)?;
+        }
         Ok(outcome)
+    }
+
+    /// Trains and scores with and without `synthetic`; only now does anything look at the test part.
+    /// `gate` is where the validator's segmenter left its weights.
+    fn score(
+        &self,
+        outcome: &mut Outcome,
+        synthetic: Option<diffaug::view::Shared>,
+        gate: Option<PathBuf>,
+    ) -> Result<(), Failure> {
+        let evaluation = Evaluation {
+            wire: &self.wire,
+            store: &self.store,
+            data: &self.data,
+            synthetic,
+            gate,
+        };
+        outcome.arms = evaluation.run(self.ui)?;
+        let weights = self.trained_weights()?;
+        let result = evaluation.result(&json!(outcome.summary), &outcome.arms, &weights);
+        self.store.write_json("result.json", &result)?;
+        outcome.result = Some(result);
+        Ok(())
     }
 
     fn build<S: crate::registry::Kind>(&self, at: &str, table: &StageTable) -> Result<S, Failure> {

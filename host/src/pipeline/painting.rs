@@ -1,6 +1,6 @@
 //! One batch of candidates: painted, looked at on the way if the manifest says so, and judged.
 
-use super::{candidates::Candidate, gate::Gate, wire::blame};
+use super::{candidates::Candidate, gate::Gate, overlap::Enough, wire::blame};
 use crate::manifest::Preview;
 use diffaug::{
     BoxGenerator, BoxPromptBank, BoxValidator, Error, Generator, Image, ImageRef, Job, Progress,
@@ -33,50 +33,73 @@ pub struct Outcome {
     pub preview: Option<f64>,
 }
 
-/// One call of the generator and one of the validator, and one more of the latter where it is to look
-/// at previews.
-pub fn paint_and_judge(
+/// A painted candidate.
+pub struct Painted {
+    /// `None` where it was given up.
+    image: Option<Image>,
+    /// The verdict on its preview, where there was one.
+    seen: Option<Verdict>,
+}
+
+/// One call of the generator, which shows previews where `preview` says so.
+pub fn paint(
     candidates: &[&Candidate],
     stages: &Stages,
     preview: Option<&Preview>,
-) -> Result<Vec<Outcome>> {
+    enough: &Enough,
+) -> Result<Vec<Painted>> {
     if candidates.is_empty() {
         return Ok(Vec::new());
     }
-    with_reporter(&Interrupt, |reporter| {
+    with_reporter(&Interrupt(enough), |reporter| {
         let look = Look {
             candidates,
             stages,
             options: preview.cloned().unwrap_or_default(),
             seen: candidates.iter().map(|_| Mutex::default()).collect(),
+            enough,
         };
-        let images = paint(candidates, stages, preview.map(|_| &look), reporter)?;
-        let finished: Vec<usize> = (0..images.len()).filter(|i| images[*i].is_some()).collect();
-        let shown: Vec<&Candidate> = finished.iter().map(|&i| candidates[i]).collect();
-        let views = finished.iter().filter_map(|&i| images[i].as_ref());
-        let views: Vec<ImageRef<'_>> = views.map(Image::view).collect();
-        let mut verdicts = judge(&shown, &views, stages, reporter)?.into_iter();
+        let images = generate(candidates, stages, preview.map(|_| &look), reporter)?;
         let seen = look.seen.into_iter().map(|seen| seen.into_inner());
         let seen = seen.map(|seen| seen.unwrap_or_else(PoisonError::into_inner));
-        images
-            .into_iter()
-            .zip(seen)
-            .map(|(image, seen)| {
-                let preview = seen.as_ref().map(|verdict| verdict.score);
-                let verdict = match image {
-                    Some(_) => verdicts.next(),
-                    None => seen.map(|verdict| look.options.give_up(verdict)),
-                };
-                let verdict =
-                    verdict.ok_or_else(|| Error::internal("a candidate without a verdict"))?;
-                Ok(Outcome {
-                    image,
-                    verdict,
-                    preview,
-                })
-            })
-            .collect()
+        let painted = images.into_iter().zip(seen);
+        Ok(painted
+            .map(|(image, seen)| Painted { image, seen })
+            .collect())
     })
+}
+
+/// One call of the validator, for those of `painted` that were not given up.
+pub fn verdicts(
+    candidates: &[&Candidate],
+    painted: Vec<Painted>,
+    stages: &Stages,
+    preview: Option<&Preview>,
+    enough: &Enough,
+) -> Result<Vec<Outcome>> {
+    let whole = candidates.iter().zip(&painted);
+    let whole = whole.filter_map(|(candidate, p)| Some((*candidate, p.image.as_ref()?.view())));
+    let (shown, images): (Vec<&Candidate>, Vec<ImageRef<'_>>) = whole.unzip();
+    let found = with_reporter(&Interrupt(enough), |reporter| {
+        judge(&shown, &images, stages, reporter)
+    });
+    let mut found = found?.into_iter();
+    let outcome = |Painted { image, seen }| {
+        let score = seen.as_ref().map(|verdict| verdict.score);
+        let verdict = match (&image, preview) {
+            (Some(_), _) => found.next(),
+            (None, preview) => seen
+                .zip(preview)
+                .map(|(seen, options)| options.give_up(seen)),
+        };
+        let missing = || Error::internal("a candidate without a verdict");
+        Ok(Outcome {
+            image,
+            verdict: verdict.ok_or_else(missing)?,
+            preview: score,
+        })
+    };
+    painted.into_iter().map(outcome).collect()
 }
 
 impl Preview {
@@ -101,6 +124,7 @@ struct Look<'a> {
     options: Preview,
     /// The verdicts on previews.
     seen: Vec<Mutex<Option<Verdict>>>,
+    enough: &'a Enough,
 }
 
 impl Watch for Look<'_> {
@@ -119,7 +143,7 @@ impl Watch for Look<'_> {
             )));
         };
         let shown: Vec<&Candidate> = places.iter().map(|&p| self.candidates[p]).collect();
-        let verdicts = with_reporter(&Interrupt, |reporter| {
+        let verdicts = with_reporter(&Interrupt(self.enough), |reporter| {
             judge(&shown, previews, self.stages, reporter)
         })?;
         let answers = places.into_iter().zip(verdicts).map(|(place, verdict)| {
@@ -180,7 +204,7 @@ fn judge(
 }
 
 /// One image for each candidate; `None` for those that were given up.
-fn paint(
+fn generate(
     candidates: &[&Candidate],
     stages: &Stages,
     look: Option<&Look<'_>>,
@@ -232,12 +256,12 @@ impl Candidate {
     }
 }
 
-/// Passes Ctrl-C on to a stage; the batch's progress is the run's.
-struct Interrupt;
+/// Tells a stage when to stop; the batch's progress is the run's.
+struct Interrupt<'a>(&'a Enough);
 
-impl Progress for Interrupt {
+impl Progress for Interrupt<'_> {
     fn progress(&self, _: u64, _: u64, _: &str) {}
     fn cancelled(&self) -> bool {
-        crate::ui::stopped()
+        self.0.reached()
     }
 }

@@ -3,7 +3,8 @@
 
 use super::{
     candidates::{Candidate, Candidates},
-    painting::{Stages, paint_and_judge},
+    overlap::Enough,
+    painting::{self, Stages},
     store::Store,
 };
 use diffaug::{
@@ -51,19 +52,26 @@ pub fn draw(
     let width = COLUMNS * stride - GAP;
     let height = (shown.len() as u32).div_ceil(COLUMNS) * TILE;
     let mut sheet = Image::new(width, height, vec![255; (width * height * 3) as usize])?;
-    for (place, index) in (0..).zip(shown) {
-        let Ok(candidate) = candidates.get(index, &stages.bank)? else {
+    let shown: Vec<Candidate> = shown
+        .into_iter()
+        .filter_map(|index| {
+            candidates
+                .get(index, &stages.bank)
+                .map(Result::ok)
+                .transpose()
+        })
+        .collect::<Result<_>>()?;
+    let all: Vec<&Candidate> = shown.iter().collect();
+    let enough = Enough::default();
+    let painted = painting::paint(&all, stages, None, &enough)?;
+    let outcomes = painting::verdicts(&all, painted, stages, None, &enough)?;
+    for ((place, candidate), outcome) in (0..).zip(all).zip(&outcomes) {
+        let Some(image) = &outcome.image else {
             continue;
         };
-        let outcomes = paint_and_judge(&[&candidate], stages, None)?;
-        let Some((image, verdict)) = outcomes
-            .first()
-            .and_then(|o| Some((o.image.as_ref()?, &o.verdict)))
-        else {
-            continue;
-        };
-        let found = found(&candidate, image, stages, targets)?;
-        let tiles = tiles(&candidate, image, found.as_ref(), verdict.accepted)?;
+        let verdict = &outcome.verdict;
+        let found = found(candidate, image, stages, targets)?;
+        let tiles = tiles(candidate, image, found.as_ref(), verdict.accepted)?;
         let (left, top) = (place % COLUMNS * stride, place / COLUMNS * TILE);
         for (column, tile) in (0..).zip(&tiles) {
             put(&mut sheet, tile, left + column * TILE, top);

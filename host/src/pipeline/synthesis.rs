@@ -7,7 +7,8 @@
 use super::{
     candidates::{Candidate, Candidates, Skipped},
     clock,
-    painting::{Outcome, Stages, paint_and_judge},
+    overlap::{self, Enough},
+    painting::{self, Outcome, Painted, Stages},
     record::{Record, Summary, Tally, to_json},
     store::{Store, WholeFile},
 };
@@ -24,6 +25,8 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{BufRead, BufReader, Write},
+    ops::ControlFlow,
+    time::{Duration, Instant},
 };
 
 const JOURNAL: &str = "synthetic/journal.jsonl";
@@ -43,6 +46,18 @@ pub struct Synthesis<'a> {
     pub info: &'a DatasetInfo,
     /// How many real training images there are.
     pub real: usize,
+}
+
+/// Candidates of a batch by their index, and what was painted for those that there are.
+struct Batch {
+    drawn: Vec<(u64, Result<Candidate, Skipped>)>,
+    painted: Vec<Painted>,
+}
+
+impl Batch {
+    fn candidates(drawn: &[(u64, Result<Candidate, Skipped>)]) -> Vec<&Candidate> {
+        drawn.iter().filter_map(|(_, c)| c.as_ref().ok()).collect()
+    }
 }
 
 /// A journal line and the images that belong to it.
@@ -71,25 +86,42 @@ impl Synthesis<'_> {
         let (mut next, mut accepted) = self.resume(batch)?;
         let bar = ui.bar("painting");
         let quota = self.quota();
-        let outcome = loop {
-            if accepted >= quota || next >= self.candidates.len() {
-                break Ok(());
-            }
+        bar.progress(accepted, quota, &acceptance(accepted, next));
+        let wanted = accepted < quota;
+        let start = Instant::now();
+        let [mut painting, mut judging, mut keeping] = [Duration::ZERO; 3];
+        let mut starts = (next..self.candidates.len()).step_by(batch as usize);
+        let paint = |enough: &Enough| {
+            let start = starts.next().filter(|_| wanted);
+            let range = start.map(|start| start..(start + batch).min(self.candidates.len()));
+            let painted =
+                range.map(|range| timed(&mut painting, || self.paint(range, stages, enough)));
+            painted.transpose()
+        };
+        let judge =
+            |batch, enough: &Enough| timed(&mut judging, || self.judge(batch, stages, enough));
+        let keep = |mut judged: Vec<Judged>| {
+            truncate_at_quota(&mut judged, quota - accepted);
+            accepted += judged.iter().filter(|j| j.record.accepted()).count() as u64;
+            next += judged.len() as u64;
+            timed(&mut keeping, || self.keep(&judged))?;
             bar.progress(accepted, quota, &acceptance(accepted, next));
             if bar.cancelled() {
-                break Err(Error::cancelled());
+                return Err(Error::cancelled());
             }
-            let end = (next + batch).min(self.candidates.len());
-            match self.batch(next..end, stages) {
-                Ok(mut judged) => {
-                    truncate_at_quota(&mut judged, quota - accepted);
-                    accepted += judged.iter().filter(|j| j.record.accepted()).count() as u64;
-                    next += judged.len() as u64;
-                    self.keep(&judged)?;
-                }
-                Err(error) => break Err(error),
-            }
+            Ok(match accepted >= quota {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            })
         };
+        let outcome = overlap::line(paint, judge, keep);
+        tracing::info!(
+            seconds = start.elapsed().as_secs_f64(),
+            painting = painting.as_secs_f64(),
+            judging = judging.as_secs_f64(),
+            keeping = keeping.as_secs_f64(),
+            "painted and judged"
+        );
         let summary = self.publish()?;
         bar.finish(&format!("{accepted} of {} accepted", summary.candidates));
         outcome?;
@@ -133,13 +165,28 @@ impl Synthesis<'_> {
         Ok((accepted.len() as u64, count(&accepted)))
     }
 
-    fn batch(&self, range: std::ops::Range<u64>, stages: &Stages) -> Result<Vec<Judged>> {
+    fn paint(
+        &self,
+        range: std::ops::Range<u64>,
+        stages: &Stages,
+        enough: &Enough,
+    ) -> Result<Batch> {
         let drawn: Vec<(u64, Result<Candidate, Skipped>)> = range
             .map(|index| Ok((index, self.candidates.get(index, &stages.bank)?)))
             .collect::<Result<_>>()?;
-        let painted: Vec<&Candidate> = drawn.iter().filter_map(|(_, c)| c.as_ref().ok()).collect();
+        let there = Batch::candidates(&drawn);
         let preview = self.manifest.synthesis.preview.as_ref();
-        let mut results = clock::stage(|| paint_and_judge(&painted, stages, preview))?.into_iter();
+        let painted = clock::stage(|| painting::paint(&there, stages, preview, enough))?;
+        Ok(Batch { drawn, painted })
+    }
+
+    fn judge(&self, batch: Batch, stages: &Stages, enough: &Enough) -> Result<Vec<Judged>> {
+        let Batch { drawn, painted } = batch;
+        let there = Batch::candidates(&drawn);
+        let preview = self.manifest.synthesis.preview.as_ref();
+        let outcomes =
+            clock::stage(|| painting::verdicts(&there, painted, stages, preview, enough))?;
+        let mut outcomes = outcomes.into_iter();
         drawn
             .into_iter()
             .map(|(index, candidate)| match candidate {
@@ -148,7 +195,7 @@ impl Synthesis<'_> {
                     images: None,
                 }),
                 Ok(candidate) => {
-                    let outcome = results
+                    let outcome = outcomes
                         .next()
                         .ok_or_else(|| Error::internal("a candidate without a verdict"))?;
                     let record = record(index, &candidate, &outcome);
@@ -156,7 +203,7 @@ impl Synthesis<'_> {
                     let image = outcome.image.filter(|_| keep);
                     Ok(Judged {
                         record,
-                        images: image.map(|image| (image, candidate.label.clone())),
+                        images: image.map(|image| (image, candidate.label)),
                     })
                 }
             })
@@ -298,6 +345,14 @@ fn grey(label: u8, info: &DatasetInfo) -> u8 {
 fn to_grey(mask: MaskRef<'_>, info: &DatasetInfo) -> Result<Mask> {
     let labels = mask.labels().iter().map(|&l| grey(l, info)).collect();
     Mask::new(mask.width(), mask.height(), labels)
+}
+
+/// Runs `work` and adds its time to `total`.
+fn timed<T>(total: &mut Duration, work: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let out = work();
+    *total += start.elapsed();
+    out
 }
 
 /// Drops what comes after the `left`-th acceptance.

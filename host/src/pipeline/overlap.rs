@@ -1,0 +1,216 @@
+//! Three stations of one line at once: while one batch is written, the next is judged and the one
+//! after it painted, so that a run takes no longer than its slowest station.
+
+use diffaug::{Error, Result};
+use std::{
+    ops::ControlFlow,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread,
+};
+
+/// Batches that wait between two stations: enough that an uneven station does not hold up the others,
+/// few enough that little is painted in vain once nothing more is wanted.
+const WAITING: usize = 1;
+
+/// Tells the stations before the last that nothing more is wanted of them.
+#[derive(Default)]
+pub struct Enough(AtomicBool);
+
+impl Enough {
+    /// Whether what is under way may be broken off: the line has come to its end, or the user stops
+    /// the run.
+    pub fn reached(&self) -> bool {
+        self.0.load(Ordering::Relaxed) || crate::ui::stopped()
+    }
+}
+
+/// Sends what `first` makes through `second` to `third`, in order, each on a thread of its own (the
+/// last on this one), until `first` has nothing more or `third` breaks.
+///
+/// # Errors
+/// The first of any station; what came before it has gone through `third`.
+pub fn line<A: Send, B: Send>(
+    first: impl FnMut(&Enough) -> Result<Option<A>> + Send,
+    second: impl FnMut(A, &Enough) -> Result<B> + Send,
+    mut third: impl FnMut(B) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let enough = Enough::default();
+    thread::scope(|scope| {
+        let (to_second, from_first) = sync_channel(WAITING);
+        let (to_third, from_second) = sync_channel(WAITING);
+        let flag = &enough;
+        let begin = thread::Builder::new().name("painting".to_owned());
+        begin.spawn_scoped(scope, move || begins(first, &to_second, flag))?;
+        let pass = thread::Builder::new().name("judging".to_owned());
+        pass.spawn_scoped(scope, move || {
+            passes_on(second, from_first, &to_third, flag);
+        })?;
+        let mut finish = || {
+            for item in &from_second {
+                if third(item?)?.is_break() {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        let outcome = finish();
+        flag.0.store(true, Ordering::Relaxed);
+        // The others notice when they next hand something over.
+        drop(from_second);
+        outcome
+    })
+}
+
+/// Makes items until there are none, an error or nobody to take them.
+fn begins<A>(
+    mut make: impl FnMut(&Enough) -> Result<Option<A>>,
+    to: &SyncSender<Result<A>>,
+    enough: &Enough,
+) {
+    while let Some(item) = make(enough).transpose() {
+        let failed = item.is_err();
+        if to.send(item).is_err() || failed {
+            return;
+        }
+    }
+}
+
+/// Works on items until there are none, an error or nobody to take them.
+fn passes_on<A, B>(
+    mut work: impl FnMut(A, &Enough) -> Result<B>,
+    from: Receiver<Result<A>>,
+    to: &SyncSender<Result<B>>,
+    enough: &Enough,
+) {
+    for item in from {
+        let done: Result<B, Error> = item.and_then(|item| work(item, enough));
+        let failed = done.is_err();
+        if to.send(done).is_err() || failed {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::{
+        sync::{Barrier, mpsc},
+        time::Duration,
+    };
+
+    /// The numbers from 0 on, up to `end`.
+    fn numbers(end: u64) -> impl FnMut(&Enough) -> Result<Option<u64>> {
+        let mut next = 0..end;
+        move |_| Ok(next.next())
+    }
+
+    #[test]
+    fn everything_goes_through_in_order() {
+        let mut seen = Vec::new();
+        let keep = |n| {
+            seen.push(n);
+            Ok(ControlFlow::Continue(()))
+        };
+        line(numbers(20), |n, _| Ok(n * n), keep).unwrap();
+        assert_eq!(seen, (0..20).map(|n| n * n).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn stations_work_at_the_same_time() {
+        // The third batch can only be painted, the second judged and the first written together.
+        let together = Barrier::new(3);
+        let (done, waits) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let meet = |wanted: u64, n: u64| {
+                    if n == wanted {
+                        together.wait();
+                    }
+                };
+                let mut next = 0..3;
+                let first = |_: &Enough| {
+                    let n = next.next();
+                    n.inspect(|n| meet(2, *n));
+                    Ok(n)
+                };
+                let second = |n, _: &Enough| {
+                    meet(1, n);
+                    Ok(n)
+                };
+                let third = |n| {
+                    meet(0, n);
+                    Ok(ControlFlow::Continue(()))
+                };
+                line(first, second, third).unwrap();
+                done.send(()).unwrap();
+            });
+            let met = waits.recv_timeout(Duration::from_secs(60));
+            if met.is_err() {
+                // Lets the scope end, so that the test fails and does not hang.
+                for _ in 0..3 {
+                    together.wait();
+                }
+            }
+            met.unwrap();
+        });
+    }
+
+    #[test]
+    fn a_break_ends_the_line_and_tells_the_others() {
+        let mut made = 0;
+        // Goes on for ever unless it is told that there is enough.
+        let first = |enough: &Enough| {
+            made += 1;
+            while made > 20 && !enough.reached() {
+                thread::yield_now();
+            }
+            Ok(Some(made))
+        };
+        let mut taken = 0;
+        let third = |_| {
+            taken += 1;
+            Ok(match taken {
+                3 => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            })
+        };
+        line(first, |n, _| Ok(n), third).unwrap();
+        assert_eq!(taken, 3);
+        // One in the works and one waiting at either station.
+        assert!(made <= 3 + 2 * (WAITING + 1), "{made}");
+    }
+
+    #[test]
+    fn an_error_comes_after_what_was_before_it() {
+        for fails_first in [true, false] {
+            let mut kept = Vec::new();
+            let mut next = 0..9;
+            let first = |_: &Enough| match next.next() {
+                Some(4) if fails_first => Err(Error::data("four")),
+                n => Ok(n),
+            };
+            let second = |n, _: &Enough| match n {
+                4 => Err(Error::data("four")),
+                n => Ok(n),
+            };
+            let third = |n| {
+                kept.push(n);
+                Ok(ControlFlow::Continue(()))
+            };
+            let error = line(first, second, third).unwrap_err();
+            assert_eq!(error.to_string(), "four");
+            assert_eq!(kept, [0, 1, 2, 3]);
+        }
+        let error = line(
+            numbers(5),
+            |n, _| Ok(n),
+            |_| Err(Error::data("the disk is full")),
+        );
+        assert_eq!(error.unwrap_err().to_string(), "the disk is full");
+    }
+}
