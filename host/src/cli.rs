@@ -99,7 +99,7 @@ pub enum Command {
     /// Try one stage on one image.
     #[command(subcommand)]
     Try(Try),
-    /// Make a folder of weights of a published checkpoint.
+    /// Make a folder of weights of a published checkpoint, or a small one of what training left.
     Convert(ConvertArgs),
     /// List the plugins, or the options of one.
     Plugins {
@@ -164,7 +164,8 @@ pub struct ConvertArgs {
     pub kind: String,
     /// Name of the plugin.
     pub name: String,
-    /// The checkpoint: safetensors, or a PyTorch file, which is read as data and not executed.
+    /// The checkpoint: safetensors, or a PyTorch file, which is read as data and not executed; or a
+    /// folder that training left, of which the weights are kept, in half precision.
     pub file: PathBuf,
     /// The folder to write; it must not be there yet.
     pub output: PathBuf,

@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod compressor;
 pub mod hub;
 pub mod original;
+pub mod packing;
 mod vae;
 
 pub use vae::{Moments, Vae};

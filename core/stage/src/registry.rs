@@ -40,9 +40,10 @@ pub trait FromConfig: Sized {
         Ok(Inspection::default())
     }
 
-    /// Makes a folder of weights for this stage, `to`, of the file `from`, in which others published
-    /// theirs, for `diffaug convert`. Options are parsed and validated; they tell what the file does
-    /// not. The result is a sentence on what was found.
+    /// Makes a folder of weights for this stage, `to`, of `from`, for `diffaug convert`: of a file in
+    /// which others published theirs, or of a folder that training left, whose weights are then made
+    /// small for sharing. Options are parsed and validated; they tell what the file does not. The
+    /// result is a sentence on what was found.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] where there is nothing to convert; when the file is of another

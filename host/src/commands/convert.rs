@@ -1,4 +1,5 @@
-//! `diffaug convert`: a published checkpoint as a folder of weights of a stage.
+//! `diffaug convert`: a published checkpoint as a folder of weights of a stage, or what training left
+//! as a small one.
 
 use crate::{
     cli::{ConvertArgs, Global},

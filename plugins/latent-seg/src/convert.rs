@@ -1,5 +1,6 @@
-//! Checkpoints of the reference (Stable Diffusion Segmentation, latent-diffusion's layout) as folders
-//! of weights: the running means of the denoising network, its vision encoder and its autoencoder.
+//! Folders of weights made of other things: of checkpoints of the reference (Stable Diffusion
+//! Segmentation, latent-diffusion's layout) the running means of the denoising network, its vision
+//! encoder and its autoencoder; of a folder that training left a small one for sharing.
 
 use crate::{
     denoiser::DenoiserConfig,
@@ -9,10 +10,10 @@ use crate::{
 };
 use candle_core::{DType, Device, Tensor};
 use diffaug::{Error, ErrorKind, Result, ResultExt};
-use diffaug_models::{Vae, compressor, original};
+use diffaug_models::{Vae, compressor, original, packing};
 use diffaug_nn::{
     diffusion::AutoencoderConfig,
-    fit::{CONFIG, WEIGHTS},
+    fit::{AVERAGED, CONFIG, EVENTS, LAST, LOG, WEIGHTS},
     params::Params,
     weights::{self, Source},
 };
@@ -25,11 +26,18 @@ use std::{
 /// Side of the images that the published models were trained on.
 const SIDE: u32 = 256;
 
-/// Makes the folder `to` of the checkpoint `from`.
+/// What only going on with a training needs.
+const TRAINING: [&str; 5] = ["autoencoder", LAST, AVERAGED, LOG, EVENTS];
+
+/// Makes the folder `to` of the checkpoint or trained folder `from`.
 ///
 /// # Errors
-/// When the file is none of the reference's, or the folder cannot be written.
+/// When the file is none of the reference's, the folder holds no segmenter, or `to` cannot be written.
 pub fn convert(options: &Options, from: &Path, to: &Path) -> Result<String> {
+    if from.is_dir() {
+        Description::read(from)?;
+        return Ok(packing::pack(from, to, &TRAINING)?.to_string());
+    }
     if options.preset() != Preset::SdSeg {
         return Err(Error::unsupported(
             "checkpoints of the reference are for `sdseg` (or `preset = \"sdseg\"`)",

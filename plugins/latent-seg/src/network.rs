@@ -103,6 +103,7 @@ impl Network {
         let description = Description::read(folder)?;
         let vae = open_vae(folder, &description, options, device)?;
         let source = weights::Files::open(&[folder.join(WEIGHTS)])?;
+        let source = weights::Cast::new(source, DType::F32);
         let network = Network::new(description, Params::from_source(device, source), vae)?;
         match network.params.left_over().first() {
             None => Ok(network),

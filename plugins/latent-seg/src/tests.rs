@@ -449,6 +449,11 @@ fn it_learns_to_find_drawings_of_two_classes() {
     // More steps are for the ablation; they find much the same.
     let iterative = dice(&with(quick(), json!({ "steps": 5 })), out.path(), true);
     assert!(iterative > 0.5, "Dice {iterative} in five steps");
+    // In half precision and without what going on would need, it finds the same.
+    let packed = out.path().join("packed");
+    LatentSeg::convert(&parsed(&quick()), out.path(), &packed).unwrap();
+    assert!((dice(&quick(), &packed, true) - found).abs() < 0.02);
+    assert!(!packed.join("log.jsonl").exists() && !packed.join("autoencoder").exists());
 }
 
 /// Cancels at the `n`-th report.

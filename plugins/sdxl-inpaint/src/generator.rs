@@ -46,6 +46,10 @@ impl FromConfig for SdxlInpaint {
     fn inspect(options: &Options, context: &Context) -> Result<Inspection> {
         crate::inspect::inspect(options, context)
     }
+
+    fn convert(_: &Options, from: &Path, to: &Path) -> Result<String> {
+        loader::pack(from, to)
+    }
 }
 
 impl SdxlInpaint {

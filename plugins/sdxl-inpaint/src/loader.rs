@@ -5,14 +5,14 @@ use crate::{
     options::{Options, Window},
     pipeline::Pipeline,
     text::{ClipConfig, ClipText, TextEncoder, TextEncoders, Tokenizer},
-    training::BASE,
+    training::{BASE, TRAINING},
 };
 use candle_core::{DType, Device};
 use diffaug::{Error, ErrorKind, Result, ResultExt};
 use diffaug_models::{
     Vae,
     checkpoint::{self, Checkpoint, Component},
-    hub,
+    hub, packing,
 };
 use diffaug_nn::{
     diffusion::{
@@ -121,6 +121,23 @@ fn opening(options: &Options, variant: Option<&str>) -> checkpoint::Options {
 /// Whether the model that `weights` names is on this machine, so that [`find`] asks no hub.
 pub fn is_there(weights: &str, options: &Options) -> bool {
     hub::is_there(weights, &opening(options, None))
+}
+
+/// Copies the folder that training left without what only going on with it needs, in half precision.
+///
+/// # Errors
+/// When `from` is no such folder, or `to` cannot be written.
+pub fn pack(from: &Path, to: &Path) -> Result<String> {
+    if !["model_index.json", BASE]
+        .iter()
+        .any(|name| from.join(name).is_file())
+    {
+        return Err(Error::model(format!(
+            "`{}` is no folder that training left: expected `model_index.json` or `{BASE}` in it",
+            from.display()
+        )));
+    }
+    Ok(packing::pack(from, to, &[TRAINING])?.to_string())
 }
 
 /// Loads the model that `weights` names.

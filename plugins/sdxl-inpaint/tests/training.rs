@@ -215,6 +215,27 @@ fn a_small_model_from_nothing_can_be_used() {
     let source = Discs { count: 1, seed: 3 }.sample(0).unwrap().image;
     assert_ne!(painted, source);
     assert_ne!(painted, paint(&options, "green polyp"));
+    // In half precision and without what going on would need, it paints much the same.
+    let packed = folder.path().join("packed");
+    let from = Options::default();
+    let found = SdxlInpaint::convert(&from, folder.path(), &packed).unwrap();
+    assert!(found.contains("half precision"), "{found}");
+    assert!(!packed.join("training").exists());
+    let small = json!({"weights": packed, "steps": 4, "guidance": 2.0});
+    let difference = painted
+        .pixels()
+        .iter()
+        .zip(paint(&small, "red polyp").pixels())
+        .map(|(a, b)| f64::from(a.abs_diff(*b)))
+        .sum::<f64>()
+        / painted.pixels().len() as f64;
+    assert!(difference < 1.0, "{difference}");
+    fs::remove_dir_all(packed).unwrap();
+    let none = SdxlInpaint::convert(&from, Path::new("/"), folder.path()).unwrap_err();
+    assert!(
+        none.to_string().contains("no folder that training left"),
+        "{none}"
+    );
     // A finished training is not repeated.
     let before = files(folder.path());
     fit(&scratch(60), folder.path(), &Silent).unwrap();

@@ -173,17 +173,30 @@ impl TextEncoders {
         for prompt in prompts {
             let tokens = tokenizer.encode(prompt)?;
             ids.extend(tokens.ids);
-            match tokens.cut {
-                Some(cut) if self.memory().cut.insert((*prompt).to_owned()) => tracing::warn!(
-                    "the prompt `{prompt}` is longer than {} tokens, and `{cut}` is left out",
-                    tokenizer.length()
-                ),
-                _ => {}
+            if let Some(cut) = tokens.cut {
+                self.say_cut(prompt, &cut, tokenizer.length());
             }
         }
         let shape = (prompts.len(), tokenizer.length());
         let ids = Tensor::from_vec(ids, shape, encoder.clip.device())?;
         Ok(encoder.clip.forward(&ids)?)
+    }
+
+    /// Tells once of every prompt that is cut, and of the first aloud: a bank's are much alike.
+    fn say_cut(&self, prompt: &str, cut: &str, length: usize) {
+        let known = {
+            let mut memory = self.memory();
+            let known = memory.cut.len();
+            memory.cut.insert(prompt.to_owned()).then_some(known)
+        };
+        let text = format!(
+            "the prompt `{prompt}` is longer than {length} tokens, and `{cut}` is left out"
+        );
+        match known {
+            Some(0) => tracing::warn!("{text} (of others with -v)"),
+            Some(_) => tracing::info!("{text}"),
+            None => {}
+        }
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {

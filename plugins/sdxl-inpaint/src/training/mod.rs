@@ -29,6 +29,8 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use views::Views;
 
+/// The folder in a model's own that holds what only going on with its training needs.
+pub const TRAINING: &str = "training";
 /// Side of the windows of a small model, where none is set.
 const SMALL: u32 = 64;
 
@@ -66,7 +68,7 @@ impl Fit<'_, '_> {
 
     /// The folder of a part's training.
     fn folder(&self, part: &str) -> PathBuf {
-        self.out.join("training").join(part)
+        self.out.join(TRAINING).join(part)
     }
 
     /// Views for a model whose autoencoder shrinks sides by `factor`.
