@@ -34,6 +34,10 @@ pub struct Lpips {
     stages: Vec<Stage>,
 }
 
+/// What the convolutions make of images, for [`Lpips::between`].
+#[derive(Clone, Debug)]
+pub struct Features(Vec<Tensor>);
+
 /// A convolution, and what its features weigh.
 #[derive(Clone, Debug)]
 struct Stage {
@@ -97,14 +101,25 @@ impl Lpips {
                 b.dims()
             );
         }
-        let (a, b) = (self.features(a)?, self.features(b)?);
-        let parts = self.stages.iter().zip(a.iter().zip(&b));
+        self.between(&self.features(a)?, &self.features(b)?)
+    }
+
+    /// The distance of images whose features are known, image by image: `[n]`; of either there may
+    /// be one alone, which is compared with all of the other.
+    ///
+    /// # Errors
+    /// When the images have different sizes, or their numbers differ and none is 1.
+    pub fn between(&self, a: &Features, b: &Features) -> Result<Tensor> {
+        let parts = self.stages.iter().zip(a.0.iter().zip(&b.0));
         let parts = parts.map(|(stage, (a, b))| stage.distance(a, b));
         Tensor::stack(&parts.collect::<Result<Vec<_>>>()?, 0)?.sum(0)
     }
 
-    /// What the convolutions make of an image.
-    fn features(&self, x: &Tensor) -> Result<Vec<Tensor>> {
+    /// What the convolutions make of images `[n, 3, height, width]`, values -1 to 1, at length 1.
+    ///
+    /// # Errors
+    /// When the shape is another or a side below 31 pixels.
+    pub fn features(&self, x: &Tensor) -> Result<Features> {
         let row = |values: &[f32; 3]| Tensor::from_slice(values, (1, 3, 1, 1), x.device());
         let x = x.to_dtype(DType::F32)?.broadcast_sub(&row(&SHIFT)?)?;
         let mut x = x.broadcast_div(&row(&SCALE)?)?;
@@ -114,15 +129,15 @@ impl Lpips {
                 x = ops::max_pool2d(&x, (3, 3), (2, 2), (0, 0))?;
             }
             x = ops::relu(&stage.conv.forward(&x)?)?;
-            features.push(x.clone());
+            features.push(unit(&x)?);
         }
-        Ok(features)
+        Ok(Features(features))
     }
 }
 
 impl Stage {
     fn distance(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        let difference = (unit(a)? - unit(b)?)?.sqr()?;
+        let difference = a.broadcast_sub(b)?.sqr()?;
         self.head.forward(&difference)?.flatten_from(1)?.mean(1)
     }
 }
