@@ -20,3 +20,5 @@ mod paper;
 #[cfg(feature = "builtin")]
 mod pipeline;
 mod util;
+#[cfg(feature = "builtin")]
+mod weights;
