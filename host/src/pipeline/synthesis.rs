@@ -12,7 +12,11 @@ use super::{
     record::{Record, Summary, Tally, to_json},
     store::{Store, WholeFile},
 };
-use crate::{failure::Failure, manifest::Manifest, ui::Ui};
+use crate::{
+    failure::Failure,
+    manifest::Manifest,
+    ui::{Bar, Ui},
+};
 use diffaug::{
     DatasetInfo, Error, Image, Mask, MaskRef, Progress, Result, ResultExt,
     error::ErrorKind,
@@ -46,6 +50,32 @@ pub struct Synthesis<'a> {
     pub info: &'a DatasetInfo,
     /// How many real training images there are.
     pub real: usize,
+}
+
+/// How far a synthesis has come.
+struct Done {
+    /// Candidates that were judged.
+    judged: u64,
+    /// How many of them were accepted.
+    accepted: u64,
+}
+
+impl Done {
+    fn add(&mut self, judged: &[Judged]) {
+        self.judged += judged.len() as u64;
+        self.accepted += judged.iter().filter(|j| j.record.accepted()).count() as u64;
+    }
+
+    fn show(&self, bar: &Bar, quota: u64) {
+        let share = match self.judged {
+            0 => String::new(),
+            judged => format!(
+                "{:.0} % accepted",
+                100.0 * self.accepted as f64 / judged as f64
+            ),
+        };
+        bar.progress(self.accepted, quota, &share);
+    }
 }
 
 /// Candidates of a batch by their index, and what was painted for those that there are.
@@ -83,45 +113,11 @@ impl Synthesis<'_> {
     /// When a stage fails or the user stops the run; everything judged so far is kept.
     pub fn run(&self, stages: &Stages, ui: Ui) -> Result<Summary, Failure> {
         let batch = u64::from(self.manifest.synthesis.batch);
-        let (mut next, mut accepted) = self.resume(batch)?;
+        let mut done = self.resume(batch)?;
         let bar = ui.bar("painting");
         let quota = self.quota();
-        bar.progress(accepted, quota, &acceptance(accepted, next));
-        let wanted = accepted < quota;
-        let start = Instant::now();
-        let [mut painting, mut judging, mut keeping] = [Duration::ZERO; 3];
-        let mut starts = (next..self.candidates.len()).step_by(batch as usize);
-        let paint = |enough: &Enough| {
-            let start = starts.next().filter(|_| wanted);
-            let range = start.map(|start| start..(start + batch).min(self.candidates.len()));
-            let painted =
-                range.map(|range| timed(&mut painting, || self.paint(range, stages, enough)));
-            painted.transpose()
-        };
-        let judge =
-            |batch, enough: &Enough| timed(&mut judging, || self.judge(batch, stages, enough));
-        let keep = |mut judged: Vec<Judged>| {
-            truncate_at_quota(&mut judged, quota - accepted);
-            accepted += judged.iter().filter(|j| j.record.accepted()).count() as u64;
-            next += judged.len() as u64;
-            timed(&mut keeping, || self.keep(&judged))?;
-            bar.progress(accepted, quota, &acceptance(accepted, next));
-            if bar.cancelled() {
-                return Err(Error::cancelled());
-            }
-            Ok(match accepted >= quota {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            })
-        };
-        let outcome = overlap::line(paint, judge, keep);
-        tracing::info!(
-            seconds = start.elapsed().as_secs_f64(),
-            painting = painting.as_secs_f64(),
-            judging = judging.as_secs_f64(),
-            keeping = keeping.as_secs_f64(),
-            "painted and judged"
-        );
+        let outcome = self.line(&mut done, batch, stages, &bar);
+        let accepted = done.accepted;
         let summary = self.publish()?;
         bar.finish(&format!("{accepted} of {} accepted", summary.candidates));
         outcome?;
@@ -137,9 +133,47 @@ impl Synthesis<'_> {
         Ok(summary)
     }
 
-    /// What an earlier start left: how many candidates were judged, whole batches only, and how
-    /// many of them accepted.
-    fn resume(&self, batch: u64) -> Result<(u64, u64)> {
+    /// Paints, judges and keeps, all three at the same time, one batch behind the other.
+    fn line(&self, done: &mut Done, batch: u64, stages: &Stages, bar: &Bar) -> Result<()> {
+        let (quota, end) = (self.quota(), self.candidates.len());
+        done.show(bar, quota);
+        if done.accepted >= quota {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let [mut painting, mut judging, mut keeping] = [Duration::ZERO; 3];
+        let mut starts = (done.judged..end).step_by(batch as usize);
+        let paint = |enough: &Enough| {
+            let range = starts.next().map(|start| start..(start + batch).min(end));
+            let paint = |range| timed(&mut painting, || self.paint(range, stages, enough));
+            range.map(paint).transpose()
+        };
+        let judge =
+            |batch, enough: &Enough| timed(&mut judging, || self.judge(batch, stages, enough));
+        let keep = |mut judged: Vec<Judged>| {
+            truncate_at_quota(&mut judged, quota - done.accepted);
+            done.add(&judged);
+            timed(&mut keeping, || self.keep(&judged))?;
+            done.show(bar, quota);
+            match (bar.cancelled(), done.accepted >= quota) {
+                (true, _) => Err(Error::cancelled()),
+                (false, true) => Ok(ControlFlow::Break(())),
+                (false, false) => Ok(ControlFlow::Continue(())),
+            }
+        };
+        let outcome = overlap::line(paint, judge, keep);
+        tracing::info!(
+            seconds = begun.elapsed().as_secs_f64(),
+            painting = painting.as_secs_f64(),
+            judging = judging.as_secs_f64(),
+            keeping = keeping.as_secs_f64(),
+            "painted and judged"
+        );
+        outcome
+    }
+
+    /// What an earlier start left, whole batches only.
+    fn resume(&self, batch: u64) -> Result<Done> {
         for folder in ["synthetic/images", "synthetic/masks"] {
             fs::create_dir_all(self.store.path(folder))?;
         }
@@ -162,7 +196,10 @@ impl Synthesis<'_> {
             kept.push('\n');
         }
         self.store.write(JOURNAL, &kept)?;
-        Ok((accepted.len() as u64, count(&accepted)))
+        Ok(Done {
+            judged: accepted.len() as u64,
+            accepted: count(&accepted),
+        })
     }
 
     fn paint(
@@ -365,13 +402,6 @@ fn truncate_at_quota(judged: &mut Vec<Judged>, left: u64) {
     if let Some(end) = end {
         judged.truncate(end + 1);
     }
-}
-
-fn acceptance(accepted: u64, done: u64) -> String {
-    if done == 0 {
-        return String::new();
-    }
-    format!("{:.0} % accepted", 100.0 * accepted as f64 / done as f64)
 }
 
 fn record(index: u64, candidate: &Candidate, outcome: &Outcome) -> Record {

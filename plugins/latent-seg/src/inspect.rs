@@ -11,7 +11,7 @@ use crate::{
 };
 use candle_core::Device;
 use diffaug::{Component, Context, Inspection, Result};
-use diffaug_models::compressor;
+use diffaug_models::{checkpoint, compressor};
 use diffaug_nn::{
     budget::{self, F32, Upkeep},
     diffusion::{Autoencoder, AutoencoderConfig, Encoder},
@@ -64,7 +64,7 @@ pub fn inspect(options: &Options, context: &Context) -> Result<Inspection> {
         None => None,
     };
     let (description, autoencoder) = match stored {
-        Some(description) => (description, None),
+        Some(description) => (description, own_autoencoder(options)),
         None => {
             inspection.note("counted for one target class; the data may have more");
             planned(options, side)?
@@ -77,6 +77,14 @@ pub fn inspect(options: &Options, context: &Context) -> Result<Inspection> {
     needs.report(options, &mut inspection)?;
     inspection.note("memory for activations is an estimate from the sizes of the networks");
     Ok(inspection)
+}
+
+/// The autoencoder that lies beside the weights, where no other is named. What is wrong with it is told
+/// when it is loaded.
+fn own_autoencoder(options: &Options) -> Option<AutoencoderConfig> {
+    let folder = options.weights.as_ref().filter(|_| options.vae.is_none())?;
+    let config = checkpoint::read_json(&folder.join(VAE).join("config.json")).ok()?;
+    serde_json::from_value(config).ok()
 }
 
 /// The networks of these options for one target class, and the small autoencoder, where one is trained.
@@ -98,7 +106,7 @@ fn planned(options: &Options, side: u32) -> Result<(Description, Option<Autoenco
 /// What is counted.
 struct Needs {
     description: Description,
-    /// The small autoencoder, where one is trained.
+    /// The small autoencoder, where one is trained or lies beside the weights.
     autoencoder: Option<AutoencoderConfig>,
 }
 

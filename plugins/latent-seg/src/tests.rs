@@ -592,6 +592,14 @@ fn an_inspection_counts_what_there_will_be() {
     let small = LatentSeg::inspect(&parsed(&small()), &context).unwrap();
     assert_eq!(small.components.len(), 3);
     assert!(small.train_bytes > small.run_bytes / 4 && small.missing.is_empty());
+    // Weights that are there are counted with the autoencoder beside them.
+    let folder = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../manifests/weights/segmenter"
+    );
+    let there = LatentSeg::inspect(&parsed(&json!({ "weights": folder })), &context).unwrap();
+    let values: u64 = there.components.iter().map(|c| c.parameters).sum();
+    assert_eq!(values, 972_803);
     let gone = parsed(&json!({ "weights": "nowhere" }));
     assert_eq!(
         LatentSeg::inspect(&gone, &context).unwrap().missing.len(),

@@ -3,8 +3,10 @@
 With torch, numpy and pillow installed, and the folder of a finished run on CVC-ClinicDB (PNG) that
 was not augmented:
 
-    diffaug evaluate manifests/cvc-cpu.toml --set dataset.root=ROOT --set augment.enabled=false \
-        --set segmenter.width=16 --set segmenter.epochs=30 --set segmenter.patience=0 ... --set output=RUN
+    diffaug run manifests/cvc-cpu.toml --set dataset.root=ROOT --set images.size=128 \
+        --set synthesis.ratio=0 --set augment.enabled=false --set evaluate.segmenter.width=16 \
+        --set evaluate.segmenter.epochs=30 --set evaluate.segmenter.batch=8 \
+        --set evaluate.segmenter.patience=0 --set output=RUN
     python plugins/unet/benches/pytorch.py ROOT RUN --width 16 --epochs 30 --batch 8 --seed 0
 
 It takes the split from RUN/split.json. The recipe: images and masks at `--size`, batches of equal
