@@ -307,6 +307,12 @@ fn several_segmenters_lie_in_a_folder_of_their_own() {
         place("--set validator.use=ensemble"),
         "runs/pasting/segmenters"
     );
+    let nobody = "--set validator.use=accept-all --set synthesis.folds=2";
+    let report = sandbox.run(&format!("doctor pasting.toml {nobody}")).ok();
+    assert!(
+        report.stdout.contains("runs/pasting/segmenters (not yet)"),
+        "{report}"
+    );
 }
 
 #[test]

@@ -96,6 +96,13 @@ fn with_nothing_to_paint_only_the_baseline_is_trained() {
     for folder in ["synthetic", "segmenter", "generator"] {
         assert!(!sandbox.path(&format!("runs/tiny/{folder}")).exists());
     }
+    let zero = "m.toml --set synthesis.ratio=0 --set output=other";
+    sandbox
+        .run(&format!("generate {zero}"))
+        .refused("`synthesis.ratio` is 0, so there is nothing to paint");
+    sandbox
+        .run(&format!("run {zero} --set evaluate.baseline=false"))
+        .refused("`synthesis.ratio` is 0 and `evaluate.baseline` is false");
 }
 
 #[test]

@@ -1,11 +1,11 @@
-//! The weights that the quickstart uses: that they are what the manifest beside them describes, and
-//! that texts decide what is painted with them.
+//! The weights that the quickstart uses: that they have the architecture of the manifest beside them,
+//! and that texts decide what is painted with them.
 
 use crate::util::{Sandbox, root};
 use diffaug::image::{MaskRule, open_image, open_mask};
-use std::{collections::VecDeque, path::Path};
+use std::{collections::VecDeque, fs, path::Path};
 
-/// What both files together may take.
+/// What the whole folder may take, in bytes.
 const LARGEST: u64 = 16_000_000;
 /// Images that are painted.
 const JOBS: usize = 100;
@@ -98,6 +98,29 @@ fn they_are_small_enough_to_be_carried_along() {
     assert!((bytes as u64) < LARGEST, "{bytes} bytes");
     for name in ["generator/model_index.json", "segmenter/config.json"] {
         assert!(files.contains_key(name), "{name}");
+    }
+}
+
+#[test]
+fn they_are_of_the_architecture_that_the_manifest_beside_them_trains() {
+    let folder = root().join("manifests/weights");
+    let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
+    let manifest: toml::Value = toml::from_str(&read("phantom.toml")).unwrap();
+    let manifest = serde_json::to_value(manifest).unwrap();
+    let json = |name: &str| serde_json::from_str::<serde_json::Value>(&read(name)).unwrap();
+    let generator = &manifest["generator"]["train"]["architecture"];
+    for (part, name) in [("unet", "unet"), ("vae", "autoencoder")] {
+        let config = json(&format!("generator/{part}/config.json"));
+        assert_eq!(config["block_out_channels"], generator[name]);
+    }
+    let text = json("generator/text_encoder/config.json");
+    assert_eq!(text["hidden_size"], generator["text"]);
+    let segmenter = &manifest["segmenter"]["architecture"];
+    let vae = json("segmenter/vae/config.json");
+    assert_eq!(vae["block_out_channels"], segmenter["autoencoder"]);
+    let denoiser = json("segmenter/config.json")["model"]["denoiser"].clone();
+    for name in ["width", "multipliers", "layers", "heads"] {
+        assert_eq!(denoiser[name], segmenter[name], "{name}");
     }
 }
 

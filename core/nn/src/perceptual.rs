@@ -205,6 +205,20 @@ mod tests {
     }
 
     #[test]
+    fn one_image_is_compared_with_many_as_with_each() {
+        let mut params = Params::new(&Device::Cpu, 1);
+        let net = Lpips::new(params.root(), [4; 5]).unwrap();
+        let (one, many) = (
+            random("one", &[1, 3, 32, 32]),
+            random("many", &[3, 3, 32, 32]),
+        );
+        let features = |x: &Tensor| net.features(x).unwrap();
+        let found = net.between(&features(&one), &features(&many)).unwrap();
+        let repeated = one.repeat((3, 1, 1, 1)).unwrap();
+        close(&found, &net.distance(&repeated, &many).unwrap(), 1e-6);
+    }
+
+    #[test]
     fn pixels_without_features_have_gradients() {
         let x = Tensor::new(&[0f32, 0.0, 3.0, 4.0], &Device::Cpu).unwrap();
         // Two pixels of two features each: none at the first.

@@ -252,9 +252,13 @@ impl Report {
         let m = wire.manifest;
         self.stage::<BoxDataset>(wire, "dataset", &m.dataset)?;
         self.stage::<BoxPromptBank>(wire, "prompts", &m.prompts)?;
-        self.stage::<BoxGenerator>(wire, "generator", &m.generator)?;
-        self.stage::<BoxValidator>(wire, "validator", &m.validator)?;
-        self.stage::<BoxSegmenter>(wire, "segmenter", &m.segmenter)?;
+        if m.paints() {
+            self.stage::<BoxGenerator>(wire, "generator", &m.generator)?;
+            self.stage::<BoxValidator>(wire, "validator", &m.validator)?;
+        }
+        if m.paints() || m.evaluate.segmenter.is_none() {
+            self.stage::<BoxSegmenter>(wire, "segmenter", &m.segmenter)?;
+        }
         if let Some(table) = &m.evaluate.segmenter {
             self.stage::<BoxSegmenter>(wire, "evaluate.segmenter", table)?;
         }
@@ -391,7 +395,7 @@ fn weights(wire: &Wire<'_>, at: &str, table: &StageTable, needs: &Inspection) ->
 }
 
 /// The folder of the weights of all segmenters that the validator asks, and what says that they are
-/// trained. A validator that cannot be made is told of elsewhere.
+/// trained; one segmenter where the validator cannot be made, which a run would tell.
 fn segmenters(wire: &Wire<'_>) -> (&'static str, Vec<String>) {
     let m = wire.manifest;
     let validator = wire
@@ -399,7 +403,8 @@ fn segmenters(wire: &Wire<'_>) -> (&'static str, Vec<String>) {
         .ok()
         .and_then(|offer| offer.build(&m.validator.json(), &wire.context(m.seed)).ok());
     let members = validator.and_then(|validator| validator.segmenters().ok());
-    let folders = gate::folders(m.synthesis.folds, members.unwrap_or(1));
+    // One that asks nobody leaves one to be trained by `train segmenter`.
+    let folders = gate::folders(m.synthesis.folds, members.unwrap_or(1).max(1));
     let folder = match folders.as_slice() {
         [single] if single == gate::SINGLE => gate::SINGLE,
         _ => gate::SEVERAL,

@@ -158,8 +158,8 @@ pub struct Synthesis {
     pub external: Option<PathBuf>,
     /// How many candidates are painted for each background at most.
     pub variants: u32,
-    /// When to stop: so many accepted images for each real training image. At 0 nothing is painted and
-    /// only the baseline is trained.
+    /// When to stop: so many accepted images for each real training image. At 0 `run` and `evaluate`
+    /// train the baseline alone, without anything to paint or judge.
     pub ratio: f64,
     /// Candidates in one call of the generator and the validator.
     pub batch: u32,
@@ -276,6 +276,11 @@ impl Manifest {
         }
     }
 
+    /// Whether anything is painted; otherwise only the baseline is trained.
+    pub fn paints(&self) -> bool {
+        self.synthesis.ratio > 0.0
+    }
+
     /// The segmenter that is trained on the result.
     pub fn downstream(&self) -> &StageTable {
         self.evaluate.segmenter.as_ref().unwrap_or(&self.segmenter)
@@ -319,7 +324,14 @@ impl Manifest {
             );
         }
         self.augment.validate()?;
-        self.synthesis.validate()
+        self.synthesis.validate()?;
+        if !self.paints() && !self.evaluate.baseline {
+            return wrong(
+                "synthesis.ratio",
+                "is 0 and `evaluate.baseline` is false: nothing is left to train",
+            );
+        }
+        Ok(())
     }
 }
 

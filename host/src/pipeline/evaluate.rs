@@ -85,7 +85,7 @@ impl Evaluation<'_> {
         }
         if let Some(synthetic) = &self.synthetic {
             arms.push(self.arm("augmented", Some(synthetic.clone()), ui)?);
-        } else if self.manifest().synthesis.ratio > 0.0 {
+        } else if self.manifest().paints() {
             tracing::warn!("no synthetic image was accepted, so there is nothing to augment with");
         }
         Ok(arms)

@@ -20,17 +20,15 @@ pub const SINGLE: &str = "segmenter";
 /// Where several do.
 pub const SEVERAL: &str = "segmenters";
 
-/// Where the segmenters leave their weights, below the run folder: `members` of each of `folds`.
+/// Where the segmenters leave their weights, below the run folder: `members` of each of `folds`, fold
+/// by fold.
 pub fn folders(folds: u32, members: u32) -> Vec<String> {
-    if folds <= 1 && members <= 1 {
+    if folds == 1 && members == 1 {
         return vec![SINGLE.to_owned()];
     }
-    let of_fold = |fold| (0..members).map(move |member| several(fold, member));
+    let name = |fold, member| format!("{SEVERAL}/fold-{fold}-member-{member}");
+    let of_fold = |fold| (0..members).map(move |member| name(fold, member));
     (0..folds).flat_map(of_fold).collect()
-}
-
-fn several(fold: u32, member: u32) -> String {
-    format!("{SEVERAL}/fold-{fold}-member-{member}")
 }
 
 /// The file that says that a training, by the name of its folder, is done.
@@ -167,7 +165,7 @@ impl Training<'_, '_> {
         let folds = Folds::new(&items, manifest.synthesis.folds, manifest.seed)
             .map_err(|error| self.wire.document.failure("", error))?;
         let mut gate = Gate::of(folds);
-        let single = gate.folds.count == 1 && self.members == 1;
+        let mut names = folders(gate.folds.count as u32, self.members).into_iter();
         for fold in 0..gate.folds.count {
             let part = match gate.folds.count {
                 1 => train.clone(),
@@ -175,13 +173,9 @@ impl Training<'_, '_> {
                     .data
                     .train_where(|item| gate.folds.of(&item.id) != fold)?,
             };
-            for member in 0..self.members {
-                let name = match single {
-                    true => SINGLE.to_owned(),
-                    false => several(fold as u32, member),
-                };
+            for (member, name) in (0..self.members).zip(names.by_ref()) {
                 let (segmenter, trained) = self.one(&name, part.clone(), member)?;
-                if single && trained.is_some() {
+                if name == SINGLE && trained.is_some() {
                     gate.weights = Some(self.store.path(&name));
                 }
                 gate.first = gate.first.or(trained);

@@ -209,7 +209,9 @@ impl Run<'_> {
             ("segmenter", &m.segmenter),
             ("evaluate.segmenter", m.downstream()),
         ];
-        for (name, table) in tables {
+        // What is not asked need not be there.
+        let idle = if m.paints() { 0 } else { 3 };
+        for (name, table) in tables.into_iter().skip(idle) {
             if let Some(path) = table.given_weights() {
                 hashes.insert(name.into(), store::fingerprint(path.as_ref())?);
             }
@@ -225,10 +227,18 @@ impl Run<'_> {
             arms: Vec::new(),
             fit: None,
         };
-        if goal == Goal::Scores && self.manifest().synthesis.ratio == 0.0 {
-            // The baseline alone: nothing is painted, so there is nobody to train for it.
-            self.score(&mut outcome, None, None)?;
-            return Ok(outcome);
+        match (goal, self.manifest().paints()) {
+            (Goal::Scores, false) => {
+                // The baseline alone: nobody has to be trained to paint or to judge.
+                self.score(&mut outcome, None, None)?;
+                return Ok(outcome);
+            }
+            (Goal::Synthesis, false) => {
+                let error = Error::config("`synthesis.ratio` is 0, so there is nothing to paint");
+                let error = error.at("synthesis.ratio");
+                return Err(self.wire.document.failure("", error));
+            }
+            _ => {}
         }
         let table = &self.manifest().validator;
         let validator: BoxValidator = self.build("validator", table)?;
@@ -358,7 +368,10 @@ impl Run<'_> {
         if !self.store.path("contact-sheet.png").exists() {
             let shown = synthesis.first(sheet::SHOWN.0, sheet::SHOWN.1)?;
             let targets = self.data.targets();
-            clock::stage(|| sheet::draw(&self.store, shown, &candidates, stages, &targets))?;
+            clock::stage(|| {
+                let batch = m.synthesis.batch as usize;
+                sheet::draw(&self.store, shown, &candidates, stages, &targets, batch)
+            })?;
         }
         Ok((summary, synthesis.dataset(max_pixels)?))
     }

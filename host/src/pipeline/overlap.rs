@@ -43,9 +43,9 @@ pub fn line<A: Send, B: Send>(
         let (to_third, from_second) = sync_channel(WAITING);
         let flag = &enough;
         let begin = thread::Builder::new().name("painting".to_owned());
-        begin.spawn_scoped(scope, move || begins(first, &to_second, flag))?;
+        let painting = begin.spawn_scoped(scope, move || begins(first, &to_second, flag))?;
         let pass = thread::Builder::new().name("judging".to_owned());
-        pass.spawn_scoped(scope, move || {
+        let judging = pass.spawn_scoped(scope, move || {
             passes_on(second, from_first, &to_third, flag);
         })?;
         let mut finish = || {
@@ -60,6 +60,11 @@ pub fn line<A: Send, B: Send>(
         flag.0.store(true, Ordering::Relaxed);
         // The others notice when they next hand something over.
         drop(from_second);
+        for station in [painting, judging] {
+            if let Err(panic) = station.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
         outcome
     })
 }
@@ -99,8 +104,8 @@ fn passes_on<A, B>(
 mod tests {
     use super::*;
     use std::{
-        sync::{Barrier, mpsc},
-        time::Duration,
+        sync::atomic::AtomicUsize,
+        time::{Duration, Instant},
     };
 
     /// The numbers from 0 on, up to `end`.
@@ -120,54 +125,43 @@ mod tests {
         assert_eq!(seen, (0..20).map(|n| n * n).collect::<Vec<_>>());
     }
 
+    /// Waits for something that happens at once unless it never does.
+    fn until(happened: impl Fn() -> bool) -> Result<()> {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !happened() {
+            if Instant::now() > end {
+                return Err(Error::internal("waited in vain"));
+            }
+            thread::yield_now();
+        }
+        Ok(())
+    }
+
     #[test]
     fn stations_work_at_the_same_time() {
-        // The third batch can only be painted, the second judged and the first written together.
-        let together = Barrier::new(3);
-        let (done, waits) = mpsc::channel();
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                let meet = |wanted: u64, n: u64| {
-                    if n == wanted {
-                        together.wait();
-                    }
-                };
-                let mut next = 0..3;
-                let first = |_: &Enough| {
-                    let n = next.next();
-                    n.inspect(|n| meet(2, *n));
-                    Ok(n)
-                };
-                let second = |n, _: &Enough| {
-                    meet(1, n);
-                    Ok(n)
-                };
-                let third = |n| {
-                    meet(0, n);
-                    Ok(ControlFlow::Continue(()))
-                };
-                line(first, second, third).unwrap();
-                done.send(()).unwrap();
-            });
-            let met = waits.recv_timeout(Duration::from_secs(60));
-            if met.is_err() {
-                // Lets the scope end, so that the test fails and does not hang.
-                for _ in 0..3 {
-                    together.wait();
-                }
+        // The third batch is painted, the second judged and the first written only together.
+        let together = AtomicUsize::new(0);
+        let meet = |wanted: u64, n: u64| {
+            if n == wanted {
+                together.fetch_add(1, Ordering::SeqCst);
+                until(|| together.load(Ordering::SeqCst) == 3)?;
             }
-            met.unwrap();
-        });
+            Ok(n)
+        };
+        let mut next = 0..3;
+        let first = |_: &Enough| next.next().map(|n| meet(2, n)).transpose();
+        let third = |n| meet(0, n).map(|_| ControlFlow::Continue(()));
+        line(first, |n, _| meet(1, n), third).unwrap();
     }
 
     #[test]
     fn a_break_ends_the_line_and_tells_the_others() {
         let mut made = 0;
-        // Goes on for ever unless it is told that there is enough.
+        // From the fourth on, an item is only done when nothing more is wanted.
         let first = |enough: &Enough| {
             made += 1;
-            while made > 20 && !enough.reached() {
-                thread::yield_now();
+            if made > 3 {
+                until(|| enough.reached())?;
             }
             Ok(Some(made))
         };
@@ -181,8 +175,19 @@ mod tests {
         };
         line(first, |n, _| Ok(n), third).unwrap();
         assert_eq!(taken, 3);
-        // One in the works and one waiting at either station.
-        assert!(made <= 3 + 2 * (WAITING + 1), "{made}");
+    }
+
+    #[test]
+    fn a_panic_of_a_station_keeps_its_words() {
+        let run = || {
+            let second = |n: u64, _: &Enough| match n {
+                2 => panic!("two is too much"),
+                n => Ok(n),
+            };
+            line(numbers(9), second, |_| Ok(ControlFlow::Continue(())))
+        };
+        let panic = std::panic::catch_unwind(run).unwrap_err();
+        assert_eq!(panic.downcast_ref::<&str>(), Some(&"two is too much"));
     }
 
     #[test]

@@ -34,7 +34,7 @@ const PLAIN: [u8; 3] = [32, 32, 32];
 /// Draws `contact-sheet.png`; tiles of a candidate: background, wanted mask, painted image, verdict (wanted mask
 /// and what the segmenter found, framed green when accepted, red when not).
 ///
-/// The candidates are painted again, which gives the same images as before.
+/// The candidates are painted again, `batch` at once, which gives the same images as before.
 ///
 /// # Errors
 /// When a stage fails or the file cannot be written.
@@ -44,6 +44,7 @@ pub fn draw(
     candidates: &Candidates<'_>,
     stages: &Stages,
     targets: &[u8],
+    batch: usize,
 ) -> Result<()> {
     if shown.is_empty() {
         return Ok(());
@@ -63,8 +64,11 @@ pub fn draw(
         .collect::<Result<_>>()?;
     let all: Vec<&Candidate> = shown.iter().collect();
     let enough = Enough::default();
-    let painted = painting::paint(&all, stages, None, &enough)?;
-    let outcomes = painting::verdicts(&all, painted, stages, None, &enough)?;
+    let mut outcomes = Vec::new();
+    for some in all.chunks(batch) {
+        let painted = painting::paint(some, stages, None, &enough)?;
+        outcomes.extend(painting::verdicts(some, painted, stages, None, &enough)?);
+    }
     for ((place, candidate), outcome) in (0..).zip(all).zip(&outcomes) {
         let Some(image) = &outcome.image else {
             continue;

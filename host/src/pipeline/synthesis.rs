@@ -144,6 +144,10 @@ impl Synthesis<'_> {
         let [mut painting, mut judging, mut keeping] = [Duration::ZERO; 3];
         let mut starts = (done.judged..end).step_by(batch as usize);
         let paint = |enough: &Enough| {
+            // Here and not where images are kept, so that all that is judged already is kept.
+            if enough.reached() {
+                return Err(Error::cancelled());
+            }
             let range = starts.next().map(|start| start..(start + batch).min(end));
             let paint = |range| timed(&mut painting, || self.paint(range, stages, enough));
             range.map(paint).transpose()
@@ -155,11 +159,10 @@ impl Synthesis<'_> {
             done.add(&judged);
             timed(&mut keeping, || self.keep(&judged))?;
             done.show(bar, quota);
-            match (bar.cancelled(), done.accepted >= quota) {
-                (true, _) => Err(Error::cancelled()),
-                (false, true) => Ok(ControlFlow::Break(())),
-                (false, false) => Ok(ControlFlow::Continue(())),
-            }
+            Ok(match done.accepted >= quota {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            })
         };
         let outcome = overlap::line(paint, judge, keep);
         tracing::info!(

@@ -193,7 +193,7 @@ impl TextEncoders {
             "the prompt `{prompt}` is longer than {length} tokens, and `{cut}` is left out"
         );
         match known {
-            Some(0) => tracing::warn!("{text} (of others with -v)"),
+            Some(0) => tracing::warn!("{text} (of further ones the log tells at level info)"),
             Some(_) => tracing::info!("{text}"),
             None => {}
         }
