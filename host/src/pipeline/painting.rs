@@ -86,11 +86,10 @@ pub fn verdicts(
     let mut found = found?.into_iter();
     let outcome = |Painted { image, seen }| {
         let score = seen.as_ref().map(|verdict| verdict.score);
-        let verdict = match (&image, preview) {
-            (Some(_), _) => found.next(),
-            (None, preview) => seen
-                .zip(preview)
-                .map(|(seen, options)| options.give_up(seen)),
+        let given_up = |(seen, options): (Verdict, &Preview)| options.give_up(seen);
+        let verdict = match &image {
+            Some(_) => found.next(),
+            None => seen.zip(preview).map(given_up),
         };
         let missing = || Error::internal("a candidate without a verdict");
         Ok(Outcome {
