@@ -282,7 +282,7 @@ impl Report {
                 nothing
             }
         };
-        let weights = weights(wire, at, table, &needs);
+        let weights = weights(wire, at, table, &needs)?;
         // A stage that says nothing of itself still gets a path.
         if let Some(weights) = &weights
             && needs == Inspection::default()
@@ -369,48 +369,55 @@ impl Report {
 }
 
 /// Where the weights of a stage come from.
-fn weights(wire: &Wire<'_>, at: &str, table: &StageTable, needs: &Inspection) -> Option<Weights> {
+fn weights(
+    wire: &Wire<'_>,
+    at: &str,
+    table: &StageTable,
+    needs: &Inspection,
+) -> Result<Option<Weights>, Failure> {
     if let Some(given) = table.given_weights() {
         let path = PathBuf::from(given);
         // What is no path is one to the plugin, which would say if it were missing.
         let known = !needs.components.is_empty() && needs.missing.is_empty();
-        return Some(Weights {
+        return Ok(Some(Weights {
             there: path.exists() || known,
             path,
             from_run: false,
-        });
+        }));
     }
     let (folder, done) = match at {
         "generator" => ("generator", vec!["generator.json".to_owned()]),
-        "segmenter" => segmenters(wire),
+        "segmenter" => segmenters(wire)?,
         "evaluate.segmenter" => ("evaluate", vec!["result.json".to_owned()]),
-        _ => return None,
+        _ => return Ok(None),
     };
     let within = |name: &str| wire.manifest.output().join(name);
-    Some(Weights {
+    Ok(Some(Weights {
         path: within(folder),
         from_run: true,
         there: done.iter().all(|name| within(name).exists()),
-    })
+    }))
 }
 
 /// The folder of the weights of all segmenters that the validator asks, and what says that they are
 /// trained; one segmenter where the validator cannot be made, which a run would tell.
-fn segmenters(wire: &Wire<'_>) -> (&'static str, Vec<String>) {
+fn segmenters(wire: &Wire<'_>) -> Result<(&'static str, Vec<String>), Failure> {
     let m = wire.manifest;
-    let validator = wire
-        .find::<BoxValidator>("validator", &m.validator)
-        .ok()
-        .and_then(|offer| offer.build(&m.validator.json(), &wire.context(m.seed)).ok());
-    let members = validator.and_then(|validator| validator.segmenters().ok());
+    let offer = wire.find::<BoxValidator>("validator", &m.validator)?;
+    let validator = offer.build(&m.validator.json(), &wire.context(m.seed));
+    let members = match validator.and_then(|validator| validator.segmenters()) {
+        Ok(members) => members,
+        Err(error) if error.is_fault() => {
+            return Err(wire.place("validator", &m.validator, error));
+        }
+        Err(_) => 1,
+    };
     // One that asks nobody leaves one to be trained by `train segmenter`.
-    let folders = gate::folders(m.synthesis.folds, members.unwrap_or(1).max(1));
+    let folders = gate::folders(m.synthesis.folds, members.max(1));
     let folder = match folders.as_slice() {
         [single] if single == gate::SINGLE => gate::SINGLE,
         _ => gate::SEVERAL,
     };
-    (
-        folder,
-        folders.iter().map(|name| gate::marker(name)).collect(),
-    )
+    let done = folders.iter().map(|name| gate::marker(name));
+    Ok((folder, done.collect()))
 }
