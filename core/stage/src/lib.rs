@@ -67,6 +67,7 @@ pub mod lesion;
 pub mod log;
 pub mod metrics;
 pub mod pairs;
+pub mod poisson;
 pub mod registry;
 pub mod rng;
 pub mod segmenting;

@@ -13,6 +13,7 @@ mod noise;
 mod options;
 mod picture;
 mod pipeline;
+mod seam;
 pub mod text;
 mod training;
 

@@ -63,8 +63,9 @@ pub struct Options {
     /// Longer side, in pixels, at which is painted. Without it: with `window = "full"` the image's
     /// own, with `"mask"` the model's.
     pub resolution: Option<u32>,
-    /// What is taken from the painting: all of it, only what is under the mask, or that and a soft
-    /// seam around it.
+    /// What is taken from the painting: all of it (`none`), only what is under the mask (`hard`),
+    /// that and a soft seam around it (`feather`), or that with its light matched to what lies
+    /// beyond the seam (`poisson`).
     pub composite: Composite,
     /// Width of that seam in pixels, 0 to 64.
     pub feather: u32,
@@ -182,6 +183,9 @@ pub enum Composite {
     Hard,
     /// That, and around it a seam in which the painting fades.
     Feather,
+    /// What is under the mask and in the seam, with its colours moved so that they meet those of
+    /// the image beyond (Pérez, Gangnet, Blake 2003).
+    Poisson,
 }
 
 /// Where noise comes from.

@@ -1,7 +1,10 @@
 //! From a job to what the model sees, and from what it paints back to an image: windows around
-//! lesions, working sizes, masks, and the seam between painted and real pixels.
+//! lesions, working sizes, masks.
 
-use crate::options::{Composite, Window};
+use crate::{
+    options::{Composite, Window},
+    seam::Seam,
+};
 use candle_core::{Device, Tensor};
 use diffaug::{
     Error, Image, ImageRef, Job, MaskRef, Result,
@@ -227,95 +230,30 @@ pub fn put_back(
     } = plan.part;
     let planes = painted.to_device(&Device::Cpu)?.flatten_from(2)?;
     let planes: Vec<Vec<f32>> = planes.squeeze(0)?.to_vec2()?;
-    let planes: Vec<Vec<f32>> = planes
-        .iter()
-        .map(|plane| {
-            let plane = batch::crop(plane, plan.frame);
-            match plan.frame.content == (width, height) {
-                true => plane,
-                false => batch::resize(&plane, plan.frame.content, (width, height)),
-            }
-        })
-        .collect();
     let mask = crop_mask(job.mask, x, y, width, height)?;
-    let share = shares(mask.view(), composite, feather);
+    let seam = Seam::new(mask.view(), composite, feather);
     let mut image = job.image.to_owned();
-    let row = 3 * image.width() as usize;
+    let row = image.width() as usize;
+    let places: Vec<usize> = (0..(width * height) as usize)
+        .map(|at| (at / width as usize, at % width as usize))
+        .map(|(line, column)| (y as usize + line) * row + x as usize + column)
+        .collect();
     let bytes = image.bytes_mut();
-    for (at, share) in share.iter().enumerate() {
-        if *share == 0.0 {
-            continue;
-        }
-        let (line, column) = (at / width as usize, at % width as usize);
-        let first = (y as usize + line) * row + 3 * (x as usize + column);
-        for (byte, plane) in bytes[first..first + 3].iter_mut().zip(&planes) {
-            let painted = (plane[at] / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0;
-            let mixed = f32::from(*byte) + share * (painted - f32::from(*byte));
-            *byte = mixed.round_ties_even() as u8;
+    for (channel, plane) in planes.iter().enumerate() {
+        let plane = batch::crop(plane, plan.frame);
+        let plane = match plan.frame.content == (width, height) {
+            true => plane,
+            false => batch::resize(&plane, plan.frame.content, (width, height)),
+        };
+        let level = |value: &f32| (value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0;
+        let painted: Vec<f32> = plane.iter().map(level).collect();
+        let own = places.iter().map(|at| f32::from(bytes[3 * at + channel]));
+        let joined = seam.join(&own.collect::<Vec<_>>(), &painted);
+        for (at, value) in places.iter().zip(joined) {
+            bytes[3 * at + channel] = value.round_ties_even() as u8;
         }
     }
     Ok(image)
-}
-
-/// How much of each pixel is taken from the painting, 0 to 1.
-fn shares(mask: MaskRef<'_>, composite: Composite, feather: u32) -> Vec<f32> {
-    let inside = |label: &u8| f32::from(u8::from(*label != 0));
-    match composite {
-        Composite::None => vec![1.0; mask.labels().len()],
-        Composite::Hard => mask.labels().iter().map(inside).collect(),
-        Composite::Feather => feathered(mask, feather),
-    }
-}
-
-/// 1 under the mask, and outside a share that falls with the distance from it and is 0 from
-/// `feather` + 1 pixels on.
-fn feathered(mask: MaskRef<'_>, feather: u32) -> Vec<f32> {
-    let scale = feather as f32 + 1.0;
-    let share = |distance: f32| (1.0 - distance / scale).max(0.0);
-    let inside: Vec<bool> = mask.labels().iter().map(|&label| label != 0).collect();
-    let distances = distances(&inside, mask.width() as usize, feather);
-    distances.into_iter().map(share).collect()
-}
-
-/// The distance of every pixel from the nearest one inside, as far as it is at most `reach` along
-/// either axis; infinite beyond.
-pub fn distances(inside: &[bool], width: usize, reach: u32) -> Vec<f32> {
-    let (width, height) = (width as i64, (inside.len() / width) as i64);
-    let reach = i64::from(reach);
-    let mut nearest = vec![f32::INFINITY; inside.len()];
-    for y in 0..height {
-        for x in 0..width {
-            let at = (y * width + x) as usize;
-            if !inside[at] {
-                continue;
-            }
-            nearest[at] = 0.0;
-            if !on_edge(inside, (x, y), (width, height)) {
-                continue;
-            }
-            for down in -reach..=reach {
-                for across in -reach..=reach {
-                    let (to_x, to_y) = (x + across, y + down);
-                    if (0..width).contains(&to_x) && (0..height).contains(&to_y) {
-                        let to = &mut nearest[(to_y * width + to_x) as usize];
-                        *to = to.min(((down * down + across * across) as f32).sqrt());
-                    }
-                }
-            }
-        }
-    }
-    nearest
-}
-
-/// Whether a neighbour of a pixel that lies inside does not.
-fn on_edge(inside: &[bool], (x, y): (i64, i64), (width, height): (i64, i64)) -> bool {
-    [(0, 1), (0, -1), (1, 0), (-1, 0)]
-        .into_iter()
-        .any(|(across, down)| {
-            let (x, y) = (x + across, y + down);
-            let there = (0..width).contains(&x) && (0..height).contains(&y);
-            there && !inside[(y * width + x) as usize]
-        })
 }
 
 #[cfg(test)]
@@ -431,30 +369,6 @@ mod tests {
                 assert_eq!(pixel, expected);
             }
         }
-    }
-
-    #[test]
-    fn a_feather_falls_off_outside_the_mask() {
-        let dot = Part {
-            x: 5,
-            y: 5,
-            width: 1,
-            height: 1,
-        };
-        let shares = feathered(mask((11, 11), dot).view(), 3);
-        let row = &shares[5 * 11..6 * 11];
-        assert_eq!(row, [0., 0., 0.25, 0.5, 0.75, 1., 0.75, 0.5, 0.25, 0., 0.]);
-        let whole = Part {
-            x: 0,
-            y: 0,
-            width: 4,
-            height: 4,
-        };
-        assert!(
-            feathered(mask((4, 4), whole).view(), 2)
-                .iter()
-                .all(|s| *s == 1.0)
-        );
     }
 
     #[test]

@@ -169,7 +169,13 @@ fn a_picture_does_not_depend_on_its_batch() {
 fn pixels_outside_the_mask_stay_unless_all_is_wanted() {
     let scenes = Scenes::open();
     let (image, mask) = (scenes.image("image"), scenes.mask());
-    for (composite, window) in [("hard", "full"), ("feather", "full"), ("feather", "mask")] {
+    for (composite, window) in [
+        ("hard", "full"),
+        ("feather", "full"),
+        ("feather", "mask"),
+        ("poisson", "full"),
+        ("poisson", "mask"),
+    ] {
         let options = json!({"composite": composite, "window": window, "steps": 2, "margin": 0.1});
         let painted = paint(&generator("sd", options), &[job(&image, &mask, "")]);
         let far = |at: usize| {

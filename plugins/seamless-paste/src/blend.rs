@@ -2,11 +2,14 @@
 
 use crate::{
     frame,
-    poisson::{self, Limits, Problem},
     shape::{Nearest, Shape, patches},
     warp::{self, Warp},
 };
-use diffaug::{Error, Image, Mask, Result, image, rng::Rng};
+use diffaug::{
+    Error, Image, Mask, Result, image,
+    poisson::{self, Limits, Problem},
+    rng::Rng,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

@@ -11,14 +11,12 @@
 mod blend;
 mod donors;
 mod frame;
-mod poisson;
 mod shape;
 mod warp;
 
 use blend::Style;
-use diffaug::{prelude::*, rng};
+use diffaug::{poisson::Limits, prelude::*, rng};
 use donors::{Donors, Wanted};
-use poisson::Limits;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::{

@@ -1,10 +1,7 @@
 //! What is cut out of a picture in training: mostly lesions, grown a little, as they will be asked
 //! for; and now and then other shapes, so that the network learns to paint whatever is missing.
 
-use crate::{
-    options::within,
-    picture::{bounds, distances},
-};
+use crate::{options::within, picture::bounds, seam::distances};
 use diffaug::{MaskRef, Result, rng::Rng};
 use rand::RngExt;
 use schemars::JsonSchema;

@@ -4,34 +4,43 @@
 //! Sought is `f` on a set of cells such that its differences between neighbours are, in the least
 //! squares sense, those of a guidance field, and that it meets given values around the set. Beyond
 //! the border there is no neighbour and so no condition (Neumann).
+//!
+//! Whatever puts one picture into another uses it: pasted lesions, and the seam around painted ones.
 
-/// What to solve, in one colour channel, on a grid of `width` x `height` cells.
-pub(crate) struct Problem<'a> {
-    pub(crate) width: usize,
-    pub(crate) height: usize,
+/// What to solve, in one colour channel, on a grid of `width` x `height` cells. Each slice has one
+/// entry a cell, row by row.
+#[derive(Clone, Copy, Debug)]
+pub struct Problem<'a> {
+    /// Columns.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
     /// Whether a cell's value is sought; the others' are given.
-    pub(crate) sought: &'a [bool],
+    pub sought: &'a [bool],
     /// Cells that are treated as if they lay beyond the border; none of them is sought.
-    pub(crate) outside: &'a [bool],
+    pub outside: &'a [bool],
     /// The given values, and where to start for the sought ones.
-    pub(crate) values: &'a [f32],
+    pub values: &'a [f32],
 }
 
 /// When to stop.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
+pub struct Limits {
     /// Largest residual of any cell's equation, in grey levels.
-    pub(crate) tolerance: f64,
-    pub(crate) max_iterations: u32,
+    pub tolerance: f64,
+    /// Most steps of the solver, should the tolerance not be met before.
+    pub max_iterations: u32,
 }
 
 /// The answer, and how it was reached.
-pub(crate) struct Solution {
+#[derive(Clone, Debug)]
+pub struct Solution {
     /// All cells, the given ones unchanged.
-    pub(crate) values: Vec<f32>,
-    pub(crate) iterations: u32,
+    pub values: Vec<f32>,
+    /// Steps that it took.
+    pub iterations: u32,
     /// Largest residual that is left, in grey levels.
-    pub(crate) residual: f64,
+    pub residual: f64,
 }
 
 /// The grid with a rim of one cell, so that every stencil is the same four offsets.
@@ -154,7 +163,11 @@ fn residual(
 
 /// Solves for the sought cells; `guidance(p, q)` is the wanted difference of the values at the
 /// neighbouring cells `p` and `q` (indices `y * width + x`) and changes sign when they are swapped.
-pub(crate) fn solve(
+/// A set without any given neighbour keeps its mean.
+///
+/// # Panics
+/// When a slice of the problem has fewer than `width * height` entries.
+pub fn solve(
     problem: &Problem<'_>,
     guidance: impl Fn(usize, usize) -> f32,
     limits: Limits,
