@@ -366,7 +366,7 @@ impl Run<'_> {
             None => synthesis.run(stages, self.ui)?,
         };
         if !self.store.path("contact-sheet.png").exists() {
-            let shown = synthesis.first(sheet::SHOWN.0, sheet::SHOWN.1)?;
+            let shown = synthesis.examples(sheet::SHOWN.0, sheet::SHOWN.1)?;
             let targets = self.data.targets();
             clock::stage(|| {
                 let batch = m.synthesis.batch as usize;

@@ -301,7 +301,7 @@ impl Synthesis<'_> {
             };
             list.write(line.as_bytes())?;
             tally.add(&record);
-            Ok(true)
+            Ok(())
         })?;
         metadata.finish()?;
         rejected.finish()?;
@@ -315,32 +315,31 @@ impl Synthesis<'_> {
         Ok(tally.summary(self.quota()))
     }
 
-    /// Calls `work` with every record of a list until it answers no.
-    fn each(&self, name: &str, mut work: impl FnMut(Record) -> Result<bool>) -> Result<()> {
+    /// Calls `work` with every record of a list.
+    fn each(&self, name: &str, mut work: impl FnMut(Record) -> Result<()>) -> Result<()> {
         let path = self.store.path(name);
         let failed = || format!("cannot read `{}`", path.display());
         let file = File::open(&path).or_error(ErrorKind::Data, failed)?;
         for line in BufReader::new(file).lines() {
             let line = line.or_error(ErrorKind::Data, failed)?;
             let record = serde_json::from_str(&line).or_error(ErrorKind::Data, failed)?;
-            if !work(record)? {
-                break;
-            }
+            work(record)?;
         }
         Ok(())
     }
 
-    /// The first candidates that were accepted and that were turned down.
-    pub fn first(&self, accepted: usize, rejected: usize) -> Result<Vec<u64>> {
+    /// Some candidates that were accepted and some that were turned down, evenly spread over the run:
+    /// those beside each other are often painted into frames of one video.
+    pub fn examples(&self, accepted: usize, rejected: usize) -> Result<Vec<u64>> {
         let mut found = Vec::new();
         for (list, count) in [(METADATA, accepted), (REJECTED, rejected)] {
-            let end = found.len() + count;
+            let mut painted = Vec::new();
             self.each(list, |record| {
-                if record.painted() && found.len() < end {
-                    found.push(record.index);
-                }
-                Ok(found.len() < end)
+                painted.extend(record.painted().then_some(record.index));
+                Ok(())
             })?;
+            let count = count.min(painted.len());
+            found.extend((0..count).map(|i| painted[i * painted.len() / count]));
         }
         Ok(found)
     }
@@ -354,7 +353,7 @@ impl Synthesis<'_> {
                 let id = format!("synthetic/{}", record.id);
                 pairs.push(Pair::new(&id, folder.join(image), folder.join(mask)));
             }
-            Ok(true)
+            Ok(())
         })?;
         if pairs.is_empty() {
             return Ok(None);
