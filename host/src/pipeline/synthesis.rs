@@ -338,8 +338,7 @@ impl Synthesis<'_> {
                 painted.extend(record.painted().then_some(record.index));
                 Ok(())
             })?;
-            let count = count.min(painted.len());
-            found.extend((0..count).map(|i| painted[i * painted.len() / count]));
+            found.extend(spread(&painted, count));
         }
         Ok(found)
     }
@@ -438,6 +437,12 @@ fn record(index: u64, candidate: &Candidate, outcome: &Outcome) -> Record {
     }
 }
 
+/// `count` of them from all over, in their order; all, should there be fewer.
+fn spread(all: &[u64], count: usize) -> impl Iterator<Item = u64> {
+    let count = count.min(all.len());
+    (0..count).map(move |i| all[i * all.len() / count])
+}
+
 fn skipped_record(index: u64, skipped: Skipped) -> Record {
     Record {
         file_name: None,
@@ -457,5 +462,18 @@ fn skipped_record(index: u64, skipped: Skipped) -> Record {
         reason: "the image has no lesion-free part of the size wanted".into(),
         measures: Map::new(),
         attributes: Map::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::spread;
+
+    #[test]
+    fn examples_come_from_all_over_a_run() {
+        let some = |all: &[u64], count| spread(all, count).collect::<Vec<_>>();
+        assert_eq!(some(&[0, 1, 4, 5, 8, 9, 11], 3), [0, 4, 8]);
+        assert_eq!(some(&[3, 7], 4), [3, 7]);
+        assert!(some(&[], 4).is_empty());
     }
 }
