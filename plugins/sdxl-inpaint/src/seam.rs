@@ -52,7 +52,11 @@ impl Seam {
         let painted = levelled.as_deref().unwrap_or(painted);
         let pixels = self.shares.iter().zip(own).zip(painted);
         pixels
-            .map(|((share, own), painted)| own + share * (painted - own))
+            .map(|((share, own), painted)| match *share {
+                // Also where a model has painted what is no number.
+                0.0 => *own,
+                share => own + share * (painted - own),
+            })
             .collect()
     }
 
@@ -177,6 +181,16 @@ mod tests {
         assert_eq!(blended[0..SIDE * 6], own[0..SIDE * 6]);
         let soft = Seam::new(mask.view(), Composite::Feather, 2).join(&own, &painted);
         assert!((soft[spot + 1] - own[spot + 1] + 30.0).abs() < 1e-3);
+    }
+
+    #[test]
+    fn what_is_no_number_stays_inside_the_seam() {
+        let (mask, own) = (lesion(), ramp());
+        for composite in [Composite::Hard, Composite::Feather, Composite::Poisson] {
+            let seam = Seam::new(mask.view(), composite, 2);
+            let joined = seam.join(&own, &[f32::NAN; SIDE * SIDE]);
+            assert_eq!(joined[..SIDE * 6], own[..SIDE * 6], "{composite:?}");
+        }
     }
 
     #[test]
