@@ -9,6 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use diffaug::{Error, ErrorKind, Result, ResultExt};
 use diffaug_nn::{
     diffusion::{Autoencoder, AutoencoderConfig, Posterior, TinyAutoencoder},
+    ops,
     params::Params,
     weights::{Cast, Source},
 };
@@ -90,7 +91,7 @@ impl Vae {
     ) -> Result<Self> {
         let misfit = || "the weights of `vae` do not fit its configuration".to_owned();
         // Some overflow in f16; on a processor all is f32 anyway.
-        let dtype = match config.force_upcast || device.is_cpu() {
+        let dtype = match config.force_upcast || ops::has_kernels(device) {
             true => DType::F32,
             false => dtype,
         };

@@ -19,8 +19,46 @@ pub fn open(name: &str) -> Result<Device> {
     let failed = || format!("cannot use device `{name}`");
     match parse(name)? {
         Kind::Cpu => Ok(Device::Cpu),
-        Kind::Cuda(index) => Device::new_cuda(index).or_error(ErrorKind::Config, failed),
-        Kind::Metal(index) => Device::new_metal(index).or_error(ErrorKind::Config, failed),
+        Kind::Cuda(index) => named(Device::new_cuda(index).or_error(ErrorKind::Config, failed)?),
+        Kind::Metal(index) => named(Device::new_metal(index).or_error(ErrorKind::Config, failed)?),
+    }
+}
+
+fn named(device: Device) -> Result<Device> {
+    tracing::info!("computing on {}", describe(&device));
+    Ok(device)
+}
+
+/// The device in words: a GPU by its name, compute capability and memory.
+pub fn describe(device: &Device) -> String {
+    match device {
+        Device::Cpu => format!("the processor ({})", crate::budget::simd()),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => gpu(&cuda.cuda_stream()).unwrap_or_else(|| "a GPU".to_owned()),
+        _ => "a GPU".to_owned(),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn gpu(stream: &candle_core::cuda_backend::cudarc::driver::CudaStream) -> Option<String> {
+    let context = stream.context();
+    let (major, minor) = context.compute_capability().ok()?;
+    let gibibytes = context.total_mem().ok()? as f64 / f64::from(1 << 30);
+    let name = context.name().ok()?;
+    Some(format!(
+        "{name}, compute capability {major}.{minor}, {gibibytes:.0} GiB"
+    ))
+}
+
+/// Bytes of a GPU's memory that are in use, by whomever; `None` for a processor.
+pub fn memory_in_use(device: &Device) -> Option<u64> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => {
+            let (free, total) = cuda.cuda_stream().context().mem_get_info().ok()?;
+            Some((total - free) as u64)
+        }
+        _ => None,
     }
 }
 
@@ -67,7 +105,10 @@ mod tests {
 
     #[test]
     fn the_processor_is_always_there() {
-        assert!(open("cpu").unwrap().is_cpu());
+        let device = open("cpu").unwrap();
+        assert!(device.is_cpu());
+        assert!(describe(&device).starts_with("the processor ("));
+        assert_eq!(memory_in_use(&device), None);
     }
 
     #[test]

@@ -55,10 +55,7 @@ impl Linear {
     /// When `x` does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = match &self.map {
-            Map::Plain(weight, bias) => {
-                let bias = bias.as_ref().map(|bias| like(bias, x)).transpose()?;
-                ops::linear(x, &like(weight, x)?, bias.as_ref())
-            }
+            Map::Plain(weight, bias) => ops::linear(x, &like(weight, x)?, bias.as_ref()),
             Map::Packed(packed) => packed.forward(x),
         }?;
         match &self.adapter {
@@ -165,7 +162,7 @@ impl Conv2d {
         let bias = bias.then(|| scope.uniform("bias", &[outputs], bound));
         let bias = bias.transpose()?;
         let same = k == l && k % 2 == 1 && spec == Convolution::same(k);
-        let kernel = if !scope.is_frozen() || !weight.device().is_cpu() {
+        let kernel = if !scope.is_frozen() || !ops::has_kernels(weight.device()) {
             Kernel::Plain(weight, bias)
         } else if same {
             Kernel::Packed(PackedConv2d::new(&weight, bias.as_ref())?)
@@ -187,10 +184,7 @@ impl Conv2d {
     /// When `x` does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = match &self.kernel {
-            Kernel::Plain(weight, bias) => {
-                let bias = bias.as_ref().map(|bias| like(bias, x)).transpose()?;
-                self.spec.forward(x, &like(weight, x)?, bias.as_ref())
-            }
+            Kernel::Plain(weight, bias) => self.spec.forward(x, &like(weight, x)?, bias.as_ref()),
             Kernel::Packed(packed) => packed.forward(x),
         }?;
         match &self.adapter {
@@ -231,8 +225,8 @@ impl GroupNorm {
     /// # Errors
     /// When `x` does not fit.
     pub fn forward(&self, x: &Tensor, activation: Option<Activation>) -> Result<Tensor> {
-        let (weight, bias) = (like(&self.weight, x)?, like(&self.bias, x)?);
-        ops::group_norm(x, self.groups, &weight, &bias, self.epsilon, activation)
+        let (weight, bias) = (&self.weight, &self.bias);
+        ops::group_norm(x, self.groups, weight, bias, self.epsilon, activation)
     }
 }
 
@@ -262,15 +256,14 @@ impl LayerNorm {
     /// # Errors
     /// When `x` does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (weight, bias) = (like(&self.weight, x)?, like(&self.bias, x)?);
-        ops::layer_norm(x, &weight, &bias, self.epsilon)
+        ops::layer_norm(x, &self.weight, &self.bias, self.epsilon)
     }
 }
 
 /// Scale or shift of a normalisation: on a processor in f32, as all that is computed there.
 fn affine(scope: &mut Scope<'_>, name: &str, width: usize, value: f32) -> Result<Tensor> {
     let values = scope.constant(name, &[width], value)?;
-    match values.device().is_cpu() {
+    match ops::has_kernels(values.device()) {
         true => values.to_dtype(DType::F32),
         false => Ok(values),
     }
@@ -302,7 +295,7 @@ impl ConvTranspose2x2 {
     /// # Errors
     /// When `x` has another number of channels.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::conv_transpose2x2(x, &like(&self.weight, x)?, &like(&self.bias, x)?)
+        ops::conv_transpose2x2(x, &like(&self.weight, x)?, &self.bias)
     }
 }
 

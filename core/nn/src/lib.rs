@@ -10,6 +10,7 @@ mod checkpoint;
 pub mod device;
 pub mod diffusion;
 pub mod fit;
+mod given;
 mod kernels;
 pub mod layers;
 pub mod noise;

@@ -8,15 +8,16 @@
 //! block comes first, builds its graph anew, and leaves the gradients of its inputs and parameters
 //! in a store of the thread, where the ties, and in the end [`backward`], fetch them.
 
+use crate::given::Given;
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, CustomOp2, DType, Layout, MetalStorage, Result, Shape,
-    Storage, Tensor, TensorId, Var, backend::BackendStorage, backprop::GradStore, bail,
+    Tensor, TensorId, Var, backend::BackendStorage, backprop::GradStore, bail,
 };
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -73,7 +74,7 @@ where
         inputs: detached,
         wanted,
         f: Arc::new(f),
-        result: Mutex::new(Some(result)),
+        result: Given::new(result),
     })
 }
 
@@ -202,31 +203,10 @@ struct Block {
     inputs: Vec<Tensor>,
     wanted: Vec<bool>,
     f: Forward,
-    /// Until it is handed over.
-    result: Mutex<Option<Tensor>>,
+    result: Given,
 }
 
 impl Block {
-    /// Hands the result over, as a copy: storage cannot be taken out of a tensor.
-    fn hand_over<S>(
-        &self,
-        take: impl FnOnce(&Storage, &Layout) -> Result<S>,
-    ) -> Result<(S, Shape)> {
-        let mut result = self.result.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(result) = result.take() else {
-            bail!("a checkpointed block was run forward twice");
-        };
-        // What is handed over is read from its beginning.
-        let whole = result.is_contiguous() && result.layout().start_offset() == 0;
-        let result = if whole {
-            result
-        } else {
-            result.force_contiguous()?
-        };
-        let (storage, layout) = result.storage_and_layout();
-        Ok((take(&storage, layout)?, result.shape().clone()))
-    }
-
     /// Computes the block again with its graph and differentiates it.
     fn replay(&self, grad: &Tensor) -> Result<()> {
         let mut leaves = Vec::new();
@@ -275,24 +255,15 @@ impl CustomOp1 for Block {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.hand_over(|storage, layout| match storage {
-            Storage::Cpu(storage) => storage.try_clone(layout),
-            _ => bail!("a checkpointed block's result is on another device than its inputs"),
-        })
+        self.result.cpu()
     }
 
     fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        self.hand_over(|storage, layout| match storage {
-            Storage::Cuda(storage) => storage.try_clone(layout),
-            _ => bail!("a checkpointed block's result is on another device than its inputs"),
-        })
+        self.result.cuda()
     }
 
     fn metal_fwd(&self, _: &MetalStorage, _: &Layout) -> Result<(MetalStorage, Shape)> {
-        self.hand_over(|storage, layout| match storage {
-            Storage::Metal(storage) => storage.try_clone(layout),
-            _ => bail!("a checkpointed block's result is on another device than its inputs"),
-        })
+        self.result.metal()
     }
 
     fn bwd(&self, chain: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
@@ -308,6 +279,7 @@ mod tests {
     use super::*;
     use crate::{ops, params::Params, testing::random};
     use candle_core::Device;
+    use std::sync::Mutex;
 
     /// A small residual block with a second input, and how often it was run.
     #[derive(Clone)]

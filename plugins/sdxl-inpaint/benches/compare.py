@@ -33,6 +33,8 @@ options.add_argument("--threads", type=int, default=2)
 options.add_argument("--dtype", default="f32", choices=["f32", "bf16"])
 options.add_argument("--folder", type=Path, default=Path("runs/benches"), help="where checkpoints lie")
 options.add_argument("--program", type=Path, default=Path("target/release/diffaug"))
+options.add_argument("--device", default="cpu", help="where random weights are drawn")
+options.add_argument("--write", nargs=2, metavar=("KIND", "FOLDER"), help="only write a checkpoint; `tiny` is one more")
 options.add_argument("--diffusers", nargs=3, metavar=("MODEL", "STEPS", "OUT"), help=argparse.SUPPRESS)
 options = options.parse_args()
 os.environ["RAYON_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(options.threads)
@@ -64,10 +66,15 @@ def networks(kind):
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    full = kind == "full"
-    width = 320 if full else int(kind)
-    depths, heads = {64: ((1, 2, 4), (1, 2, 4)), 160: ((1, 2, 10), (5, 5, 10)), 320: ((1, 2, 10), (5, 10, 20))}[width]
-    layers = (12, 32) if full else (12, 4)
+    full, tiny = kind == "full", kind == "tiny"
+    width = {"full": 320, "tiny": 32}.get(kind) or int(kind)
+    depths, heads = {
+        32: ((1, 1, 1), (1, 2, 4)),
+        64: ((1, 2, 4), (1, 2, 4)),
+        160: ((1, 2, 10), (5, 5, 10)),
+        320: ((1, 2, 10), (5, 10, 20)),
+    }[width]
+    layers = (12, 32) if full else (1, 1) if tiny else (12, 4)
     text = lambda width, layers, heads, act: CLIPTextConfig(
         vocab_size=49408 if full else 514,
         hidden_size=width,
@@ -99,7 +106,7 @@ def networks(kind):
                 projection_class_embeddings_input_dim=2816,
             ),
             "vae": AutoencoderKL(
-                block_out_channels=(128, 256, 512, 512),
+                block_out_channels=(32, 32, 32, 32) if tiny else (128, 256, 512, 512),
                 down_block_types=("DownEncoderBlock2D",) * 4,
                 up_block_types=("UpDecoderBlock2D",) * 4,
                 layers_per_block=2,
@@ -116,7 +123,7 @@ def write_model(kind, folder):
     import torch
     from safetensors.torch import save_file
 
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(options.device).manual_seed(0)
     dtype = torch.bfloat16 if kind == "full" else torch.float32
     for name, module in networks(kind).items():
         tensors = {}
@@ -124,10 +131,10 @@ def write_model(kind, folder):
             if not value.is_floating_point():
                 tensors[key] = torch.arange(value.numel()).reshape(value.shape)
                 continue
-            drawn = torch.randn(value.shape, generator=generator)
+            drawn = torch.randn(value.shape, generator=generator, device=options.device)
             scale = value[0].numel() ** -0.5 if value.ndim > 1 else 0.02
             norm = value.ndim == 1 and "norm" in key and key.endswith("weight")
-            tensors[key] = (1 + 0.02 * drawn if norm else scale * drawn).to(dtype)
+            tensors[key] = (1 + 0.02 * drawn if norm else scale * drawn).to("cpu", dtype)
         place = folder / name
         place.mkdir(parents=True)
         stem = "model" if name.startswith("text") else "diffusion_pytorch_model"
@@ -282,5 +289,7 @@ def main():
 
 if options.diffusers:
     diffusers_side(*options.diffusers)
+elif options.write:
+    write_model(options.write[0], Path(options.write[1]))
 else:
     main()

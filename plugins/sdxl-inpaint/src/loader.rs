@@ -20,6 +20,7 @@ use diffaug_nn::{
         original::Names,
         scheduler::{Sampler, SchedulerConfig},
     },
+    ops,
     params::Params,
     weights::{Cast, Source},
 };
@@ -197,7 +198,7 @@ pub fn load(weights: &str, options: &Options, device: &Device) -> Result<Model> 
 
 /// The type of activations: on a processor f32, whatever the weights are.
 fn computing(dtype: DType, device: &Device) -> DType {
-    match device.is_cpu() {
+    match ops::has_kernels(device) {
         true => DType::F32,
         false => dtype,
     }

@@ -195,7 +195,8 @@ pub fn hole(mask: MaskRef<'_>, plan: &Plan, device: &Device) -> Result<Tensor> {
 }
 
 /// A mask `[1, 1, height, width]` at the size of the latent: the nearest pixel, as diffusers takes
-/// it; every place that the mask touches where that leaves nothing of it.
+/// it; every place that the mask touches where that leaves nothing of it. Whether it does is asked of
+/// the device: in a loop, give a mask on the processor.
 ///
 /// # Errors
 /// When a side is no multiple of `factor`.

@@ -166,15 +166,16 @@ impl<'a, 'r, L: Learner> Run<'a, 'r, L> {
             let Some((batch, share)) = batches.next()? else {
                 continue;
             };
-            let mut loss = self.learner.loss(batch, number)?.to_dtype(DType::F32)?;
+            let loss = self.learner.loss(batch, number)?.to_dtype(DType::F32)?;
+            let grads = match share * factor {
+                1.0 => recompute::backward(&loss)?,
+                scale => recompute::backward(&(&loss * scale)?)?,
+            };
+            // Asked only now, so that a device has its work for the backward pass and goes on.
             value += share * f64::from(loss.to_scalar::<f32>()?);
             if !value.is_finite() {
                 return Err(self.diverged("the loss", value, self.state.step + 1));
             }
-            if share * factor != 1.0 {
-                loss = (loss * (share * factor))?;
-            }
-            let grads = recompute::backward(&loss)?;
             total = Some(match total {
                 None => grads,
                 Some(total) => self.sum(total, grads)?,

@@ -551,17 +551,23 @@ impl Panel<'_, '_> {
             }
         }
         for (out, sums) in self.out[first..first + M].iter_mut().zip(sums) {
-            let mut rest = &mut out[self.column..];
-            for sum in sums {
-                let count = S::F32_LANES.min(rest.len());
-                let (here, behind) = rest.split_at_mut(count);
-                let sum = if self.add {
-                    simd.add_f32s(simd.partial_load_f32s(here), sum)
+            // Whole vectors are stored as such: a masked store takes many times as long with AVX2.
+            let (vectors, rest) = S::as_mut_simd_f32s(&mut out[self.column..]);
+            for (out, sum) in vectors.iter_mut().zip(sums) {
+                *out = if self.add {
+                    simd.add_f32s(*out, sum)
                 } else {
                     sum
                 };
-                simd.partial_store_f32s(here, sum);
-                rest = behind;
+            }
+            if vectors.len() < U && !rest.is_empty() {
+                let sum = sums[vectors.len()];
+                let sum = if self.add {
+                    simd.add_f32s(simd.partial_load_f32s(rest), sum)
+                } else {
+                    sum
+                };
+                simd.partial_store_f32s(rest, sum);
             }
         }
     }

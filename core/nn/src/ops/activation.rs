@@ -5,7 +5,7 @@ use crate::kernels::{
     activation::{self, Gelu, GeluTanh, Silu},
     values, with_values,
 };
-use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor, bail};
 
 /// An activation that bends smoothly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,10 @@ impl Activation {
         match self {
             Activation::Silu => x.silu(),
             Activation::Gelu => x.gelu_erf(),
+            // The cube in it is beyond f16 from 41 on, and its slope then no number.
+            Activation::GeluTanh if x.dtype() == DType::F16 => {
+                x.to_dtype(DType::F32)?.gelu()?.to_dtype(DType::F16)
+            }
             Activation::GeluTanh => x.gelu(),
         }
     }

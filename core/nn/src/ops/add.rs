@@ -1,7 +1,7 @@
 //! Sums of feature maps, and their modulation channel by channel. Candle's own addition has a pool
 //! of threads of its own, which waits for work by spinning and so takes the processor away from ours.
 
-use super::{fused, like};
+use super::{fused, like, stretch::add_stretched, wide};
 use crate::kernels::{assemble, values, with_values};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use pulp::Arch;
@@ -27,11 +27,11 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When the shapes do not fit each other.
 pub fn shift_channels(x: &Tensor, shift: &Tensor) -> Result<Tensor> {
-    let wide = per_channel(x, shift)?;
+    let shape = per_channel(x, shift)?;
     if fused(x) && fused(shift) {
         return x.contiguous()?.apply_op2(&shift.contiguous()?, Shift);
     }
-    x.broadcast_add(&shift.reshape(wide)?)
+    add_stretched(x, &shift.reshape(shape)?)
 }
 
 /// `x` `[batch, channels, ..]` times 1 + `scale`, plus `shift`, both `[batch, channels]` (FiLM,
@@ -40,14 +40,17 @@ pub fn shift_channels(x: &Tensor, shift: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When the shapes do not fit each other.
 pub fn modulate_channels(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
-    let wide = per_channel(x, scale)?;
+    let shape = per_channel(x, scale)?;
     per_channel(x, shift)?;
     if fused(x) && fused(scale) && fused(shift) {
         let (scale, shift) = (scale.contiguous()?, shift.contiguous()?);
         return x.contiguous()?.apply_op3(&scale, &shift, Modulate);
     }
-    x.broadcast_mul(&(scale.reshape(wide.as_slice())? + 1.0)?)?
-        .broadcast_add(&shift.reshape(wide)?)
+    let stretched = |t: &Tensor| wide(t)?.reshape(shape.as_slice());
+    wide(x)?
+        .broadcast_mul(&(stretched(scale)? + 1.0)?)?
+        .broadcast_add(&stretched(shift)?)?
+        .to_dtype(x.dtype())
 }
 
 /// The shape of a value for each channel of each image that can be broadcast to `x`.

@@ -1,6 +1,6 @@
 //! Convolution and its transpose.
 
-use super::{fused, like};
+use super::{fused, has_kernels, like, stretch::add_stretched, wide};
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::bf16::conv::Paired;
 use crate::kernels::{
@@ -30,7 +30,7 @@ use std::sync::Arc;
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let side = kernel_side(x.shape(), weight.shape())?;
     if !fused(x) {
-        let y = x.conv2d(weight, side / 2, 1, 1, 1)?;
+        let y = composed(x, weight, side / 2, [1; 3])?;
         return add_bias(&y, bias);
     }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
@@ -38,6 +38,25 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, Conv),
         None => x.apply_op2(&weight, Conv),
     }
+}
+
+/// Candle's own convolution with the given padding, stride, dilation and groups.
+pub(super) fn composed(
+    x: &Tensor,
+    weight: &Tensor,
+    padding: usize,
+    [stride, dilation, groups]: [usize; 3],
+) -> Result<Tensor> {
+    if on_processor_bf16(x) {
+        let y = wide(x)?.conv2d(&wide(weight)?, padding, stride, dilation, groups)?;
+        return y.to_dtype(DType::BF16);
+    }
+    x.conv2d(weight, padding, stride, dilation, groups)
+}
+
+/// Whether candle has no convolution for `x`: it has none of bf16 on a processor.
+fn on_processor_bf16(x: &Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == DType::BF16
 }
 
 /// Doubles height and width: every pixel becomes 2×2 pixels (a transposed convolution with a 2×2
@@ -57,7 +76,12 @@ pub fn conv_transpose2x2(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<T
         );
     }
     if !fused(x) {
-        let y = x.conv_transpose2d(weight, 0, 0, 2, 1)?;
+        let y = match on_processor_bf16(x) {
+            true => wide(x)?
+                .conv_transpose2d(&wide(weight)?, 0, 0, 2, 1)?
+                .to_dtype(DType::BF16)?,
+            false => x.conv_transpose2d(weight, 0, 0, 2, 1)?,
+        };
         return add_bias(&y, Some(bias));
     }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
@@ -66,7 +90,7 @@ pub fn conv_transpose2x2(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<T
 
 pub(super) fn add_bias(y: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     match bias {
-        Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1, 1))?),
+        Some(bias) => add_stretched(y, &bias.reshape((1, (), 1, 1))?),
         None => Ok(y.clone()),
     }
 }
@@ -375,7 +399,7 @@ impl PackedConv2d {
         let (outputs, inputs, side, _) = weight.dims4()?;
         kernel_side(&Shape::from((1, inputs, 1, 1)), weight.shape())?;
         check_bias(outputs, bias)?;
-        if !weight.device().is_cpu() {
+        if !has_kernels(weight.device()) {
             return Ok(PackedConv2d {
                 weight: Weight::Tensor(weight.clone()),
                 bias: bias.cloned(),

@@ -1,7 +1,7 @@
 //! Convolutions of every shape, forward and transposed.
 
 use super::{
-    conv::{add_bias, bias_gradient, check_bias, conv_transpose2x2, conv2d},
+    conv::{add_bias, bias_gradient, check_bias, composed, conv_transpose2x2, conv2d},
     fused, like,
 };
 use crate::kernels::{values, windows::Windows, with_values};
@@ -115,12 +115,12 @@ impl Convolution {
         }
         let ([stride, across], [dilation, other]) = (self.stride, self.dilation);
         if stride == across && dilation == other {
-            return x.conv2d(weight, 0, stride, dilation, self.groups);
+            return composed(&x, weight, 0, [stride, dilation, self.groups]);
         }
         // candle's strides and dilations are the same both ways: spread the weights, then take
         // every so manieth result.
         let weight = spread(&spread(weight, 2, dilation)?, 3, other)?;
-        let mut y = x.contiguous()?.conv2d(&weight, 0, 1, 1, self.groups)?;
+        let mut y = composed(&x.contiguous()?, &weight, 0, [1, 1, self.groups])?;
         for axis in 0..2 {
             let count = windows.places[axis] as u32;
             let stride = self.stride[axis] as u32;

@@ -1,7 +1,7 @@
 //! Linear maps of the last dimension, with weights as they are trained and with weights packed
 //! once for inference.
 
-use super::{fused, like};
+use super::{fused, has_kernels, like, stretch::add_stretched};
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::bf16::matrix::{self as pairs, Paired};
 use crate::kernels::{
@@ -51,7 +51,11 @@ fn composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor
     let y = x.reshape(((), inputs))?.matmul(&weight.t()?)?;
     let y = y.reshape(with_last(x.shape(), outputs))?;
     match bias {
-        Some(bias) => y.broadcast_add(bias),
+        Some(bias) => {
+            let mut shape = vec![1; y.rank()];
+            shape[y.rank() - 1] = outputs;
+            add_stretched(&y, &bias.reshape(shape)?)
+        }
         None => Ok(y),
     }
 }
@@ -300,7 +304,7 @@ impl PackedLinear {
     pub fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
         let (outputs, inputs) = weight.dims2()?;
         check(&Shape::from(inputs), inputs, outputs, bias)?;
-        if !weight.device().is_cpu() {
+        if !has_kernels(weight.device()) {
             return Ok(PackedLinear {
                 weight: Weight::Tensor(weight.clone()),
                 bias: bias.cloned(),

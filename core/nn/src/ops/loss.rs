@@ -1,5 +1,5 @@
 //! Losses, as means: those of segmentation in their plainest form here, and in modules of their own
-//! those with options and those of regression.
+//! those with options and those of regression. Of inputs in half precision they are f32.
 
 mod cross_entropy;
 mod dice;
@@ -9,7 +9,7 @@ pub use cross_entropy::CrossEntropy;
 pub use dice::SoftDice;
 pub use pointwise::{focal_with_logits, huber, l1, mse, smooth_l1, weighted_bce_with_logits};
 
-use super::fused;
+use super::{fused, wide};
 use crate::kernels::{
     cross_entropy::IGNORED,
     loss::{Sums, gradient, sums},
@@ -65,6 +65,7 @@ pub fn dice_bce_with_logits(
 }
 
 fn composed(logits: &Tensor, targets: &Tensor, dice: f64, cross_entropy: f64) -> Result<Tensor> {
+    let (logits, targets) = (&wide(logits)?, &wide(targets)?);
     let small = logits.abs()?.neg()?.exp()?;
     let log = (small + 1.0)?.log()?;
     let bce = ((logits.relu()? - (logits * targets)?)? + log)?.mean_all()?;
@@ -81,7 +82,7 @@ fn composed(logits: &Tensor, targets: &Tensor, dice: f64, cross_entropy: f64) ->
 /// # Errors
 /// When the shapes do not fit each other.
 pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
-    let log = candle_nn::ops::log_softmax(logits, 1)?;
+    let log = candle_nn::ops::log_softmax(&wide(logits)?, 1)?;
     log.gather(&targets.unsqueeze(1)?.contiguous()?, 1)?
         .mean_all()?
         .neg()
@@ -94,7 +95,7 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
 /// When the shapes do not fit each other.
 pub fn soft_dice(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     let classes = logits.dim(1)?;
-    let probability = candle_nn::ops::softmax(logits, 1)?;
+    let probability = candle_nn::ops::softmax(&wide(logits)?, 1)?;
     let per_class = |t: &Tensor| {
         t.transpose(0, 1)?
             .contiguous()?
@@ -102,21 +103,13 @@ pub fn soft_dice(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
             .sum(D::Minus1)
     };
     let known = (0..classes)
-        .map(|class| targets.eq(class as u32)?.to_dtype(logits.dtype()))
+        .map(|class| targets.eq(class as u32)?.to_dtype(probability.dtype()))
         .collect::<Result<Vec<_>>>()?;
     let known = Tensor::stack(&known, 1)?;
     let overlap = per_class(&(&probability * &known)?)?;
     let total = (per_class(&probability)? + per_class(&known)?)?;
     let share = ((overlap * 2.0)? + EPSILON)?.div(&(total + EPSILON)?)?;
     share.mean_all()?.affine(-1.0, 1.0)
-}
-
-/// Half precision as f32, in which sums over many pixels keep their digits.
-fn wide(x: &Tensor) -> Result<Tensor> {
-    match x.dtype() {
-        DType::F16 | DType::BF16 => x.to_dtype(DType::F32),
-        _ => Ok(x.clone()),
-    }
 }
 
 /// Checks that a mean over both is defined.

@@ -18,13 +18,15 @@ mod pool;
 mod resample;
 mod rows;
 mod separable;
+mod softmax;
+mod stretch;
 #[cfg(test)]
 mod tests;
 mod tokens;
 
 pub use activation::{Activation, geglu, gelu, gelu_tanh, silu};
 pub use add::{add, modulate_channels, shift_channels};
-pub use attention::{Attention, softmax};
+pub use attention::Attention;
 pub use block::conv_batch_norm_relu;
 pub use conv::{PackedConv2d, conv_transpose2x2, conv2d};
 pub use convolution::{Convolution, TransposedConvolution};
@@ -39,9 +41,11 @@ pub use norm::{Statistics, batch_norm};
 pub use pool::{adaptive_avg_pool2d, avg_pool2d, global_avg_pool2d, max_pool2d, max_pool2x2};
 pub use resample::{upsample_bilinear2d, upsample_nearest2d};
 pub use rows::{group_norm, instance_norm, layer_norm};
+pub use softmax::softmax;
 pub use tokens::{pixels_to_tokens, tokens_to_pixels};
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
+use std::cell::Cell;
 
 /// max(x, 0).
 ///
@@ -59,9 +63,41 @@ pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
     candle_nn::ops::sigmoid(x)
 }
 
+thread_local! {
+    static COMPOSED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What `work` returns when, on this thread, the operations take the processor for any other device:
+/// they are made of candle's operations, in the type of their inputs. So it is found out without a
+/// GPU what one is going to compute.
+pub fn composed<R>(work: impl FnOnce() -> R) -> R {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            COMPOSED.set(self.0);
+        }
+    }
+    let _restore = Restore(COMPOSED.replace(true));
+    work()
+}
+
+/// Whether the kernels of this crate compute on `device`: on the processor, outside [`composed`].
+/// Everything there is f32.
+pub fn has_kernels(device: &Device) -> bool {
+    device.is_cpu() && !COMPOSED.get()
+}
+
 /// Whether the fused form applies.
 fn fused(x: &Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == DType::F32
+    has_kernels(x.device()) && x.dtype() == DType::F32
+}
+
+/// Half precision as f32, in which sums over many values keep their digits.
+fn wide(x: &Tensor) -> Result<Tensor> {
+    match x.dtype() {
+        DType::F16 | DType::BF16 => x.to_dtype(DType::F32),
+        _ => Ok(x.clone()),
+    }
 }
 
 /// `values` as a tensor of the shape and device of `like`.

@@ -1,6 +1,6 @@
 //! Batch normalisation.
 
-use super::{fused, like};
+use super::{fused, like, wide};
 use crate::kernels::{
     norm::{Moments, Norm},
     values, with_values,
@@ -20,7 +20,7 @@ pub enum Statistics<'a> {
 /// Normalises every channel, scales it by `weight` and shifts it by `bias` (`[channels]` each);
 /// with `relu` negative results become 0.
 ///
-/// Returns the result and the mean and biased variance that were used.
+/// Returns the result and the mean and biased variance that were used, both f32 for half precision.
 ///
 /// # Errors
 /// When the shapes do not fit each other.
@@ -74,19 +74,21 @@ fn composed(
     epsilon: f32,
     relu: bool,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    let wide = |t: &Tensor| t.reshape((1, (), 1, 1));
+    let dtype = x.dtype();
+    let x = wide(x)?;
+    let of_channels = |t: &Tensor| t.to_dtype(x.dtype())?.reshape((1, (), 1, 1));
     let (mean, variance) = match statistics {
         Statistics::Batch => {
             let mean = x.mean_keepdim((0, 2, 3))?;
             let variance = x.broadcast_sub(&mean)?.sqr()?.mean_keepdim((0, 2, 3))?;
             (mean, variance)
         }
-        Statistics::Given(mean, variance) => (wide(mean)?, wide(variance)?),
+        Statistics::Given(mean, variance) => (of_channels(mean)?, of_channels(variance)?),
     };
     let root = (&variance + f64::from(epsilon))?.sqrt()?;
     let y = x.broadcast_sub(&mean)?.broadcast_div(&root)?;
-    let y = y.broadcast_mul(&wide(weight)?)?;
-    let y = y.broadcast_add(&wide(bias)?)?;
+    let y = y.broadcast_mul(&of_channels(weight)?)?;
+    let y = y.broadcast_add(&of_channels(bias)?)?.to_dtype(dtype)?;
     let y = if relu { y.relu()? } else { y };
     let flat = |t: Tensor| t.detach().flatten_all();
     Ok((y, flat(mean)?, flat(variance)?))

@@ -3,7 +3,7 @@
 //! Candle's own gradient of the maximum is wrong: in 2×2 windows the largest value gets a quarter
 //! of what it should. Windows that overlap have no gradient there at all.
 
-use super::{fused, like, separable::separable};
+use super::{fused, like, separable::separable, wide};
 use crate::kernels::{
     pool::{self, Windows},
     separable::Axis,
@@ -31,16 +31,22 @@ pub fn max_pool2x2(x: &Tensor) -> Result<Tensor> {
     composed(&x)
 }
 
-/// The same of candle's operations. Equal largest values share the gradient evenly.
+/// The same of candle's operations.
 fn composed(x: &Tensor) -> Result<Tensor> {
     let (batch, channels, height, width) = x.dims4()?;
     let windows = (batch, channels, height / 2, 2, width / 2, 2);
     let rows = x.reshape(windows)?;
-    let pick = |i: usize, j: usize| rows.narrow(3, i, 1)?.narrow(5, j, 1);
-    let upper = pick(0, 0)?.maximum(&pick(0, 1)?)?;
-    let lower = pick(1, 0)?.maximum(&pick(1, 1)?)?;
-    let peaks = upper.maximum(&lower)?;
+    let pick = |i: usize, j: usize| rows.narrow(3, i, 1)?.narrow(5, j, 1)?.contiguous();
+    let upper = larger(pick(0, 0)?, &pick(0, 1)?)?;
+    let peaks = larger(larger(upper, &pick(1, 0)?)?, &pick(1, 1)?)?;
     peaks.reshape((batch, channels, height / 2, width / 2))
+}
+
+/// The larger of two values at each place, `best` where they are equal or it is NaN. Candle's `maximum`
+/// shares the gradient among equal values.
+fn larger(best: Tensor, v: &Tensor) -> Result<Tensor> {
+    // What is NaN is not its own equal.
+    (best.ge(v)? + best.ne(&best)?)?.where_cond(&best, v)
 }
 
 /// The largest value of each window of `kernel` (height, width), `stride` apart, on `x` `[batch,
@@ -101,7 +107,27 @@ pub fn adaptive_avg_pool2d(x: &Tensor, height: usize, width: usize) -> Result<Te
     if rows.min(columns).min(height).min(width) == 0 {
         bail!("pooling needs sides of at least 1, not {rows}×{columns} to {height}×{width}");
     }
+    if !fused(x) && rows % height == 0 && columns % width == 0 {
+        return block_means(x, height, width);
+    }
     separable(x, even(rows, height), even(columns, width))
+}
+
+/// Means of blocks of one size, of candle's operations; sums are f32 for half precision.
+fn block_means(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+    let (batch, channels, rows, columns) = x.dims4()?;
+    let blocks = (
+        batch * channels,
+        height,
+        rows / height,
+        width,
+        columns / width,
+    );
+    wide(x)?
+        .reshape(blocks)?
+        .mean((2, 4))?
+        .to_dtype(x.dtype())?
+        .reshape((batch, channels, height, width))
 }
 
 /// The mean of each map: `[batch, channels, height, width]` to `[batch, channels, 1, 1]`.
@@ -183,8 +209,7 @@ fn composed_peaks(x: &Tensor, rows: Windows, columns: Windows) -> Result<Tensor>
         for x in 0..columns.kernel {
             let v = lines.index_select(&places(columns, x)?, 3)?;
             best = Some(match best {
-                // Kept if not smaller, and if NaN, which is no number's equal.
-                Some(best) => (best.ge(&v)? + best.ne(&best)?)?.where_cond(&best, &v)?,
+                Some(best) => larger(best, &v)?,
                 None => v,
             });
         }

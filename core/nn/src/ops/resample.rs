@@ -2,7 +2,7 @@
 //!
 //! Which pixels and shares those are is what PyTorch's `interpolate` does for a given size.
 
-use super::separable::separable;
+use super::{fused, separable::separable};
 use crate::kernels::separable::Axis;
 use candle_core::{Result, Tensor, bail};
 
@@ -13,7 +13,19 @@ use candle_core::{Result, Tensor, bail};
 /// When `x` has another number of dimensions, or a side of `x` or of the result is 0.
 pub fn upsample_nearest2d(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     let (rows, columns) = sides(x, height, width)?;
+    if !fused(x) && height % rows == 0 && width % columns == 0 {
+        return repeated(x, height / rows, width / columns);
+    }
     separable(x, nearest(rows, height), nearest(columns, width))
+}
+
+/// Every pixel `down` times below and `across` times beside itself, of candle's operations: a copy,
+/// where a product with a matrix would cost a multiplication for each row and column.
+fn repeated(x: &Tensor, down: usize, across: usize) -> Result<Tensor> {
+    let (batch, channels, rows, columns) = x.dims4()?;
+    x.reshape((batch * channels, rows, 1, columns, 1))?
+        .broadcast_as((batch * channels, rows, down, columns, across))?
+        .reshape((batch, channels, rows * down, columns * across))
 }
 
 /// `x` `[batch, channels, _, _]` at `height` × `width`: each pixel is mixed from the four of `x`
@@ -78,6 +90,7 @@ fn linear(from: usize, to: usize, align_corners: bool) -> Axis {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::{super::separable::composed, *};
+    use crate::ops;
     use crate::testing::{check_gradients, random, same};
 
     const SIZES: [[usize; 4]; 7] = [
@@ -98,6 +111,11 @@ mod tests {
                 std::slice::from_ref(&x),
                 |v| upsample_nearest2d(&v[0], to_h, to_w),
                 |v| composed(&v[0], &nearest(h, to_h), &nearest(w, to_w)),
+            );
+            same(
+                std::slice::from_ref(&x),
+                |v| upsample_nearest2d(&v[0], to_h, to_w),
+                |v| ops::composed(|| upsample_nearest2d(&v[0], to_h, to_w)),
             );
             for align in [false, true] {
                 same(

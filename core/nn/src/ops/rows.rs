@@ -1,12 +1,12 @@
 //! Group, instance and layer normalisation.
 
-use super::{Activation, fused, like};
+use super::{Activation, fused, like, wide};
 use crate::kernels::{
     activation::{Gelu, GeluTanh, Identity, Silu},
     rows::{self, Moments},
     values, with_values,
 };
-use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 use std::sync::OnceLock;
 
 /// Normalises each image's channels in `groups` groups, scales each channel by `weight`, shifts it
@@ -65,13 +65,13 @@ fn composed(
     activation: Option<Activation>,
 ) -> Result<Tensor> {
     let (batch, channels) = (x.dim(0)?, x.dim(1)?);
-    let rows = x.to_dtype(DType::F32)?.reshape((batch, groups, ()))?;
-    let y = normalised(&rows, epsilon)?.to_dtype(x.dtype())?;
-    let wide = |t: &Tensor| t.reshape((1, channels, 1));
+    let y = normalised(&wide(x)?.reshape((batch, groups, ()))?, epsilon)?;
+    let of_channels = |t: &Tensor| t.to_dtype(y.dtype())?.reshape((1, channels, 1));
     let y = y
         .reshape((batch, channels, ()))?
-        .broadcast_mul(&wide(weight)?)?
-        .broadcast_add(&wide(bias)?)?
+        .broadcast_mul(&of_channels(weight)?)?
+        .broadcast_add(&of_channels(bias)?)?
+        .to_dtype(x.dtype())?
         .reshape(x.shape())?;
     match activation {
         Some(activation) => activation.forward(&y),
@@ -195,8 +195,10 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f32) -> R
             .contiguous()?
             .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op);
     }
-    let y = normalised(&x.to_dtype(DType::F32)?, epsilon)?.to_dtype(x.dtype())?;
-    y.broadcast_mul(weight)?.broadcast_add(bias)
+    let y = normalised(&wide(x)?, epsilon)?;
+    y.broadcast_mul(&weight.to_dtype(y.dtype())?)?
+        .broadcast_add(&bias.to_dtype(y.dtype())?)?
+        .to_dtype(x.dtype())
 }
 
 struct LayerNorm {

@@ -172,7 +172,7 @@ impl Ema {
 
 fn follow(mean: &Var, var: &Var, share: f64) -> Result<()> {
     let values = var.as_detached_tensor();
-    if mean.device().is_cpu() && mean.dtype() == candle_core::DType::F32 {
+    if crate::ops::has_kernels(mean.device()) && mean.dtype() == candle_core::DType::F32 {
         return mean.inplace_op2(&values.contiguous()?, &Follow(share as f32));
     }
     let old = mean.as_detached_tensor();

@@ -7,7 +7,10 @@ mod schedule;
 pub use ema::{Decay, Ema};
 pub use schedule::{Plateau, PlateauState, Schedule};
 
-use crate::kernels::{adam, descent, sum, values, with_values};
+use crate::{
+    kernels::{adam, descent, sum, values, with_values},
+    ops::has_kernels,
+};
 use candle_core::{
     CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, Var, backprop::GradStore, bail,
 };
@@ -222,7 +225,7 @@ enum Slots {
 
 impl Slots {
     fn zeros(var: &Var, count: usize) -> Result<Self> {
-        if var.device().is_cpu() && var.dtype() == DType::F32 {
+        if has_kernels(var.device()) && var.dtype() == DType::F32 {
             return Ok(Slots::Host(vec![vec![0.0; var.elem_count()]; count]));
         }
         let zeros = |_| var.zeros_like();
@@ -333,7 +336,7 @@ impl Optimizer {
             let Some(grad) = grads.get(&entry.var) else {
                 continue;
             };
-            if grad.device().is_cpu() && grad.dtype() == DType::F32 {
+            if has_kernels(grad.device()) && grad.dtype() == DType::F32 {
                 squares += sum_of_squares(grad)?;
             } else {
                 distant.push(grad.to_dtype(DType::F32)?.sqr()?.sum_all()?);

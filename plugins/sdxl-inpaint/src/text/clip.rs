@@ -192,14 +192,14 @@ impl ClipText {
 
     /// The type of its outputs.
     pub fn dtype(&self) -> DType {
-        match self.device().is_cpu() {
+        match ops::has_kernels(self.device()) {
             true => DType::F32,
             false => self.tokens.dtype(),
         }
     }
 
-    /// The outputs for `ids` (u32, `[n, tokens]`, all below `vocab_size`). Gradients reach
-    /// parameters that are trained.
+    /// The outputs for `ids` (u32, `[n, tokens]`, all below `vocab_size`), which are best left on the
+    /// processor: their ends are looked for there. Gradients reach parameters that are trained.
     ///
     /// # Errors
     /// When a text is longer than `max_position_embeddings`, and where there is no such token.
@@ -233,7 +233,9 @@ impl ClipText {
         if n == 0 || tokens == 0 || tokens > places {
             bail!("a text encoder of {places} positions cannot read {n} texts of {tokens} tokens");
         }
-        let rows = self.tokens.index_select(&ids.flatten_all()?, 0)?;
+        let rows = self
+            .tokens
+            .index_select(&ids.flatten_all()?.to_device(self.device())?, 0)?;
         let rows = rows.to_dtype(self.dtype())?;
         let places = self.positions.narrow(0, 0, tokens)?;
         let places = places.to_dtype(self.dtype())?;

@@ -10,7 +10,7 @@ pub use clip::{ClipConfig, ClipOutput, ClipText, HiddenAct};
 pub use tokenizer::{Tokenizer, Tokens};
 pub(crate) use words::{symbol, words};
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use diffaug::{Error, Result};
 use std::{
     collections::{HashSet, VecDeque},
@@ -178,7 +178,8 @@ impl TextEncoders {
             }
         }
         let shape = (prompts.len(), tokenizer.length());
-        let ids = Tensor::from_vec(ids, shape, encoder.clip.device())?;
+        // On the processor, where the end of each text is looked for.
+        let ids = Tensor::from_vec(ids, shape, &Device::Cpu)?;
         Ok(encoder.clip.forward(&ids)?)
     }
 

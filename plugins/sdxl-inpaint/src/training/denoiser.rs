@@ -116,14 +116,16 @@ impl Denoiser<'_> {
         let (_, _, height, width) = view.pixels.dims4()?;
         let pixels = view.pixels.to_device(self.device())?;
         let values: Vec<f32> = hole.iter().map(|h| f32::from(u8::from(*h))).collect();
-        let hole = Tensor::from_vec(values, (1, 1, height, width), self.device())?;
+        let hole = Tensor::from_vec(values, (1, 1, height, width), &Device::Cpu)?;
+        let mask = latent_mask(&hole, self.vae.factor())?.to_device(self.device())?;
+        let hole = hole.to_device(self.device())?;
         let whole = self.kept_moments(sample, index, &pixels)?;
         let kept = pixels.broadcast_mul(&hole.affine(-1.0, 1.0)?)?;
         let cut = self.vae.moments(&kept)?;
         Ok(Picture {
             z0: self.latent(&whole, key, 0)?,
             masked: self.latent(&cut, key, 1)?,
-            mask: latent_mask(&hole, self.vae.factor())?,
+            mask,
             text,
             size: (height, width),
         })

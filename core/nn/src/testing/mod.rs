@@ -2,6 +2,8 @@
 //!
 //! For tests only: they panic.
 
+pub mod operations;
+
 use crate::weights;
 use candle_core::{Device, Result, Tensor, Var, backprop::GradStore};
 use diffaug::rng;
