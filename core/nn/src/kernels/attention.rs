@@ -7,14 +7,14 @@
 use super::{
     buffer,
     matrix::{Columns, Left, Packed, Rows, multiply_block},
-    rows::{exponentials, largest, scale},
+    rows::{exponentials, scale, scaled_largest},
     sum,
 };
 use pulp::Arch;
 use rayon::prelude::*;
 
-/// Queries of a block.
-const QUERIES: usize = 64;
+/// Queries of a block: a multiple of the rows of a tile.
+const QUERIES: usize = 96;
 /// Keys of a block: scores, keys and values of a block stay in the L2 cache.
 const KEYS: usize = 256;
 
@@ -107,7 +107,7 @@ impl<'a> Attention<'a> {
         })
     }
 
-    /// The scores of a block, `KEYS` apart.
+    /// The scores of a block, `KEYS` apart, yet to be multiplied by [`Attention::pending`].
     fn scores(&self, q: &[f32], keys: &Packed<f32>, block: Block, scores: &mut [f32]) {
         let Block {
             query,
@@ -118,14 +118,20 @@ impl<'a> Attention<'a> {
         let out = &mut scores[..queries * KEYS];
         let part = (0..self.shape.width, key..key + count);
         multiply_block(self.left(q, query), keys, part, (out, KEYS), false);
-        for (i, row) in out.chunks_mut(KEYS).enumerate() {
-            let row = &mut row[..count];
-            scale(row, self.scale);
-            if self.causal {
-                let last = query + i + self.shape.keys - self.shape.queries;
-                row[(last + 1).saturating_sub(key).min(count)..].fill(f32::NEG_INFINITY);
-            }
+        if !self.causal {
+            return;
         }
+        for (i, row) in out.chunks_mut(KEYS).enumerate() {
+            scale(&mut row[..count], self.scale);
+            let last = query + i + self.shape.keys - self.shape.queries;
+            row[(last + 1).saturating_sub(key).min(count)..count].fill(f32::NEG_INFINITY);
+        }
+    }
+
+    /// What scores are still to be multiplied by: all but those that hold infinities, which a factor of
+    /// 0 would turn into no number.
+    fn pending(&self) -> f32 {
+        if self.causal { 1.0 } else { self.scale }
     }
 
     /// The result, of the shape of the queries, and for each query of each head the logarithm of
@@ -192,7 +198,7 @@ impl<'a> Attention<'a> {
             self.scores(q, keys, block, &mut scores);
             for (i, row) in scores.chunks_mut(KEYS).enumerate() {
                 let row = &mut row[..block.keys];
-                let peak = peaks[i].max(largest(row));
+                let peak = peaks[i].max(scaled_largest(row, self.pending()));
                 // Nothing seen yet: keep the differences defined.
                 let shift = if peak == f32::NEG_INFINITY { 0.0 } else { peak };
                 let faded = (peaks[i] - shift).exp();
@@ -309,6 +315,7 @@ impl<'a> Attention<'a> {
                 );
                 for i in 0..count {
                     let share = &mut shares[i * KEYS..][..seen];
+                    scale(share, self.pending());
                     exponentials(share, logs[first + i]);
                     let flow = &mut flows[i * KEYS..][..seen];
                     let (pull, factor) = (pulls[i], self.scale);

@@ -83,6 +83,7 @@ impl<T: Stored> Packed<T> {
         let [block, taps] = [self.block, self.taps];
         Packed::of_blocks(block, [self.inputs, self.outputs, taps], |first, to| {
             let mut wide = vec![0.0; taps * block];
+            to.fill(0.0);
             for output in 0..block.min(self.inputs - first) {
                 for (at, to) in to.chunks_exact_mut(taps * block).enumerate() {
                     let from = at / block * self.inputs + first + output;
@@ -96,7 +97,7 @@ impl<T: Stored> Packed<T> {
         })
     }
 
-    /// `fill` gets the first output of a block and its place, which holds zeros.
+    /// `fill` gets the first output of a block and its place, all of which it has to write.
     fn of_blocks(
         block: usize,
         [outputs, inputs, taps]: [usize; 3],
@@ -104,7 +105,6 @@ impl<T: Stored> Packed<T> {
     ) -> Self {
         let size = inputs * taps * block;
         let (data, _) = assemble(outputs.div_ceil(block) * size, size, |index, to| {
-            to.fill(T::of(0.0));
             fill(index * block, to);
         });
         Packed {

@@ -156,16 +156,14 @@ impl<T: Stored> Packed<T> {
     /// Packs `source`.
     pub fn new(source: &impl Right) -> Self {
         let (depth, columns, width) = (source.depth(), source.columns(), width());
-        let panels: Vec<Vec<T>> = (0..columns.div_ceil(width))
-            .into_par_iter()
-            .map(|panel| {
-                let mut scratch = vec![0.0; depth * width];
-                let values = source.panel(panel * width, width, 0..depth, &mut scratch);
-                values.iter().map(|&value| T::of(value)).collect()
-            })
-            .collect();
+        let size = depth * width;
+        let mut data = vec![T::default(); columns.div_ceil(width) * size];
+        let panels = data.par_chunks_mut(size.max(1)).enumerate();
+        panels.for_each_init(Vec::new, |scratch, (panel, to)| {
+            T::fill(to, scratch, source, (panel * width, width));
+        });
         Packed {
-            data: panels.concat(),
+            data,
             depth,
             columns,
             width,
@@ -205,6 +203,20 @@ pub(crate) trait Stored: Copy + Default + Send + Sync {
 
     /// `values` as f32, in `scratch` if they are not so already.
     fn widen<'a>(values: &'a [Self], scratch: &'a mut [f32]) -> &'a [f32];
+
+    /// Makes `to` the panel of `source` with that first column and width, all of its depth.
+    fn fill(
+        to: &mut [Self],
+        scratch: &mut Vec<f32>,
+        source: &impl Right,
+        (first, width): (usize, usize),
+    ) {
+        scratch.resize(to.len(), 0.0);
+        let panel = source.panel(first, width, 0..source.depth(), scratch);
+        for (to, value) in to.iter_mut().zip(panel) {
+            *to = Self::of(*value);
+        }
+    }
 }
 
 impl Stored for f32 {
@@ -214,6 +226,16 @@ impl Stored for f32 {
 
     fn widen<'a>(values: &'a [f32], _: &'a mut [f32]) -> &'a [f32] {
         values
+    }
+
+    fn fill(to: &mut [f32], _: &mut Vec<f32>, source: &impl Right, (first, width): (usize, usize)) {
+        let place = to.as_ptr();
+        let panel = source.panel(first, width, 0..source.depth(), to);
+        // A source that holds panels itself hands them out.
+        if panel.as_ptr() != place {
+            let panel = panel.to_vec();
+            to.copy_from_slice(&panel);
+        }
     }
 }
 
@@ -552,22 +574,22 @@ impl Panel<'_, '_> {
         }
         for (out, sums) in self.out[first..first + M].iter_mut().zip(sums) {
             // Whole vectors are stored as such: a masked store takes many times as long with AVX2.
-            let (vectors, rest) = S::as_mut_simd_f32s(&mut out[self.column..]);
-            for (out, sum) in vectors.iter_mut().zip(sums) {
-                *out = if self.add {
-                    simd.add_f32s(*out, sum)
-                } else {
-                    sum
-                };
+            let out = &mut out[self.column..];
+            if let Some(whole) = S::as_mut_simd_f32s(out).0.first_chunk_mut::<U>() {
+                for u in 0..U {
+                    whole[u] = match self.add {
+                        true => simd.add_f32s(whole[u], sums[u]),
+                        false => sums[u],
+                    };
+                }
+                continue;
             }
-            if vectors.len() < U && !rest.is_empty() {
-                let sum = sums[vectors.len()];
-                let sum = if self.add {
-                    simd.add_f32s(simd.partial_load_f32s(rest), sum)
-                } else {
-                    sum
+            for (out, sum) in out.chunks_mut(S::F32_LANES).zip(sums) {
+                let sum = match self.add {
+                    true => simd.add_f32s(simd.partial_load_f32s(out), sum),
+                    false => sum,
                 };
-                simd.partial_store_f32s(rest, sum);
+                simd.partial_store_f32s(out, sum);
             }
         }
     }

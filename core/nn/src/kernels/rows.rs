@@ -373,6 +373,35 @@ pub(crate) fn largest(row: &[f32]) -> f32 {
     Arch::new().dispatch(Largest(row))
 }
 
+/// Multiplies a row and returns the largest of what it then holds; -inf of none.
+pub(crate) fn scaled_largest(row: &mut [f32], factor: f32) -> f32 {
+    struct ScaledLargest<'a>(&'a mut [f32], f32);
+    impl WithSimd for ScaledLargest<'_> {
+        type Output = f32;
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) -> f32 {
+            let factor = simd.splat_f32s(self.1);
+            let (vectors, rest) = S::as_mut_simd_f32s(self.0);
+            // Several side by side: each waits for the one before it.
+            let mut best = [simd.splat_f32s(f32::NEG_INFINITY); 4];
+            for group in vectors.chunks_mut(4) {
+                for (best, vector) in best.iter_mut().zip(group) {
+                    *vector = simd.mul_f32s(*vector, factor);
+                    *best = simd.max_f32s(*best, *vector);
+                }
+            }
+            let [a, b, c, d] = best;
+            let best = simd.max_f32s(simd.max_f32s(a, b), simd.max_f32s(c, d));
+            rest.iter_mut()
+                .fold(simd.reduce_max_f32s(best), |best, value| {
+                    *value *= self.1;
+                    best.max(*value)
+                })
+        }
+    }
+    Arch::new().dispatch(ScaledLargest(row, factor))
+}
+
 /// Turns every value v of a row into e^(v - shift) and returns their sum.
 pub(crate) fn exponentials(row: &mut [f32], shift: f32) -> f32 {
     struct Exponentials<'a>(&'a mut [f32], f32);

@@ -1,7 +1,8 @@
 //! Differentiable operations on `[batch, channels, height, width]` tensors.
 //!
 //! For f32 on a processor each is one fused operation with a gradient written by hand; for other
-//! devices and types the same function is made of candle's operations.
+//! devices and types the same function is made of candle's operations. Inside [`composed`] the latter
+//! are tried on a processor.
 
 mod activation;
 mod add;

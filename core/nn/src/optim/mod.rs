@@ -2,6 +2,7 @@
 //! of the weights.
 
 mod ema;
+mod joined;
 mod schedule;
 
 pub use ema::{Decay, Ema};
@@ -201,6 +202,8 @@ pub struct Config {
 pub struct Optimizer {
     rule: Rule,
     entries: Vec<Entry>,
+    /// What the last step on a device left for the next.
+    joined: Vec<joined::Joined>,
     clip: f64,
     steps: u64,
 }
@@ -287,6 +290,7 @@ impl Optimizer {
         Ok(Optimizer {
             rule: config.rule,
             entries,
+            joined: Vec::new(),
             clip: config.clip,
             steps: 0,
         })
@@ -306,7 +310,8 @@ impl Optimizer {
     /// # Errors
     /// Those of candle.
     pub fn step_scaled(&mut self, grads: &GradStore, rate: f64, loss_scale: f64) -> Result<f64> {
-        let norm = self.norm(grads)? / loss_scale;
+        let alike = self.alike(grads)?;
+        let norm = self.norm(grads, &alike)? / loss_scale;
         if !norm.is_finite() {
             return Ok(norm);
         }
@@ -317,34 +322,35 @@ impl Optimizer {
             1.0
         };
         let scale = clip / loss_scale;
+        let (rule, steps) = (self.rule, self.steps);
+        let step = |entry: &Entry| Step::new(rule, steps, rate * entry.rate, entry.decay, scale);
         for entry in &mut self.entries {
-            if let Some(grad) = grads.get(&entry.var) {
-                let (rate, decay) = (rate * entry.rate, entry.decay);
-                let step = Step::new(self.rule, self.steps, rate, decay, scale);
-                step.update(&entry.var, grad, &mut entry.slots)?;
+            let step = step(entry);
+            if let (Some(grad), Slots::Host(slots)) = (grads.get(&entry.var), &mut entry.slots) {
+                step.on_host(&entry.var, grad, slots)?;
             }
         }
+        self.step_joined(alike, step)?;
         Ok(norm)
     }
 
-    /// The norm over all tensors.
-    fn norm(&self, grads: &GradStore) -> Result<f64> {
+    /// The norm over all tensors, of which those on devices are joined.
+    fn norm(&self, grads: &GradStore, alike: &[joined::Alike]) -> Result<f64> {
         let mut squares = 0.0;
-        // One transfer from a device for all tensors, not one for each.
-        let mut distant: Vec<Tensor> = Vec::new();
         for entry in &self.entries {
-            let Some(grad) = grads.get(&entry.var) else {
-                continue;
-            };
-            if has_kernels(grad.device()) && grad.dtype() == DType::F32 {
+            if let (Some(grad), Slots::Host(_)) = (grads.get(&entry.var), &entry.slots) {
                 squares += sum_of_squares(grad)?;
-            } else {
-                distant.push(grad.to_dtype(DType::F32)?.sqr()?.sum_all()?);
             }
         }
-        if !distant.is_empty() {
-            let sums = Tensor::stack(&distant, 0)?.to_vec1::<f32>()?;
-            squares += sums.into_iter().map(f64::from).sum::<f64>();
+        if !alike.is_empty() {
+            // One transfer from a device for all tensors.
+            let sums = alike.iter().map(joined::Alike::squares);
+            let sums = Tensor::stack(&sums.collect::<Result<Vec<_>>>()?, 0)?;
+            squares += sums
+                .to_vec1::<f32>()?
+                .into_iter()
+                .map(f64::from)
+                .sum::<f64>();
         }
         Ok(squares.sqrt())
     }
@@ -412,6 +418,7 @@ impl Optimizer {
                 }
             }
         }
+        self.joined.clear();
         self.steps = steps;
         Ok(())
     }
@@ -480,22 +487,19 @@ impl Step {
         }
     }
 
-    fn update(self, var: &Var, grad: &Tensor, slots: &mut Slots) -> Result<()> {
-        match slots {
-            Slots::Host(slots) => {
-                let slots = Mutex::new(slots.iter_mut().map(Vec::as_mut_slice).collect());
-                let step = self;
-                var.inplace_op2(&grad.contiguous()?, &InPlace { step, slots })
-            }
-            Slots::Device(slots) => {
-                let kept = var.as_detached_tensor();
-                let values = match self {
-                    Step::Adam(step) => adam_on_device(step, &kept, grad, slots),
-                    Step::Sgd(step, nesterov) => sgd_on_device(step, nesterov, &kept, grad, slots),
-                    Step::RmsProp(step, rms) => rms_on_device(step, rms, &kept, grad, slots),
-                };
-                var.set(&values?)
-            }
+    /// Changes a tensor on the processor in place.
+    fn on_host(self, var: &Var, grad: &Tensor, slots: &mut [Vec<f32>]) -> Result<()> {
+        let slots = Mutex::new(slots.iter_mut().map(Vec::as_mut_slice).collect());
+        let step = self;
+        var.inplace_op2(&grad.contiguous()?, &InPlace { step, slots })
+    }
+
+    /// What becomes of `values`; replaces what is remembered.
+    fn on_device(self, values: &Tensor, grad: &Tensor, slots: &mut [Tensor]) -> Result<Tensor> {
+        match self {
+            Step::Adam(step) => adam_on_device(step, values, grad, slots),
+            Step::Sgd(step, nesterov) => sgd_on_device(step, nesterov, values, grad, slots),
+            Step::RmsProp(step, rms) => rms_on_device(step, rms, values, grad, slots),
         }
     }
 }

@@ -381,7 +381,7 @@ fn pooling(list: &mut List) {
         "pooling",
         "adaptive mean of whole blocks",
         &[&[1, 2, 6, 8]],
-        { |v| ops::adaptive_avg_pool2d(&v[0], 3, 2) },
+        |v| ops::adaptive_avg_pool2d(&v[0], 3, 2),
     );
     // The sum of such a map is beyond f16.
     let large = list.add("pooling", "global mean", &[&[1, 1, 130, 130]], |v| {

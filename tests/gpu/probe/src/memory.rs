@@ -2,7 +2,7 @@
 //! blocks.
 
 use crate::{Answer, Failure, Setting};
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor, Var};
 use diffaug_nn::{
     device::memory_in_use,
     ops::{self, Attention},
@@ -63,7 +63,7 @@ fn process_memory(field: &str) -> u64 {
     size.unwrap_or(0)
 }
 
-/// `FORM/POSITIONS/HEADS`: `whole` or `blocks`.
+/// `FORM/POSITIONS/HEADS`: `whole` or `blocks`, or either with `-backward`; the figure is in MiB.
 pub fn check(what: &str, setting: &Setting) -> std::result::Result<Answer, Failure> {
     let mut words = what.split('/');
     let form = words.next().unwrap_or_default();
@@ -79,11 +79,29 @@ pub fn check(what: &str, setting: &Setting) -> std::result::Result<Answer, Failu
         let drawn = random(name, &[1, positions, heads * WIDTH]).to_dtype(dtype)?;
         drawn.to_device(&setting.device)
     };
-    let (q, k, v) = (draw("q")?, draw("k")?, draw("v")?);
+    let vars = [draw("q")?, draw("k")?, draw("v")?].map(|t| Var::from_tensor(&t));
+    let [q, k, v] = vars;
+    let (q, k, v) = (q?, k?, v?);
     setting.device.synchronize()?;
-    let mebibytes = peak(&setting.device, || match form {
-        "whole" => whole(&q, &k, &v, heads).map(drop),
-        _ => ops::composed(|| Attention::new(heads).forward(&q, &k, &v)).map(drop),
-    })?;
+    let (form, backward) = match form.strip_suffix("-backward") {
+        Some(form) => (form, true),
+        None => (form, false),
+    };
+    let attend = || -> Result<()> {
+        let tensors = [&q, &k, &v].map(|var| match backward {
+            true => var.as_tensor().clone(),
+            false => var.as_detached_tensor(),
+        });
+        let [q, k, v] = &tensors;
+        let y = match form {
+            "whole" => whole(q, k, v, heads)?,
+            _ => Attention::new(heads).forward(q, k, v)?,
+        };
+        if backward {
+            y.to_dtype(DType::F32)?.sum_all()?.backward()?;
+        }
+        Ok(())
+    };
+    let mebibytes = peak(&setting.device, || ops::composed(attend))?;
     Ok(Answer::measured(format!("{mebibytes}")))
 }
