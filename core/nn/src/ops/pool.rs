@@ -107,7 +107,7 @@ pub fn adaptive_avg_pool2d(x: &Tensor, height: usize, width: usize) -> Result<Te
     if rows.min(columns).min(height).min(width) == 0 {
         bail!("pooling needs sides of at least 1, not {rows}×{columns} to {height}×{width}");
     }
-    if !fused(x) && rows % height == 0 && columns % width == 0 {
+    if !fused(x) && rows.is_multiple_of(height) && columns.is_multiple_of(width) {
         return block_means(x, height, width);
     }
     separable(x, even(rows, height), even(columns, width))

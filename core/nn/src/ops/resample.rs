@@ -13,7 +13,7 @@ use candle_core::{Result, Tensor, bail};
 /// When `x` has another number of dimensions, or a side of `x` or of the result is 0.
 pub fn upsample_nearest2d(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     let (rows, columns) = sides(x, height, width)?;
-    if !fused(x) && height % rows == 0 && width % columns == 0 {
+    if !fused(x) && height.is_multiple_of(rows) && width.is_multiple_of(columns) {
         return repeated(x, height / rows, width / columns);
     }
     separable(x, nearest(rows, height), nearest(columns, width))

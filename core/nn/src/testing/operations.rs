@@ -12,6 +12,8 @@ use crate::ops::{
 };
 use candle_core::{DType, Device, Result, Tensor, Var};
 
+type Function = dyn Fn(&[Tensor]) -> Result<Tensor>;
+
 /// An operation and what it is tried on.
 pub struct Operation {
     /// Kind, to name it by.
@@ -25,7 +27,7 @@ pub struct Operation {
     all_large: bool,
     /// How many times the usual tolerance its gradients need in half precision.
     slack: f32,
-    op: Box<dyn Fn(&[Tensor]) -> Result<Tensor>>,
+    op: Box<Function>,
 }
 
 impl std::fmt::Debug for Operation {
