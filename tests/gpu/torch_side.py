@@ -19,6 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+# Convolutions of f32 are to be compared with convolutions of f32; products of matrices are so anyway.
+torch.backends.cudnn.allow_tf32 = False
+
 
 def picture(path):
     import numpy as np
