@@ -13,6 +13,8 @@ mod cuda;
 mod doctor;
 #[cfg(feature = "builtin")]
 mod gate;
+#[cfg(feature = "builtin")]
+mod inputs;
 mod manifests;
 mod misbehave;
 #[cfg(feature = "builtin")]

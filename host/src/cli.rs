@@ -76,9 +76,10 @@ pub enum Command {
         /// Which.
         #[command(flatten)]
         args: ManifestArgs,
-        /// Also open the dataset and compute the split.
-        #[arg(long)]
-        data: bool,
+        /// Also divide the dataset and look at every file: at its header, or with `--data=full` at
+        /// all pixels. What is wrong is listed, all of it.
+        #[arg(long, value_enum, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "headers")]
+        data: Option<Look>,
     },
     /// Say what a manifest needs, and what of that is missing: weights, memory, device, features.
     Doctor(ManifestArgs),
@@ -121,6 +122,15 @@ pub enum Command {
     },
 }
 
+/// How files of a dataset are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Look {
+    /// Whether files are there, whole, of a known format and of equal sizes.
+    Headers,
+    /// Also their pixels, the values of masks, and whether every class occurs.
+    Full,
+}
+
 /// What to train.
 #[derive(Subcommand, Debug)]
 pub enum Train {
@@ -146,12 +156,22 @@ pub struct ScoreArgs {
     /// Folder of true masks; files belong together by their names without extension.
     #[arg(long, value_name = "DIR")]
     pub truth: PathBuf,
-    /// A pixel counts when its grey value is above this [default: 127].
+    /// A pixel counts when its value is above this. Without it and `--labels` each mask's values
+    /// decide: 0 and 1, 0 and 255, or white on black; others are an error.
     #[arg(long, value_name = "GREY", conflicts_with = "labels")]
     pub threshold: Option<u8>,
-    /// A pixel counts when its grey value is one of these, as in `--labels 1,2`.
+    /// A pixel counts when its value is one of these, as in `--labels 1,2`; the values of palette
+    /// images are their indices.
     #[arg(long, value_name = "GREY,…", value_delimiter = ',')]
     pub labels: Vec<u8>,
+    /// What names of predictions have more than those of true masks, such as `_pred`.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub suffix: String,
     /// Write the figures of each image to this CSV file.
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
@@ -187,7 +207,7 @@ pub enum Try {
         /// The image to paint into.
         #[arg(long)]
         image: PathBuf,
-        /// Where to paint: pixels above 127.
+        /// Where to paint: white, or 1 where there are but 0 and 1.
         #[arg(long)]
         mask: PathBuf,
         /// What to paint.
@@ -225,7 +245,7 @@ pub struct TryArgs {
     /// Load this library first (may be repeated).
     #[arg(long, value_name = "FILE")]
     pub library: Vec<PathBuf>,
-    /// The PNG file to write.
+    /// The file to write, in the format that its name tells: PNG, TIFF, BMP, for images also JPEG.
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
 }

@@ -61,11 +61,14 @@ pub mod abi;
 pub mod augment;
 pub mod data;
 pub mod error;
+pub mod files;
 pub mod image;
 pub mod inspect;
 pub mod lesion;
 pub mod log;
 pub mod metrics;
+#[doc(hidden)]
+pub mod mutate;
 pub mod pairs;
 pub mod poisson;
 pub mod registry;

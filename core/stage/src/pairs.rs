@@ -2,9 +2,10 @@
 //! shared by every plugin of that kind.
 
 use crate::{
-    data::{Attributes, DatasetInfo, Item, Sample},
+    data::{Attributes, DatasetInfo, Item, Mask, Sample},
     error::{Error, ErrorKind, Result, ResultExt},
-    image::{MaskRule, open_image, open_mask},
+    files::{MAX_TEXT, read_text},
+    image::{MaskFault, MaskRule, ReadOptions, open_image, read_header, read_values},
     split::natural_cmp,
     stage::Dataset,
 };
@@ -13,6 +14,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
 };
+use unicode_normalization::UnicodeNormalization;
 
 /// What image files are called, in lower case.
 const EXTENSIONS: [&str; 6] = ["png", "jpg", "jpeg", "tif", "tiff", "bmp"];
@@ -42,18 +44,22 @@ impl Pair {
     }
 }
 
+/// What a user of the dataset may do about values that fit no rule, as the end of a sentence.
+pub type Advice = fn(&MaskFault) -> String;
+
 /// A dataset of image and mask files.
 #[derive(Debug)]
 pub struct Pairs {
     info: DatasetInfo,
     pairs: Vec<Pair>,
     rule: MaskRule,
-    max_pixels: u64,
+    options: ReadOptions,
+    advice: Option<Advice>,
 }
 
 impl Pairs {
-    /// A dataset of `pairs`, in that order. `rule` turns grey values of masks into labels; images
-    /// of more than `max_pixels` are refused when they are read.
+    /// A dataset of `pairs`, in that order. `rule` turns the values of masks into labels; `options`
+    /// say how files are read (a [`Context`](crate::Context) holds those of the run).
     ///
     /// # Errors
     /// When there are no pairs or an id occurs twice.
@@ -61,7 +67,7 @@ impl Pairs {
         info: DatasetInfo,
         pairs: Vec<Pair>,
         rule: MaskRule,
-        max_pixels: u64,
+        options: impl Into<ReadOptions>,
     ) -> Result<Self> {
         if pairs.is_empty() {
             return Err(Error::data(format!("{} holds no samples", info.name)));
@@ -81,8 +87,16 @@ impl Pairs {
             info,
             pairs,
             rule,
-            max_pixels,
+            options: options.into(),
+            advice: None,
         })
+    }
+
+    /// Adds to errors about the values of a mask what can be done about them.
+    #[must_use]
+    pub fn with_advice(mut self, advice: Advice) -> Self {
+        self.advice = Some(advice);
+        self
     }
 
     /// The pairs, in the order of [`Dataset::items`].
@@ -100,30 +114,19 @@ impl Dataset for Pairs {
         Ok(self.pairs.iter().map(|pair| pair.item.clone()).collect())
     }
 
+    fn check(&self, index: u64) -> Result<()> {
+        let pair = self.pair(index)?;
+        let image = read_header(&pair.image)?;
+        image.check_size(&pair.image, self.options.max_pixels)?;
+        let mask = read_header(&pair.mask)?;
+        same_size(pair, image.size(), mask.size())
+    }
+
     fn sample(&self, index: u64) -> Result<Sample> {
-        let pair = usize::try_from(index)
-            .ok()
-            .and_then(|index| self.pairs.get(index))
-            .ok_or_else(|| {
-                Error::data(format!(
-                    "{} has {} samples, none at index {index}",
-                    self.info.name,
-                    self.pairs.len()
-                ))
-            })?;
-        let image = open_image(&pair.image, self.max_pixels)?;
-        let mask = open_mask(&pair.mask, self.max_pixels, &self.rule)?;
-        if image.size() != mask.size() {
-            return Err(Error::data(format!(
-                "mask `{}` is {}x{}, but its image `{}` is {}x{}",
-                pair.mask.display(),
-                mask.width(),
-                mask.height(),
-                pair.image.display(),
-                image.width(),
-                image.height()
-            )));
-        }
+        let pair = self.pair(index)?;
+        let image = open_image(&pair.image, self.options)?;
+        let mask = self.mask(pair)?;
+        same_size(pair, image.size(), mask.size())?;
         Ok(Sample {
             id: pair.item.id.clone(),
             image,
@@ -131,6 +134,57 @@ impl Dataset for Pairs {
             attributes: pair.attributes.clone(),
         })
     }
+}
+
+impl Pairs {
+    fn pair(&self, index: u64) -> Result<&Pair> {
+        let pair = usize::try_from(index)
+            .ok()
+            .and_then(|index| self.pairs.get(index));
+        pair.ok_or_else(|| {
+            Error::data(format!(
+                "{} has {} samples, none at index {index}",
+                self.info.name,
+                self.pairs.len()
+            ))
+        })
+    }
+
+    fn mask(&self, pair: &Pair) -> Result<Mask> {
+        let found = read_values(&pair.mask, self.options)?;
+        self.rule.apply(found).map_err(|fault| {
+            let mut error = fault.at(&pair.mask);
+            if let Some(advice) = self.advice {
+                error.message = format!("{}: {}", error.message, advice(&fault)).into();
+            }
+            error
+        })
+    }
+}
+
+/// Checks that image and mask have the same size; an orientation that was applied is named.
+fn same_size(pair: &Pair, image: (u32, u32), mask: (u32, u32)) -> Result<()> {
+    if image == mask {
+        return Ok(());
+    }
+    let turned = |path: &Path| {
+        let orientation = read_header(path).ok()?.orientation()?;
+        Some(format!(
+            " (`{}` carries the EXIF orientation {orientation}, which is applied as viewers do)",
+            path.display()
+        ))
+    };
+    let turned = turned(&pair.image).or_else(|| turned(&pair.mask));
+    Err(Error::data(format!(
+        "mask `{}` is {}x{}, but its image `{}` is {}x{}{}",
+        pair.mask.display(),
+        mask.0,
+        mask.1,
+        pair.image.display(),
+        image.0,
+        image.1,
+        turned.unwrap_or_default()
+    )))
 }
 
 /// The image files right inside `dir`, in natural order of their names. Hidden files are left out,
@@ -197,20 +251,35 @@ impl PartialOrd for Natural {
     }
 }
 
-/// The name of a file without its extension, as text.
+/// A text with accents composed (Unicode's form NFC). Some file systems store names with letters
+/// and accents apart (NFD); both forms look the same and mean the same file.
+pub fn composed(text: &str) -> String {
+    text.nfc().collect()
+}
+
+/// The name of a file without its extension, as text with accents [`composed`].
 ///
 /// # Errors
 /// When the name is not Unicode: ids go into reports and other file names.
 pub fn stem(path: &Path) -> Result<String> {
     path.file_stem()
         .and_then(|stem| stem.to_str())
-        .map(str::to_owned)
+        .map(composed)
         .ok_or_else(|| {
             Error::data(format!(
                 "the name of `{}` is not valid Unicode",
                 path.display()
             ))
         })
+}
+
+/// How the names of masks differ from those of their images.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MaskNames<'a> {
+    /// What stands at the end of a mask's name, before its extension: `_segmentation`.
+    pub suffix: &'a str,
+    /// The option by which a user states it, for the error that suggests one.
+    pub option: Option<&'a str>,
 }
 
 /// Pairs images with masks of the same file stem: `(stem, image, mask)` in the order of `images`.
@@ -222,21 +291,47 @@ pub fn pair_up(
     images: Vec<PathBuf>,
     masks: Vec<PathBuf>,
 ) -> Result<Vec<(String, PathBuf, PathBuf)>> {
+    pair_up_named(images, masks, MaskNames::default())
+}
+
+/// As [`pair_up`], for masks whose names have a suffix. Files without it are no masks.
+///
+/// # Errors
+/// As for [`pair_up`]; a suffix that would help is named.
+pub fn pair_up_named(
+    images: Vec<PathBuf>,
+    masks: Vec<PathBuf>,
+    names: MaskNames<'_>,
+) -> Result<Vec<(String, PathBuf, PathBuf)>> {
     let folder = masks.first().and_then(|mask| mask.parent());
     let folder = folder.unwrap_or(Path::new("")).to_owned();
-    let mut by_stem = unique_stems(masks)?;
+    let suffix = composed(names.suffix);
+    let mut by_stem = BTreeMap::new();
+    for (stem, mask) in unique_stems(masks)? {
+        if let Some(name) = stem.strip_suffix(&suffix) {
+            by_stem.insert(name.to_owned(), mask);
+        }
+    }
     unique_stems(images.clone())?;
+    let all: Vec<String> = by_stem.keys().cloned().collect();
     let mut pairs = Vec::with_capacity(images.len());
-    for image in images {
-        let stem = stem(&image)?;
+    for image in &images {
+        let stem = stem(image)?;
         let Some(mask) = by_stem.remove(&stem) else {
-            return Err(Error::data(format!(
+            let mut message = format!(
                 "image `{}` has no mask in `{}`",
                 image.display(),
                 folder.display()
-            )));
+            );
+            if let Some(found) = common_suffix(&images, &all) {
+                message += &format!("; names of masks end in `{found}`");
+                if let Some(option) = names.option {
+                    message += &format!(", which `{option}` can say");
+                }
+            }
+            return Err(Error::data(message));
         };
-        pairs.push((stem, image, mask));
+        pairs.push((stem, image.clone(), mask));
     }
     if let Some(mask) = by_stem.values().next() {
         tracing::warn!(
@@ -247,6 +342,24 @@ pub fn pair_up(
         );
     }
     Ok(pairs)
+}
+
+/// What has to be added to the name of every image to get that of a mask, if anything does.
+fn common_suffix<'a>(images: &[PathBuf], masks: &'a [String]) -> Option<&'a str> {
+    let stems: Vec<String> = images
+        .iter()
+        .map(|image| stem(image).ok())
+        .collect::<Option<_>>()?;
+    let first = stems.first()?;
+    let suffixes = masks
+        .iter()
+        .filter_map(|mask| mask.strip_prefix(first.as_str()));
+    let known: std::collections::HashSet<&str> = masks.iter().map(String::as_str).collect();
+    let fits = |suffix: &&str| {
+        let named = |stem: &String| known.contains(format!("{stem}{suffix}").as_str());
+        !suffix.is_empty() && stems.iter().all(named)
+    };
+    suffixes.into_iter().find(fits)
 }
 
 fn unique_stems(files: Vec<PathBuf>) -> Result<BTreeMap<String, PathBuf>> {
@@ -301,8 +414,7 @@ impl Table {
     /// When the file cannot be read, or a line has another number of fields than the header.
     pub fn read(path: &Path) -> Result<Self> {
         let shown = path.display();
-        let text = std::fs::read_to_string(path)
-            .or_error(ErrorKind::Data, || format!("cannot read `{shown}`"))?;
+        let text = read_text(path, MAX_TEXT)?;
         let mut lines = csv_lines(text.trim_start_matches('\u{feff}')).into_iter();
         let Some((_, header)) = lines.next() else {
             return Err(Error::data(format!("`{shown}` is empty")));

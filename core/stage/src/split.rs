@@ -8,6 +8,8 @@
 use crate::{
     data::{DatasetInfo, Item, NamedSplit, SplitRule},
     error::{Error, ErrorKind, Result, ResultExt},
+    files::{MAX_TEXT, read_text},
+    pairs::composed,
     rng,
 };
 use rand::Rng as _;
@@ -490,9 +492,7 @@ struct IdFile {
 
 fn from_file<'a>(file: &Path, items: &[&'a Item], options: &SplitOptions) -> Result<Lists<'a>> {
     let shown = file.display();
-    let text = std::fs::read_to_string(file)
-        .or_error(ErrorKind::Data, || format!("cannot read `{shown}`"))
-        .map_err(|error| error.at("split.file"))?;
+    let text = read_text(file, MAX_TEXT).map_err(|error| error.at("split.file"))?;
     let listed: IdFile = serde_json::from_str(&text)
         .or_error(ErrorKind::Data, || {
             format!("`{shown}` does not list ids as train, validation and test")
@@ -500,15 +500,23 @@ fn from_file<'a>(file: &Path, items: &[&'a Item], options: &SplitOptions) -> Res
         .map_err(|error| error.at("split.file"))?;
     let known: HashMap<&str, &'a Item> =
         items.iter().map(|item| (item.id.as_str(), *item)).collect();
+    // A list made on another file system may hold the same names with accents apart.
+    let by_form: HashMap<String, &'a Item> = items
+        .iter()
+        .map(|item| (composed(&item.id), *item))
+        .collect();
     let mut seen = HashSet::new();
     let mut find = |ids: &[String]| -> Result<Vec<&'a Item>> {
         let mut found = Vec::with_capacity(ids.len());
         for id in ids {
             let wrong =
                 |what| Error::data(format!("`{shown}` lists `{id}`{what}")).at("split.file");
-            let item = known.get(id.as_str());
-            found.push(*item.ok_or_else(|| wrong(", which the dataset does not hold"))?);
-            if !seen.insert(id.clone()) {
+            let item = known
+                .get(id.as_str())
+                .or_else(|| by_form.get(&composed(id)));
+            let item = *item.ok_or_else(|| wrong(", which the dataset does not hold"))?;
+            found.push(item);
+            if !seen.insert(item.id.as_str()) {
                 return Err(wrong(" more than once"));
             }
         }

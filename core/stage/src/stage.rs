@@ -27,6 +27,9 @@ pub struct Context {
     pub seed: u64,
     /// The largest image, in pixels, that may be decoded.
     pub max_pixels: u64,
+    /// How many bits of a sample are used in image files of 16 bits, 8 to 16; 0 where each file's
+    /// largest value tells. See [`crate::image::ReadOptions`].
+    pub bits: u8,
     /// Side in pixels of the square that the run resizes images to; 0 where they keep their own
     /// size.
     pub size: u32,
@@ -38,6 +41,7 @@ impl Default for Context {
             device: "cpu".into(),
             seed: 0,
             max_pixels: crate::image::DEFAULT_MAX_PIXELS,
+            bits: 0,
             size: 0,
         }
     }
@@ -269,6 +273,14 @@ stage! {
         /// Every sample, without decoding a pixel. Ids are unique; the order may be any but must
         /// not change while the dataset lives.
         fn items(&self) -> Result<RVec<Item>>;
+
+        /// Looks at the files of the sample at `index` of [`Dataset::items`] without decoding a
+        /// pixel: whether they are there, whole, of a known format, and of equal sizes. The default
+        /// looks at nothing. `diffaug check --data` calls it for every sample.
+        ///
+        /// # Errors
+        /// What is wrong with the files; the message names them.
+        fn check(&self, index: u64) -> Result<()> = Ok(());
 
         /// The sample at `index` of [`Dataset::items`].
         ///

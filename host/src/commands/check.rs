@@ -4,18 +4,24 @@
 //! by the plugins for the processor, which take the same ones.
 
 use crate::{
-    cli::{Global, ManifestArgs},
+    cli::{Global, Look, ManifestArgs},
     failure::Failure,
     pipeline::{
-        inspect,
+        Inspected, inspect,
         wire::{self, Wire},
     },
     ui::Ui,
 };
-use serde_json::json;
+use diffaug::Error;
+use serde_json::{Value, json};
 
-/// Checks syntax, names and options; with `data`, also the dataset and its split.
-pub fn check(args: &ManifestArgs, data: bool, global: &Global, ui: Ui) -> Result<(), Failure> {
+/// Checks syntax, names and options; with `data`, also the split and every file of the dataset.
+pub fn check(
+    args: &ManifestArgs,
+    data: Option<Look>,
+    global: &Global,
+    ui: Ui,
+) -> Result<(), Failure> {
     let (manifest, document) = super::read(args, global)?;
     let mut registry = super::load(&manifest, &document, "cpu", global, ui)?;
     let device = registry.add_device(&manifest.device, wire::log_level(ui));
@@ -27,13 +33,10 @@ pub fn check(args: &ManifestArgs, data: bool, global: &Global, ui: Ui) -> Result
     wire.check_all()?;
     let mut text = format!("{} is in order", document.name());
     let mut result = json!({ "manifest": document.name(), "valid": true });
-    if data {
-        let ([train, validation, test], name) = inspect(&manifest, &document, &registry)?;
-        text += &format!("; {name}: {train} to train, {validation} to validate, {test} to test");
-        result["dataset"] = json!(name);
-        result["train"] = json!(train);
-        result["validation"] = json!(validation);
-        result["test"] = json!(test);
+    if let Some(look) = data {
+        let found = inspect(&manifest, &document, &registry, look == Look::Full, ui)?;
+        refuse(&found, document.name(), ui)?;
+        describe(&found, look, &mut text, &mut result);
     }
     if let Err(failure) = device {
         let name = &manifest.device;
@@ -42,4 +45,53 @@ pub fn check(args: &ManifestArgs, data: bool, global: &Global, ui: Ui) -> Result
     }
     ui.result(|| text, &result);
     Ok(())
+}
+
+/// Lists every fault, and fails if there is one.
+fn refuse(found: &Inspected, manifest: &str, ui: Ui) -> Result<(), Failure> {
+    let faults = &found.examined.faults;
+    if faults.is_empty() {
+        return Ok(());
+    }
+    let text = || {
+        let lines = faults
+            .iter()
+            .map(|(name, error)| format!("{name}: {error}"));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    let list = faults
+        .iter()
+        .map(|(name, error)| json!({ "id": name, "error": error.to_string() }));
+    let json = json!({
+        "manifest": manifest,
+        "valid": false,
+        "dataset": found.name,
+        "faults": Value::from_iter(list),
+    });
+    ui.result(text, &json);
+    let (count, name) = (faults.len(), &found.name);
+    let noun = if count == 1 { "fault" } else { "faults" };
+    Err(Error::data(format!("{name} has {count} {noun}")).into())
+}
+
+fn describe(found: &Inspected, look: Look, text: &mut String, result: &mut Value) {
+    let ([train, validation, test], name) = (found.counts, &found.name);
+    *text += &format!("; {name}: {train} to train, {validation} to validate, {test} to test");
+    result["dataset"] = json!(name);
+    result["train"] = json!(train);
+    result["validation"] = json!(validation);
+    result["test"] = json!(test);
+    result["looked_at"] = json!(match look {
+        Look::Headers => "headers",
+        Look::Full => "pixels",
+    });
+    let Inspected { examined, .. } = found;
+    if examined.framed * 2 > examined.samples {
+        let note = format!(
+            "{} of {} masks have labels along most of their border: are background and lesion exchanged?",
+            examined.framed, examined.samples
+        );
+        *text += &format!("\nbut {note}");
+        result["note"] = json!(note);
+    }
 }

@@ -8,10 +8,12 @@ use crate::{
 };
 use diffaug::{
     BoxGenerator, BoxSegmenter, Context, Error, Generator, Image, Job, Mask, Result, Segmenter,
-    image::{MaskRule, open_image, open_mask, save_gray, save_image},
+    files::folder_of,
+    image::{MaskRule, OutputFormat, open_image, open_mask, save_gray, save_image},
     with_reporter,
 };
 use serde_json::json;
+use std::path::{Path, PathBuf};
 
 /// Runs one stage on one image and writes what it answers.
 pub fn try_stage(what: Try, global: &Global, ui: Ui) -> Result<(), Failure> {
@@ -24,16 +26,13 @@ pub fn try_stage(what: Try, global: &Global, ui: Ui) -> Result<(), Failure> {
             negative,
             common,
         } => {
+            check_output(&common, OutputFormat::of, &[&image, &mask])?;
             let max_pixels = Context::default().max_pixels;
             let source = image
                 .file_stem()
                 .map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
             let picture = open_image(&image, max_pixels)?;
-            let rule = MaskRule::Above {
-                threshold: 127,
-                label: 1,
-            };
-            let hole = open_mask(&mask, max_pixels, &rule)?;
+            let hole = open_mask(&mask, max_pixels, &MaskRule::Auto { label: 1 })?;
             if hole.size() != picture.size() {
                 return Err(Error::data(format!(
                     "mask `{}` is {}x{}, but image `{}` is {}x{}",
@@ -63,6 +62,7 @@ pub fn try_stage(what: Try, global: &Global, ui: Ui) -> Result<(), Failure> {
             image,
             common,
         } => {
+            check_output(&common, OutputFormat::of_mask, &[&image])?;
             let picture = open_image(&image, Context::default().max_pixels)?;
             let mask = segment(&name, &picture, &common, global, ui)?;
             let found = mask.view().foreground();
@@ -72,6 +72,42 @@ pub fn try_stage(what: Try, global: &Global, ui: Ui) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Checks before any work that the answer can be written: its format, its folder, and that it
+/// replaces nothing that was read.
+fn check_output(
+    common: &TryArgs,
+    format: impl Fn(&Path) -> Result<OutputFormat>,
+    inputs: &[&PathBuf],
+) -> Result<()> {
+    let path = &common.output;
+    format(path)?;
+    let shown = path.display();
+    let folder = folder_of(path);
+    if !folder.is_dir() {
+        return Err(Error::config(format!(
+            "cannot write `{shown}`: there is no folder `{}`",
+            folder.display()
+        )));
+    }
+    if path.exists() && !path.is_file() {
+        return Err(Error::config(format!(
+            "cannot write `{shown}`: it is no regular file"
+        )));
+    }
+    let real = |path: &Path| std::fs::canonicalize(path).ok();
+    let output = real(path);
+    match inputs
+        .iter()
+        .find(|input| output.is_some() && real(input) == output)
+    {
+        Some(input) => Err(Error::config(format!(
+            "`{shown}` is the file `{}` that is read: choose another name",
+            input.display()
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn done(common: &TryArgs, ui: Ui, mut facts: serde_json::Value) {

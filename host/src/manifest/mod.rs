@@ -121,6 +121,9 @@ pub struct Images {
     pub size: Option<u32>,
     /// The largest image that is decoded, in megapixels: a guard against decompression bombs.
     pub max_megapixels: u32,
+    /// How many bits of a sample are used in image files of 16 bits, 8 to 16; scanners and endoscopes
+    /// store 10 or 12. Without it each file's largest value tells, which is warned of.
+    pub bits: Option<u8>,
     /// How much memory prepared samples may take, in MiB.
     pub cache: u32,
 }
@@ -130,6 +133,7 @@ impl Default for Images {
         Images {
             size: None,
             max_megapixels: 64,
+            bits: None,
             cache: 2048,
         }
     }
@@ -313,6 +317,13 @@ impl Manifest {
         }
         if self.images.max_megapixels == 0 {
             return wrong("images.max_megapixels", "must be at least 1");
+        }
+        if self
+            .images
+            .bits
+            .is_some_and(|bits| !(8..=16).contains(&bits))
+        {
+            return wrong("images.bits", "must be 8 to 16");
         }
         if self.evaluate.runs == 0 {
             return wrong("evaluate.runs", "must be at least 1");

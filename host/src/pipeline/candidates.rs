@@ -8,7 +8,7 @@ use crate::manifest::{Background, Synthesis};
 use diffaug::{
     Attributes, BoxPromptBank, Dataset, Error, Image, Item, Mask, Prompt, PromptBank, PromptQuery,
     Result, Sample,
-    image::{crop_image, open_image, resize_image},
+    image::{ReadOptions, crop_image, open_image, resize_image},
     lesion, pairs, rng,
     view::Shared,
 };
@@ -54,7 +54,7 @@ struct Scene {
 pub struct Candidates<'a> {
     options: &'a Synthesis,
     size: Option<(u32, u32)>,
-    max_pixels: u64,
+    reading: ReadOptions,
     seed: u64,
     train: Shared,
     items: Vec<Item>,
@@ -74,7 +74,7 @@ impl<'a> Candidates<'a> {
         train: Shared,
         options: &'a Synthesis,
         size: Option<(u32, u32)>,
-        max_pixels: u64,
+        reading: ReadOptions,
         seed: u64,
     ) -> Result<Self> {
         let info = train.info()?;
@@ -88,7 +88,7 @@ impl<'a> Candidates<'a> {
         Ok(Candidates {
             options,
             size,
-            max_pixels,
+            reading,
             seed,
             items: train.items()?.into_iter().collect(),
             train,
@@ -217,7 +217,7 @@ impl<'a> Candidates<'a> {
                 }
             }
             Background::External => {
-                let image = open_image(&self.external[source], self.max_pixels)?;
+                let image = open_image(&self.external[source], self.reading)?;
                 let image = match self.size {
                     Some((width, height)) => resize_image(image.view(), width, height),
                     None => image,

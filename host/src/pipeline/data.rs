@@ -5,14 +5,21 @@
 
 use crate::manifest::Manifest;
 use diffaug::{
-    BoxDataset, Dataset, DatasetInfo, Item, Result, Sample,
+    BoxDataset, Dataset, DatasetInfo, Error, Item, MaskRef, Progress, Result, Sample,
     augment::{AugmentOptions, Augmented},
+    image::{ReadOptions, open_image, read_header},
     split::{Split, split},
     view::{Concat, Prepared, Shared, Subset},
 };
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
-use std::sync::Arc;
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 /// The dataset as the run sees it.
 pub struct Data {
@@ -114,23 +121,100 @@ impl Data {
         Ok(BoxDataset::new(Augmented::new(self.train()?, options, 0)?))
     }
 
+    /// Looks at every sample and every file of `backgrounds`: at the headers of the files, or with
+    /// `pixels` at all of them.
+    ///
+    /// # Errors
+    /// When the user stops it.
+    pub fn examine(
+        &self,
+        backgrounds: &[PathBuf],
+        reading: ReadOptions,
+        pixels: bool,
+        progress: &dyn Progress,
+    ) -> Result<Examined> {
+        let samples = self.items.len() as u64;
+        let total = samples + backgrounds.len() as u64;
+        let done = AtomicU64::new(0);
+        let seen = Labels::default();
+        let framed = AtomicU64::new(0);
+        let look = |index: u64| -> Result<()> {
+            let Some(file) = index.checked_sub(samples) else {
+                self.raw.check(index)?;
+                if pixels {
+                    let sample = self.raw.sample(index)?;
+                    seen.add(sample.mask.labels());
+                    framed.fetch_add(u64::from(is_framed(sample.mask.view())), Ordering::Relaxed);
+                }
+                return Ok(());
+            };
+            let file = &backgrounds[file as usize];
+            match pixels {
+                true => open_image(file, reading).map(drop),
+                false => read_header(file)?.check_size(file, reading.max_pixels),
+            }
+        };
+        let name = |index: u64| match index.checked_sub(samples) {
+            None => self.items[index as usize].id.to_string(),
+            Some(file) => backgrounds[file as usize].display().to_string(),
+        };
+        let faults = (0..total).into_par_iter().map(|index| {
+            if progress.cancelled() {
+                return Err(Error::cancelled());
+            }
+            let fault = look(index).err().map(|error| (name(index), error));
+            progress.progress(1 + done.fetch_add(1, Ordering::Relaxed), total, "");
+            Ok(fault)
+        });
+        let faults: Vec<Option<(String, Error)>> = faults.collect::<Result<_>>()?;
+        let mut faults: Vec<(String, Error)> = faults.into_iter().flatten().collect();
+        // Where files are broken already, it is too early to say what none of them holds.
+        if pixels && faults.is_empty() {
+            let absent = self.absent(&seen);
+            faults.extend(absent.map(|error| (self.info.name.to_string(), error)));
+        }
+        Ok(Examined {
+            samples,
+            faults,
+            framed: framed.into_inner(),
+        })
+    }
+
+    /// An error for the first class that no mask holds.
+    fn absent(&self, seen: &Labels) -> Option<Error> {
+        let class = self
+            .info
+            .classes
+            .iter()
+            .find(|class| !seen.holds(class.label))?;
+        Some(Error::data(format!(
+            "none of the {} masks of {} holds the class `{}`, which the dataset is said to have: \
+             are its values others?",
+            self.items.len(),
+            self.info.name,
+            class.name
+        )))
+    }
+
     /// SHA-256 over ids, images and masks as the run works with them, so that a resumed run notices
     /// a changed file. Reads everything once, which also fills the cache.
     ///
     /// # Errors
-    /// When a sample cannot be read.
+    /// When a sample cannot be read, or a class of the dataset occurs in none.
     pub fn fingerprint(&self, progress: impl Fn(u64, u64) -> Result<()> + Sync) -> Result<String> {
         let total = self.items.len() as u64;
         let mut order: Vec<u64> = (0..total).collect();
         order.sort_by_key(|&i| self.items[i as usize].id.clone());
-        let done = std::sync::atomic::AtomicU64::new(0);
+        let done = AtomicU64::new(0);
+        let seen = Labels::default();
         // Collected before looking at errors, so that the first bad sample is reported, always.
         let digests: Vec<Result<[u8; 32]>> = order
             .into_par_iter()
             .map(|index| {
-                let digest = digest(&self.prepared.sample(index)?);
-                let done = 1 + done.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                progress(done, total)?;
+                let sample = self.prepared.sample(index)?;
+                seen.add(sample.mask.labels());
+                let digest = digest(&sample);
+                progress(1 + done.fetch_add(1, Ordering::Relaxed), total)?;
                 Ok(digest)
             })
             .collect();
@@ -138,8 +222,62 @@ impl Data {
         for digest in digests {
             hash.update(digest?);
         }
+        if let Some(error) = self.absent(&seen) {
+            return Err(error);
+        }
         Ok(crate::registry::hex(&hash.finalize()))
     }
+}
+
+/// What a look at every file showed.
+pub struct Examined {
+    /// How many samples there are.
+    pub samples: u64,
+    /// What is wrong, by id of the sample or name of the file.
+    pub faults: Vec<(String, Error)>,
+    /// Masks of which labels cover most of the border, as far as pixels were looked at.
+    pub framed: u64,
+}
+
+/// The labels that occurred so far.
+#[derive(Default)]
+struct Labels([AtomicU64; 4]);
+
+impl Labels {
+    fn add(&self, labels: &[u8]) {
+        let mut seen = [0u64; 4];
+        for label in labels {
+            seen[usize::from(label / 64)] |= 1 << (label % 64);
+        }
+        for (all, seen) in self.0.iter().zip(seen) {
+            all.fetch_or(seen, Ordering::Relaxed);
+        }
+    }
+
+    fn holds(&self, label: u8) -> bool {
+        self.0[usize::from(label / 64)].load(Ordering::Relaxed) >> (label % 64) & 1 == 1
+    }
+}
+
+/// Whether labels cover most of the border: then background and lesion may be exchanged.
+fn is_framed(mask: MaskRef<'_>) -> bool {
+    const MOST: f64 = 0.75;
+    let width = mask.width() as usize;
+    let rows = mask.labels().chunks_exact(width);
+    let last = mask.height() as usize - 1;
+    let (mut all, mut covered) = (0u32, 0u32);
+    for (y, row) in rows.enumerate() {
+        let step = if y == 0 || y == last {
+            1
+        } else {
+            (width - 1).max(1)
+        };
+        for label in row.iter().step_by(step) {
+            all += 1;
+            covered += u32::from(*label != 0);
+        }
+    }
+    f64::from(covered) > MOST * f64::from(all)
 }
 
 fn digest(sample: &Sample) -> [u8; 32] {

@@ -21,14 +21,15 @@ pub mod wire;
 
 use crate::{
     failure::Failure,
-    manifest::{Document, Manifest, StageTable},
+    manifest::{Background, Document, Manifest, StageTable},
     registry::Registry,
     ui::Ui,
 };
 use candidates::Candidates;
-use data::Data;
+use data::{Data, Examined};
 use diffaug::{
     BoxDataset, BoxGenerator, BoxPromptBank, BoxValidator, Error, Generator, Result, Validator,
+    image::ReadOptions, pairs,
 };
 use evaluate::{Arm, Evaluation};
 use fit::{Fit, fit};
@@ -76,22 +77,47 @@ struct Run<'a> {
     ui: Ui,
 }
 
-/// Opens the dataset of a manifest and divides it, for `check --data`.
+/// What `check --data` found.
+pub struct Inspected {
+    /// The dataset's name.
+    pub name: String,
+    /// Samples to train, to validate, to test.
+    pub counts: [usize; 3],
+    /// What a look at every file showed.
+    pub examined: Examined,
+}
+
+/// Opens the dataset of a manifest, divides it and looks at every file, with `pixels` into them.
 ///
 /// # Errors
-/// When it cannot be read or divided.
+/// When it cannot be listed or divided; faults of single samples are part of the answer.
 pub fn inspect(
     manifest: &Manifest,
     document: &Document,
     registry: &Registry,
-) -> Result<([usize; 3], String), Failure> {
+    pixels: bool,
+    ui: Ui,
+) -> Result<Inspected, Failure> {
     let wire = Wire {
         registry,
         document,
         manifest,
     };
     let data = open_data(&wire)?;
-    Ok((data.counts(), data.info.name.to_string()))
+    let backgrounds = match (&manifest.synthesis.background, &manifest.synthesis.external) {
+        (Background::External, Some(folder)) => pairs::list_files(folder)
+            .map_err(|error| document.failure("", error.at("synthesis.external")))?,
+        _ => Vec::new(),
+    };
+    let reading = ReadOptions::from(&wire.context(manifest.seed));
+    let bar = ui.bar("looking at every file");
+    let examined = data.examine(&backgrounds, reading, pixels, &bar)?;
+    bar.finish(&format!("{} samples", examined.samples));
+    Ok(Inspected {
+        name: data.info.name.to_string(),
+        counts: data.counts(),
+        examined,
+    })
 }
 
 /// How many samples of `dataset` are to train, to validate and to test, and what it is called.
@@ -345,15 +371,10 @@ impl Run<'_> {
         stages: &Stages,
     ) -> Result<(Summary, Option<diffaug::view::Shared>), Failure> {
         let m = self.manifest();
-        let max_pixels = self.wire.context(m.seed).max_pixels;
-        let candidates = Candidates::new(
-            self.data.train()?,
-            &m.synthesis,
-            m.size(),
-            max_pixels,
-            m.seed,
-        )
-        .map_err(|error| self.wire.document.failure("", error))?;
+        let reading = ReadOptions::from(&self.wire.context(m.seed));
+        let candidates =
+            Candidates::new(self.data.train()?, &m.synthesis, m.size(), reading, m.seed)
+                .map_err(|error| self.wire.document.failure("", error))?;
         let synthesis = Synthesis {
             manifest: m,
             store: &self.store,
@@ -373,7 +394,7 @@ impl Run<'_> {
                 sheet::draw(&self.store, shown, &candidates, stages, &targets, batch)
             })?;
         }
-        Ok((summary, synthesis.dataset(max_pixels)?))
+        Ok((summary, synthesis.dataset(reading.max_pixels)?))
     }
 
     /// Hashes of the weights that this run trained.

@@ -62,6 +62,7 @@ impl Wire<'_> {
             device: self.manifest.device.as_str().into(),
             seed,
             max_pixels: u64::from(self.manifest.images.max_megapixels) * 1_000_000,
+            bits: self.manifest.images.bits.unwrap_or(0),
             size: self.manifest.images.size.unwrap_or(0),
         }
     }

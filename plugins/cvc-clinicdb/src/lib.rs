@@ -78,11 +78,8 @@ impl FromConfig for CvcClinicDb {
             pair.item.group = sequence.into();
             pairs.push(pair);
         }
-        let rule = MaskRule::Above {
-            threshold: 127,
-            label: 1,
-        };
-        Pairs::new(info(found.format), pairs, rule, context.max_pixels).map(CvcClinicDb)
+        let rule = MaskRule::Auto { label: 1 };
+        Pairs::new(info(found.format), pairs, rule, context).map(CvcClinicDb)
     }
 }
 
@@ -243,6 +240,10 @@ impl Dataset for CvcClinicDb {
         self.0.items()
     }
 
+    fn check(&self, index: u64) -> Result<()> {
+        self.0.check(index)
+    }
+
     fn sample(&self, index: u64) -> Result<Sample> {
         self.0.sample(index)
     }
@@ -262,7 +263,7 @@ mod tests {
     };
     use std::collections::HashSet;
 
-    /// Frames below `base`, PNG content under any name; the mask of frame `n` holds `n` and 200.
+    /// Frames below `base`, with masks of a black and a white pixel.
     fn write(base: &Path, frames: &[&str], extension: &str) {
         for folder in ["Original", "Ground Truth"] {
             std::fs::create_dir_all(base.join(folder)).unwrap();
@@ -271,7 +272,7 @@ mod tests {
             let image = Image::new(2, 1, vec![50; 6]).unwrap();
             let path = base.join(format!("Original/{frame}.{extension}"));
             save_image(image.view(), &path).unwrap();
-            let mask = Mask::new(2, 1, vec![100, 200]).unwrap();
+            let mask = Mask::new(2, 1, vec![0, 255]).unwrap();
             let path = base.join(format!("Ground Truth/{frame}.{extension}"));
             save_gray(mask.view(), &path).unwrap();
         }

@@ -6,8 +6,11 @@
 //! ROOT/groups.csv         (optional) columns `id` and `group`: which video or patient NAME is of
 //! ```
 //!
-//! Without further options a mask is white (above 127) where the lesion is. Otherwise `classes`
-//! says which grey values mean what:
+//! Masks called `NAME_segmentation.png` or the like are found with `mask_suffix = "_segmentation"`.
+//!
+//! Without further options the values of each mask decide: 0 and 1, 0 and 255, or white on black
+//! with soft edges; anything else is an error that names the values. Palette images count by their
+//! indices. Otherwise `classes` says which values mean what:
 //!
 //! ```toml
 //! [dataset]
@@ -22,8 +25,11 @@
 //! masks hold stray values: give them a `threshold`, which allows for one class only.
 
 use diffaug::{
-    image::MaskRule,
-    pairs::{Pair, Pairs, Table, list_files, pair_up},
+    image::{
+        MaskFault, MaskRule,
+        mask::{THRESHOLD, list_values},
+    },
+    pairs::{Advice, MaskNames, Pair, Pairs, Table, composed, list_files, pair_up_named},
     prelude::*,
 };
 use serde::Serialize;
@@ -31,9 +37,6 @@ use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
 };
-
-/// The largest value that is background where nothing else is said.
-const THRESHOLD: u8 = 127;
 
 /// The grey values of a class.
 #[derive(Deserialize, Serialize, JsonSchema, Debug, Clone)]
@@ -66,15 +69,19 @@ pub struct Options {
     /// The folder of masks, below `root` or absolute.
     #[serde(default = "masks")]
     pub masks: PathBuf,
-    /// Grey values of each class, such as `{ polyp = 255 }` or `{ disc = 128, cup = [0, 1] }`.
-    /// Default: one class `lesion`, above the threshold.
+    /// What names of masks have more than those of their images, before the extension:
+    /// `_segmentation` for `ISIC_1.jpg` with `ISIC_1_segmentation.png`.
+    #[serde(default)]
+    pub mask_suffix: String,
+    /// Values of each class, such as `{ polyp = 255 }` or `{ disc = 128, cup = [0, 1] }`; of palette
+    /// images the indices. Default: one class `lesion` where masks are 1 or white.
     #[serde(default)]
     pub classes: Option<BTreeMap<String, Grays>>,
     /// The grey value of background where `classes` are given.
     #[serde(default)]
     pub background: u8,
-    /// Whatever is above this grey value is the one class, and all else is background. Default:
-    /// 127 without `classes`; with them, masks hold exactly the values given.
+    /// Whatever is above this value is the one class, and all else is background. Default: with
+    /// `classes`, masks hold exactly the values given; without, each mask's values decide.
     #[serde(default)]
     pub threshold: Option<u8>,
     /// The classes that are painted and scored. Default: all.
@@ -116,10 +123,7 @@ impl Options {
 
     fn rule(&self) -> MaskRule {
         match (&self.classes, self.threshold) {
-            (None, None) => MaskRule::Above {
-                threshold: THRESHOLD,
-                label: 1,
-            },
+            (None, None) => MaskRule::Auto { label: 1 },
             (_, Some(threshold)) => MaskRule::Above {
                 threshold,
                 label: 1,
@@ -131,6 +135,16 @@ impl Options {
                 }
                 MaskRule::Values(labels)
             }
+        }
+    }
+
+    /// What to do about values that no option speaks of.
+    fn advice(&self) -> Advice {
+        match (&self.classes, self.threshold) {
+            (None, None) => advise_coding,
+            (_, Some(_)) => advise_threshold,
+            (Some(classes), None) if classes.len() == 1 => advise_class,
+            _ => advise_classes,
         }
     }
 
@@ -202,6 +216,51 @@ impl Options {
     }
 }
 
+/// For masks of which nothing was said.
+fn advise_coding(fault: &MaskFault) -> String {
+    let soft = format!("`threshold = {THRESHOLD}`");
+    match fault.values.as_slice() {
+        [] => format!("write {soft}"),
+        [one] => format!("write `classes = {{ lesion = {one} }}`"),
+        few if few.len() <= 8 && !fault.lossy => {
+            let classes = few.iter().map(|value| format!("class{value} = {value}"));
+            let classes: Vec<String> = classes.collect();
+            format!(
+                "write `classes = {{ {} }}`, with names of yours, or {soft} if what is brighter is \
+                 the lesion",
+                classes.join(", ")
+            )
+        }
+        _ => format!("write {soft} if what is brighter is the lesion"),
+    }
+}
+
+/// For a stated threshold.
+fn advise_threshold(fault: &MaskFault) -> String {
+    let lowest = fault.values.first().copied().unwrap_or(1);
+    format!("lower `threshold`, or write `classes = {{ lesion = {lowest} }}` in its place")
+}
+
+/// For one stated class.
+fn advise_class(fault: &MaskFault) -> String {
+    let found = format!("the file holds {} besides 0", list_values(&fault.values));
+    match fault.lossy {
+        true => format!("{found}, since JPEG values stray: add `threshold = {THRESHOLD}`"),
+        false => format!("{found}: `threshold = {THRESHOLD}` bears soft edges"),
+    }
+}
+
+/// For several stated classes.
+fn advise_classes(fault: &MaskFault) -> String {
+    let found = format!("the file holds {} besides 0", list_values(&fault.values));
+    match fault.lossy {
+        true => format!(
+            "{found}, since JPEG values stray: masks of several classes have to be PNG, TIFF or BMP"
+        ),
+        false => format!("{found}: name what is missing in `classes`"),
+    }
+}
+
 /// The dataset.
 #[derive(Debug)]
 pub struct Folder(Pairs);
@@ -238,7 +297,11 @@ impl FromConfig for Folder {
         };
         let images = files(&options.images, "images")?;
         let masks = files(&options.masks, "masks")?;
-        let mut pairs: Vec<Pair> = pair_up(images, masks)?
+        let names = MaskNames {
+            suffix: &options.mask_suffix,
+            option: Some("mask_suffix"),
+        };
+        let mut pairs: Vec<Pair> = pair_up_named(images, masks, names)?
             .into_iter()
             .map(|(id, image, mask)| Pair::new(&id, image, mask))
             .collect();
@@ -246,7 +309,8 @@ impl FromConfig for Folder {
             assign_groups(&mut pairs, &options.root.join(groups))
                 .map_err(|error| error.at("groups"))?;
         }
-        Pairs::new(info(&options), pairs, options.rule(), context.max_pixels).map(Folder)
+        let dataset = Pairs::new(info(&options), pairs, options.rule(), context)?;
+        Ok(Folder(dataset.with_advice(options.advice())))
     }
 }
 
@@ -276,8 +340,9 @@ fn assign_groups(pairs: &mut [Pair], path: &Path) -> Result<()> {
     let table = Table::read(path)?;
     let (id, group) = (table.need(&["id"])?, table.need(&["group"])?);
     let mut groups: HashMap<&str, &str> = HashMap::new();
-    for row in table.rows() {
-        if let Some(other) = groups.insert(&row[id], &row[group])
+    let ids: Vec<String> = table.rows().iter().map(|row| composed(&row[id])).collect();
+    for (name, row) in ids.iter().zip(table.rows()) {
+        if let Some(other) = groups.insert(name, &row[group])
             && other != row[group]
         {
             return Err(Error::data(format!(
@@ -320,6 +385,10 @@ impl Dataset for Folder {
 
     fn items(&self) -> Result<RVec<Item>> {
         self.0.items()
+    }
+
+    fn check(&self, index: u64) -> Result<()> {
+        self.0.check(index)
     }
 
     fn sample(&self, index: u64) -> Result<Sample> {

@@ -9,7 +9,8 @@
 //!   masks/cju0qkwl35piu0993l0dewei2.jpg    white where the polyp is, of the image's size
 //! ```
 //!
-//! The masks are JPEG files, so they hold more than two grey values: above 127 is polyp. A folder
+//! The masks are JPEG files, so they hold more than two grey values: above 127 is polyp. Copies
+//! that were saved with 0 and 1, or as palette images, are understood too. A folder
 //! that the archive unpacks to (`ROOT/Kvasir-SEG/`) is found, too. Nothing tells which images show
 //! the same patient.
 //!
@@ -54,11 +55,8 @@ impl FromConfig for KvasirSeg {
             .into_iter()
             .map(|(id, image, mask)| Pair::new(&id, image, mask))
             .collect();
-        let rule = MaskRule::Above {
-            threshold: 127,
-            label: 1,
-        };
-        Pairs::new(info(), pairs, rule, context.max_pixels).map(KvasirSeg)
+        let rule = MaskRule::Auto { label: 1 };
+        Pairs::new(info(), pairs, rule, context).map(KvasirSeg)
     }
 }
 
@@ -90,6 +88,10 @@ impl Dataset for KvasirSeg {
         self.0.items()
     }
 
+    fn check(&self, index: u64) -> Result<()> {
+        self.0.check(index)
+    }
+
     fn sample(&self, index: u64) -> Result<Sample> {
         self.0.sample(index)
     }
@@ -111,12 +113,13 @@ mod tests {
         for folder in ["images", "masks"] {
             std::fs::create_dir_all(root.join(folder)).unwrap();
         }
-        // PNG under the name of a JPEG: the content counts, and the grey values stay exact.
-        let file = format!("{id}.jpg");
         let image = Image::new(2, 2, vec![7; 12]).unwrap();
-        save_image(image.view(), &root.join("images").join(&file)).unwrap();
+        save_image(image.view(), &root.join(format!("images/{id}.jpg"))).unwrap();
+        // PNG under the name of a JPEG: the content counts, and the grey values stay exact.
+        let (png, jpeg) = (root.join("m.png"), root.join(format!("masks/{id}.jpg")));
         let mask = Mask::new(2, 2, grays.to_vec()).unwrap();
-        save_gray(mask.view(), &root.join("masks").join(&file)).unwrap();
+        save_gray(mask.view(), &png).unwrap();
+        std::fs::rename(png, jpeg).unwrap();
     }
 
     fn open(root: &Path) -> Result<KvasirSeg> {

@@ -31,8 +31,14 @@
 //! 0.5 to 0.6.
 
 mod layout;
+mod plausible;
 
-use diffaug::{image::MaskRule, lesion::vertical_extent, pairs::Pairs, prelude::*};
+use diffaug::{
+    image::{MaskFault, MaskRule, mask::list_values},
+    lesion::vertical_extent,
+    pairs::Pairs,
+    prelude::*,
+};
 use serde::Serialize;
 use std::{ops::RangeInclusive, path::PathBuf};
 
@@ -59,13 +65,44 @@ pub enum Coding {
 }
 
 impl Coding {
-    fn rule(self) -> MaskRule {
-        let [background, rim, cup] = match self {
+    const ALL: [(Coding, &str); 3] = [
+        (Coding::Refuge, "refuge"),
+        (Coding::Labels, "labels"),
+        (Coding::Inverted, "inverted"),
+    ];
+
+    fn name(self) -> &'static str {
+        let known = Self::ALL.into_iter().find(|(coding, _)| *coding == self);
+        known.map_or("", |(_, name)| name)
+    }
+
+    /// The values of background, rim and cup.
+    fn values(self) -> [u8; 3] {
+        match self {
             Coding::Refuge => [255, 128, 0],
             Coding::Labels => [0, 1, 2],
             Coding::Inverted => [0, 128, 255],
-        };
+        }
+    }
+
+    fn rule(self) -> MaskRule {
+        let [background, rim, cup] = self.values();
         MaskRule::Values([(background, 0), (rim, RIM), (cup, CUP)].into())
+    }
+}
+
+/// What to do about values that are not those of the coding.
+fn advise(fault: &MaskFault) -> String {
+    let fits = |(coding, _): &(Coding, &str)| {
+        let known = coding.values();
+        fault.values.iter().all(|value| known.contains(value))
+    };
+    match Coding::ALL.iter().find(|entry| fits(entry)) {
+        Some((_, name)) => format!("its values are those of `coding = \"{name}\"`"),
+        None if fault.lossy => {
+            "JPEG values stray: masks of several classes have to be PNG, TIFF or BMP".into()
+        }
+        None => format!("the file holds {} besides 0", list_values(&fault.values)),
     }
 }
 
@@ -110,6 +147,7 @@ fn name() -> String {
 #[derive(Debug)]
 pub struct Refuge2 {
     pairs: Pairs,
+    coding: Coding,
     crop: Option<u32>,
 }
 
@@ -136,8 +174,10 @@ impl FromConfig for Refuge2 {
         let found = layout::find(&options.root).map_err(|error| error.at("root"))?;
         let in_parts = found.iter().all(|pair| !pair.item.part.is_empty());
         let info = info(&options, in_parts);
+        let pairs = Pairs::new(info, found, options.coding.rule(), context)?;
         Ok(Refuge2 {
-            pairs: Pairs::new(info, found, options.coding.rule(), context.max_pixels)?,
+            pairs: pairs.with_advice(advise),
+            coding: options.coding,
             crop: options.crop,
         })
     }
@@ -180,8 +220,22 @@ impl Dataset for Refuge2 {
         self.pairs.items()
     }
 
+    fn check(&self, index: u64) -> Result<()> {
+        self.pairs.check(index)
+    }
+
     fn sample(&self, index: u64) -> Result<Sample> {
         let mut sample = self.pairs.sample(index)?;
+        if let Some(why) = plausible::fault(sample.mask.view()) {
+            // The pairs are in the order of the samples.
+            let pair = &self.pairs.pairs()[index as usize];
+            return Err(plausible::refuse(
+                self.coding,
+                sample.mask.view(),
+                &pair.mask,
+                &why,
+            ));
+        }
         if let Some(ratio) = cup_to_disc(sample.mask.view()) {
             sample.attributes.set_number("cdr", ratio);
             let early = EARLY.contains(&ratio);

@@ -198,6 +198,36 @@ fn codings_agree() {
 }
 
 #[test]
+fn a_coding_that_cannot_be_is_refused_and_another_suggested() {
+    let dir = tree(&["images/a.png"], &[]);
+    let path = dir.path().join("masks/a.png");
+    let inverted: [u8; 3] = [0, 128, 255];
+    write_mask(&path, &eye(inverted, 4..8));
+    let sample = |coding: &str| {
+        let dataset = open(dir.path(), serde_json::json!({"coding": coding}));
+        dataset.unwrap().sample(0)
+    };
+    let error = sample("refuge").unwrap_err();
+    assert_eq!(error.field.as_str(), "coding");
+    let text = error.to_string();
+    assert!(
+        text.ends_with(
+            "a.png` cannot have the coding `refuge`: disc and cup would cover 100 % of the border; \
+             `coding = \"inverted\"` fits"
+        ),
+        "{text}"
+    );
+    sample("inverted").unwrap();
+    let text = sample("labels").unwrap_err().to_string();
+    assert!(text.contains("value 128 at pixel (1, 2), expected one of 0, 1, 2"), "{text}");
+    assert!(text.contains("its values are those of `coding = \"refuge\"`"), "{text}");
+    // Rim and cup exchanged.
+    write_mask(&path, &eye([0, 2, 1], 4..8));
+    let text = sample("labels").unwrap_err().to_string();
+    assert!(text.contains("the cup would lie around the rim"), "{text}");
+}
+
+#[test]
 fn the_ratio_is_vertical() {
     for (rows, ratio, early) in [(4..8, 0.5, true), (4..4, 0.0, false), (3..9, 0.75, false)] {
         let dir = tree(&["images/a.png"], &[]);

@@ -227,7 +227,7 @@ impl Donors {
     pub(crate) fn patch(&self, index: usize) -> Result<Patch> {
         let donor = &self.all[index];
         let image = image::open_image(&donor.image, self.max_pixels)?;
-        let lesion = image::open_gray(&donor.mask, self.max_pixels)?;
+        let lesion = lesion_mask(&donor.mask, self.max_pixels)?;
         if image.size() != lesion.size() {
             return Err(Error::data(format!(
                 "`{}` is {}x{}, but its mask `{}` is {}x{}",
@@ -313,6 +313,11 @@ fn read_index(root: &Path) -> Result<Index> {
     Ok(index)
 }
 
+/// A mask of lesions as 0 and 255.
+fn lesion_mask(path: &Path, max_pixels: u64) -> Result<Mask> {
+    image::open_mask(path, max_pixels, &image::MaskRule::Auto { label: 255 })
+}
+
 /// The donors of a folder with whole images and masks.
 fn listed(root: &Path, max_pixels: u64) -> Result<Vec<Donor>> {
     let files = |folder: &str| pairs::list_files(&root.join(folder));
@@ -320,7 +325,7 @@ fn listed(root: &Path, max_pixels: u64) -> Result<Vec<Donor>> {
     let per_mask: Vec<Vec<Donor>> = pairs
         .par_iter()
         .map(|(stem, image, mask)| {
-            let gray = image::open_gray(mask, max_pixels)?;
+            let gray = lesion_mask(mask, max_pixels)?;
             let lesions = patches(gray.view(), |v| v > THRESHOLD);
             let donor = |(part, shape): (usize, &Shape)| {
                 let facts = facts(format!("{stem}-{part}"), stem, "", shape, gray.size());

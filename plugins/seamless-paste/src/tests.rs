@@ -316,7 +316,7 @@ fn a_plain_folder_of_images_and_masks_serves_too() {
         let image = scene(index, &labels);
         let gray = labels
             .iter()
-            .map(|&label| if label == 0 { 20 } else { 220 })
+            .map(|&label| if label == 0 { 10 } else { 240 })
             .collect();
         let gray = Mask::new(SIDE, SIDE, gray).unwrap();
         diffaug::image::save_image(

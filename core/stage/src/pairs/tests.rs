@@ -175,3 +175,51 @@ fn folders_are_found_however_they_are_spelled() {
     std::fs::create_dir(&folder).unwrap();
     assert_eq!(find_folder(dir.path(), &["x", "groundtruth"]), Some(folder));
 }
+
+#[test]
+fn names_of_masks_may_have_a_suffix() {
+    let dir = folder(&[("a", 4, 0), ("b", 4, 0)]);
+    for id in ["a", "b"] {
+        let mask = Mask::new(4, 4, vec![255; 16]).unwrap();
+        for suffix in ["_segmentation", "_superpixels"] {
+            let path = dir.path().join(format!("masks/{id}{suffix}.png"));
+            save_gray(mask.view(), &path).unwrap();
+        }
+    }
+    let files = |sub| list_files(&dir.path().join(sub)).unwrap();
+    let pair = |suffix, option| {
+        pair_up_named(files("images"), files("masks"), MaskNames { suffix, option })
+    };
+    let error = message(pair("", Some("mask_suffix")));
+    assert!(
+        error.ends_with("masks`; names of masks end in `_segmentation`, which `mask_suffix` can say"),
+        "{error}"
+    );
+    let pairs = pair("_segmentation", None).unwrap();
+    let names: Vec<_> = pairs.iter().map(|(id, _, mask)| (id.as_str(), mask.clone())).collect();
+    let mask = |id: &str| dir.path().join(format!("masks/{id}_segmentation.png"));
+    assert_eq!(names, [("a", mask("a")), ("b", mask("b"))]);
+    assert!(message(pair("_x", None)).contains("a.png` has no mask"));
+}
+
+#[test]
+fn accents_may_be_stored_apart_from_their_letters() {
+    let dir = folder(&[("caf\u{e9}", 4, 0), ("cafe\u{301}", 0, 4)]);
+    let pairs = open(&dir, 100).unwrap();
+    assert_eq!(pairs.sample(0).unwrap().id.as_str(), "caf\u{e9}");
+}
+
+#[test]
+fn headers_are_checked_without_pixels() {
+    let dir = folder(&[("a", 12, 12), ("b", 12, 10), ("c", 40, 40)]);
+    let pairs = open(&dir, 200).unwrap();
+    pairs.check(0).unwrap();
+    assert!(message(pairs.check(1)).contains("b.png` is 10x10, but its image"));
+    assert!(message(pairs.check(2)).contains("over the limit of 200 pixels"));
+    let image = dir.path().join("images/a.png");
+    let bytes = std::fs::read(&image).unwrap();
+    std::fs::write(&image, &bytes[..bytes.len() - 5]).unwrap();
+    assert!(message(pairs.check(0)).ends_with("is truncated: it ends before its image data"));
+    std::fs::write(&image, b"").unwrap();
+    assert!(message(pairs.check(0)).ends_with("a.png` is empty"));
+}

@@ -472,3 +472,42 @@ fn a_share_of_train_is_kept_and_the_rest_stays_whole() {
         assert_eq!(options.validate().unwrap_err().field, "split.keep");
     }
 }
+
+#[test]
+fn mutated_files_of_ids_are_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("split.json");
+    let items: Vec<Item> = (0..9).map(|i| Item::new(&format!("s{i}"))).collect();
+    let info = DatasetInfo::single_class("D", "polyp");
+    let options = SplitOptions {
+        file: Some(path.clone()),
+        ..SplitOptions::default()
+    };
+    let seeds = [
+        br#"{"train": ["s0", "s1", "s2"], "validation": ["s3"], "test": ["s4", "s5"]}"#.to_vec(),
+        br#"{"name": "x", "train": ["s0", "s6", "s7", "s8"], "test": ["s1"]}"#.to_vec(),
+    ];
+    crate::mutate::each("splits", &seeds, 3000, |bytes| {
+        std::fs::write(&path, bytes).unwrap();
+        if let Err(error) = split(&info, &items, &options) {
+            assert!(error.to_string().contains("split"), "{error}");
+        }
+    });
+}
+
+#[test]
+fn names_with_accents_apart_are_the_same_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("split.json");
+    let items = ["caf\u{e9}", "b", "c", "d"].map(Item::new);
+    // The list was made where accents are stored apart from their letters.
+    let text = "{\"train\": [\"b\", \"cafe\u{301}\"], \"validation\": [\"c\"], \"test\": [\"d\"]}";
+    std::fs::write(&path, text).unwrap();
+    let options = SplitOptions {
+        file: Some(path),
+        ..SplitOptions::default()
+    };
+    let info = DatasetInfo::single_class("D", "polyp");
+    let found = split(&info, &items, &options).unwrap();
+    assert_eq!(found.train, ["b", "caf\u{e9}"]);
+}
