@@ -19,7 +19,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -75,6 +74,13 @@ impl AutoencoderTraining {
         let counts = [("steps", self.steps), ("batch", self.batch as u64)];
         if let Some((name, _)) = counts.iter().find(|(_, value)| *value == 0) {
             return refuse(at, name, 0.0, "at least 1");
+        }
+        let most = [
+            ("steps", self.steps, 1e9),
+            ("batch", self.batch as u64, 65_536.0),
+        ];
+        if let Some((name, value, most)) = most.iter().find(|(_, v, most)| *v as f64 > *most) {
+            return refuse(at, name, *value as f64, &format!("at most {most}"));
         }
         if !(self.lr > 0.0 && self.lr.is_finite()) {
             return refuse(at, "lr", self.lr, "a number above 0");
@@ -220,6 +226,12 @@ impl Compression<'_> {
         weights::load(&folder.join(WEIGHTS), &learner.params)?;
         let count = MEASURED.min(train.items()?.len() as u64);
         let (means, deviations) = learner.statistics(train, count)?;
+        if let Some(wrong) = means.iter().chain(&deviations).find(|v| !v.is_finite()) {
+            return Err(Error::model(format!(
+                "the latents of the trained autoencoder have a mean or deviation of {wrong}"
+            ))
+            .at(self.field));
+        }
         let tensors = learner
             .params
             .all()
@@ -241,7 +253,7 @@ pub fn leave(
     config: &AutoencoderConfig,
     tensors: &BTreeMap<String, Tensor>,
 ) -> Result<()> {
-    fs::create_dir_all(out)?;
+    weights::make_folder(out)?;
     let tensors = tensors.iter().map(|(name, t)| (name.clone(), t.clone()));
     weights::save_tensors(
         &out.join("diffusion_pytorch_model.safetensors"),

@@ -6,6 +6,7 @@ pub mod compressor;
 pub mod hub;
 pub mod original;
 pub mod packing;
+pub mod pickled;
 mod vae;
 
 pub use vae::{Moments, Vae};

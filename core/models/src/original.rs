@@ -23,7 +23,7 @@ const SCALING: f64 = 0.18215;
 /// # Errors
 /// When it is missing, broken or of another kind.
 pub fn open(path: &Path) -> Result<Box<dyn Source>> {
-    if !path.is_file() {
+    if !path.exists() {
         let shown = path.display();
         return Err(Error::model(format!("there is no file `{shown}`")));
     }

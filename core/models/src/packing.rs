@@ -39,7 +39,7 @@ pub fn pack(from: &Path, to: &Path, skip: &[&str]) -> Result<Packed> {
     for path in entries(from)? {
         let name = path.file_name().unwrap_or_default();
         if !skip.iter().any(|skipped| *skipped == name) {
-            copy(&path, &to.join(name), &mut packed)?;
+            copy(&path, &to.join(name), 0, &mut packed)?;
         }
     }
     Ok(packed)
@@ -58,22 +58,33 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     })
 }
 
-fn copy(from: &Path, to: &Path, packed: &mut Packed) -> Result<()> {
+/// Folders within folders, at most.
+const DEEPEST: usize = 16;
+
+fn copy(from: &Path, to: &Path, depth: usize, packed: &mut Packed) -> Result<()> {
+    let cannot = || format!("cannot copy `{}` to `{}`", from.display(), to.display());
     if from.is_dir() {
+        if from.is_symlink() || depth >= DEEPEST {
+            let what = match from.is_symlink() {
+                true => "it is a link to a folder, which is not followed".to_owned(),
+                false => format!("folders lie in folders, more than {DEEPEST} deep"),
+            };
+            return Err(Error::data(what).context(cannot()));
+        }
         return entries(from)?.iter().try_for_each(|path| {
-            copy(path, &to.join(path.file_name().unwrap_or_default()), packed)
+            let to = to.join(path.file_name().unwrap_or_default());
+            copy(path, &to, depth + 1, packed)
         });
     }
-    let cannot = || format!("cannot copy `{}` to `{}`", from.display(), to.display());
     if let Some(folder) = to.parent() {
-        fs::create_dir_all(folder).or_error(ErrorKind::Data, cannot)?;
+        weights::make_folder(folder)?;
     }
     if from.extension().is_some_and(|end| end == "safetensors") {
         packed.values += halve(from, to)?;
         packed.bytes += fs::metadata(to).or_error(ErrorKind::Data, cannot)?.len();
         return Ok(());
     }
-    packed.bytes += fs::copy(from, to).or_error(ErrorKind::Data, cannot)?;
+    packed.bytes += weights::copy_file(from, to)?;
     Ok(())
 }
 
@@ -156,6 +167,24 @@ mod tests {
         assert_eq!(words["format"], "pt");
         assert_eq!(packed.bytes, fs::metadata(&path).unwrap().len() + 2);
         assert_eq!(packed.to_string(), "17 values in half precision, 0.0 MB");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_to_folders_are_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+        fs::create_dir_all(from.join("a/b")).unwrap();
+        std::os::unix::fs::symlink(&from, from.join("a/b/loop")).unwrap();
+        let error = pack(&from, &to, &[]).unwrap_err().to_string();
+        assert!(
+            error.contains("a/b/loop` to `") && error.contains("a link to a folder"),
+            "{error}"
+        );
+        fs::remove_file(from.join("a/b/loop")).unwrap();
+        fs::create_dir_all(from.join("a/".repeat(30))).unwrap();
+        let error = pack(&from, &to, &[]).unwrap_err().to_string();
+        assert!(error.contains("more than 16 deep"), "{error}");
     }
 
     #[test]

@@ -76,10 +76,7 @@ impl Vae {
     /// # Errors
     /// Naming what is missing or does not fit.
     pub fn of(component: &Component, dtype: DType, device: &Device) -> Result<Self> {
-        let config: AutoencoderConfig = serde_json::from_value(component.config.clone())
-            .or_error(ErrorKind::Model, || {
-                "the configuration of `vae` cannot be used".to_owned()
-            })?;
+        let config = component.autoencoder_config()?;
         Vae::built(&config, component.source()?, dtype, device)
     }
 

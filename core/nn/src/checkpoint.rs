@@ -5,12 +5,12 @@
 use crate::{
     optim::{Ema, Optimizer},
     params::Params,
-    weights,
+    weights::{self, Files, Source},
 };
 use candle_core::{Device, Tensor, Var, bail};
 use diffaug::{Error, ErrorKind, Result, ResultExt};
 use serde::{Serialize, de::DeserializeOwned};
-use std::{collections::HashMap, fs, path::Path};
+use std::{collections::HashMap, path::Path};
 
 /// The one metadata key; more than one would be written in random order.
 const KEY: &str = "state";
@@ -59,8 +59,14 @@ pub(crate) fn load<S: DeserializeOwned>(
     accept: impl FnOnce(&S) -> Result<(u64, u64)>,
 ) -> Result<S> {
     let load = || {
-        let tensors = weights::read(path)?;
-        let state: S = read_state(path)?;
+        let mut files = Files::open(&[path])?;
+        let state: S = read_state(&files)?;
+        let mut tensors = HashMap::new();
+        for name in files.names() {
+            if let Some(tensor) = files.take(&name)? {
+                tensors.insert(name, tensor);
+            }
+        }
         let (steps, averaged) = accept(&state)?;
         restore(&tensors, parts, steps, averaged)?;
         Ok(state)
@@ -107,10 +113,8 @@ fn restore(
     Ok(())
 }
 
-fn read_state<S: DeserializeOwned>(path: &Path) -> Result<S> {
-    let bytes = fs::read(path)?;
-    let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes)?;
-    let text = metadata.metadata().as_ref().and_then(|map| map.get(KEY));
+fn read_state<S: DeserializeOwned>(files: &Files) -> Result<S> {
+    let text = files.metadata().get(KEY);
     let text = text.ok_or_else(|| Error::model("it does not say where the run stood"))?;
     serde_json::from_str(text).or_error(ErrorKind::Model, || {
         "what it says about where the run stood cannot be read".to_owned()
@@ -122,6 +126,7 @@ fn read_state<S: DeserializeOwned>(path: &Path) -> Result<S> {
 mod tests {
     use super::*;
     use crate::optim::{Config, Decay};
+    use std::fs;
 
     /// Tensors of a model with a tensor of each of these names and heights.
     fn parts(tensors: &[(&str, usize)]) -> (Params, Optimizer, Ema) {

@@ -145,10 +145,22 @@ fn compare(
         }
         let answers = candidates.iter().zip(&compared).zip(found);
         for (all, ((candidate, labels), found)) in all.iter_mut().zip(answers) {
+            check_numbers(candidate, &found)?;
             all.push(Match::new(candidate, labels, found.mask)?);
         }
     }
     Ok(all)
+}
+
+/// Checks that a segmenter was able to say how probable its answer is: one that was not judges nothing.
+fn check_numbers(candidate: &Candidate<'_>, found: &Segmentation) -> Result<()> {
+    match found.probability.iter().position(|p| !p.is_finite()) {
+        None => Ok(()),
+        Some(at) => Err(Error::model(format!(
+            "candidate `{}` cannot be judged: the segmenter's probability at pixel {at} is {}: its weights are broken",
+            candidate.id, found.probability[at]
+        ))),
+    }
 }
 
 /// The labels to compare, after checking that the comparison makes sense.

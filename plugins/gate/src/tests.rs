@@ -9,6 +9,7 @@ use diffaug::{ErrorKind, Silent, with_reporter};
 struct Says {
     mask: Mask,
     classes: Vec<Class>,
+    probability: Vec<f32>,
 }
 
 impl Segmenter for Says {
@@ -22,7 +23,7 @@ impl Segmenter for Says {
     ) -> Result<RVec<Segmentation>> {
         let answer = |_| Segmentation {
             mask: self.mask.clone(),
-            probability: RVec::new(),
+            probability: self.probability.clone().into(),
         };
         Ok(images.iter().map(answer).collect())
     }
@@ -44,6 +45,7 @@ fn judge(options: IouOptions, wanted: &[u8], found: &[u8], classes: Vec<Class>) 
     let image = Image::new(wanted.len() as u32, 1, vec![0; 3 * wanted.len()])?;
     let wanted = row(wanted);
     let segmenter = BoxSegmenter::new(Says {
+        probability: Vec::new(),
         mask: row(found),
         classes,
     });
@@ -162,6 +164,7 @@ fn ensemble(options: EnsembleOptions, wanted: &[u8], found: &[&[u8]]) -> Verdict
     }];
     let says = |found: &&[u8]| {
         BoxSegmenter::new(Says {
+            probability: Vec::new(),
             mask: row(found),
             classes: vec![class(1, "polyp")],
         })
@@ -212,4 +215,42 @@ fn options_of_an_ensemble_are_checked() {
     assert_eq!(field(1, None), "members");
     assert_eq!(field(3, Some(4)), "agree");
     assert_eq!(field(3, Some(0)), "agree");
+}
+
+#[test]
+fn a_segmenter_whose_answer_is_no_number_judges_nothing() {
+    let image = Image::new(4, 1, vec![0; 12]).unwrap();
+    let mask = row(&[1, 1, 0, 0]);
+    let candidates = [Candidate {
+        id: "c-1".into(),
+        image: image.view(),
+        mask: mask.view(),
+    }];
+    for wrong in [f32::NAN, f32::INFINITY] {
+        let says = || {
+            BoxSegmenter::new(Says {
+                mask: mask.clone(),
+                classes: vec![class(1, "polyp")],
+                probability: vec![1.0, 1.0, wrong, 0.0],
+            })
+        };
+        let (one, three) = ([says()], [says(), says(), says()]);
+        let judged = |validator: &dyn Fn(&Reporter<'_>) -> Result<RVec<Verdict>>| {
+            with_reporter(&Silent, |reporter| validator(reporter)).unwrap_err()
+        };
+        let candidates = &candidates[..];
+        let errors = [
+            judged(&|r| Iou(IouOptions::default()).judge(candidates.into(), (&one[..]).into(), r)),
+            judged(&|r| {
+                let ensemble = Ensemble(EnsembleOptions::default());
+                ensemble.judge(candidates.into(), (&three[..]).into(), r)
+            }),
+        ];
+        for error in errors {
+            assert_eq!(error.kind, ErrorKind::Model);
+            let text = error.to_string();
+            assert!(text.contains("candidate `c-1` cannot be judged"), "{text}");
+            assert!(text.contains("at pixel 2 is"), "{text}");
+        }
+    }
 }

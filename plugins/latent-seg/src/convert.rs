@@ -147,7 +147,17 @@ impl Parts {
             } else if name == "scale_factor"
                 && let Some(scale) = source.take(&name)?
             {
-                parts.scale = scale.to_dtype(DType::F64)?.to_scalar()?;
+                let scale: f64 = scale
+                    .to_dtype(DType::F64)?
+                    .flatten_all()?
+                    .mean_all()?
+                    .to_scalar()?;
+                if !(1e-12..=1e12).contains(&scale) {
+                    return Err(Error::model(format!(
+                        "`scale_factor` is {scale}, expected a number above 0"
+                    )));
+                }
+                parts.scale = scale;
             }
         }
         for (prefix, missing) in [
@@ -195,7 +205,7 @@ impl Parts {
         for level in 0..levels {
             let first = 1 + level * (layers + 1);
             let channels = of(&format!("input_blocks.{first}.0.out_layers.3.weight"), 0)?;
-            multipliers.push(channels / width);
+            multipliers.push(channels / width.max(1));
             if self.has(&format!("input_blocks.{first}.1.qkv.weight")) {
                 attention.push(1 << level);
             }

@@ -7,6 +7,7 @@ use candle_core::{Result, Tensor, bail};
 use diffaug_nn::{
     diffusion::sinusoids,
     layers::{Conv2d, GroupNorm, Linear},
+    limits,
     ops::{self, Activation, Attention, Dropping, PackedLinear},
     params::Scope,
 };
@@ -59,6 +60,17 @@ impl DenoiserConfig {
     pub fn check(&self) -> Result<()> {
         if self.multipliers.is_empty() || self.multipliers.contains(&0) {
             bail!("`multipliers` are one or more numbers above 0");
+        }
+        limits::all_within("multipliers", &self.multipliers, limits::LEVELS, 1..=64)?;
+        for (field, value, most) in [
+            ("inputs", self.inputs, limits::WIDTH),
+            ("outputs", self.outputs, limits::WIDTH),
+            ("width", self.width, limits::CHANNELS),
+            ("layers", self.layers, limits::LAYERS),
+            ("groups", self.groups, limits::CHANNELS),
+            ("heads", self.heads, limits::CHANNELS),
+        ] {
+            limits::within(field, value, 0..=most)?;
         }
         for multiplier in &self.multipliers {
             let channels = self.width * multiplier;

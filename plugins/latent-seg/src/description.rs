@@ -13,9 +13,11 @@ use diffaug_nn::{
         scheduler::{NoiseSchedule, SamplerName, SchedulerConfig},
     },
     fit::CONFIG,
+    limits,
+    weights::input,
 };
 use serde::{Deserialize, Serialize};
-use std::{fs, path::Path};
+use std::path::Path;
 
 /// With the weights, all that answering needs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -170,15 +172,15 @@ impl Description {
             model: Description,
         }
         let path = weights.join(CONFIG);
-        let read = || -> Result<File> { Ok(serde_json::from_str(&fs::read_to_string(&path)?)?) };
-        let model = read()
-            .or_error(ErrorKind::Model, || {
-                format!(
-                    "`{}` is no folder that training `{PLUGIN}` left",
-                    weights.display()
-                )
-            })?
-            .model;
+        let no_folder = || {
+            let shown = weights.display();
+            format!("`{shown}` is no folder that training `{PLUGIN}` left")
+        };
+        let file: Result<File> = input::json_file(&path, input::CONFIG_BYTES);
+        let model = file.or_error(ErrorKind::Model, no_folder)?.model;
+        model.check_sizes().or_error(ErrorKind::Model, || {
+            format!("`{}` cannot be used", path.display())
+        })?;
         let sides =
             model.input.0.min(model.input.1) >= 1 && model.input.0.max(model.input.1) <= 4096;
         let sound = sides
@@ -194,6 +196,23 @@ impl Description {
             )));
         }
         Ok(model)
+    }
+
+    /// Checks that the sizes are such as networks have.
+    fn check_sizes(&self) -> candle_core::Result<()> {
+        let vision = &self.vision;
+        limits::all_within(
+            "vision.channels",
+            &vision.channels,
+            limits::LEVELS,
+            1..=limits::CHANNELS,
+        )?;
+        limits::within("vision.layers", vision.layers, 1..=limits::LAYERS)?;
+        limits::within("vision.features", vision.features, 1..=limits::CHANNELS)?;
+        limits::within("latent", self.latent, 1..=limits::CHANNELS)?;
+        limits::within("classes", self.classes.len(), 1..=255)?;
+        limits::within("scale", self.scale, 1e-12..=1e12)?;
+        self.denoiser.check()
     }
 
     /// How images are laid out: both sides of their latents can be halved as often as the denoising

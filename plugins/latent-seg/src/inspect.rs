@@ -39,7 +39,8 @@ pub fn inspect(options: &Options, context: &Context) -> Result<Inspection> {
     let side = match (options.size, context.size) {
         (Some(side), _) => side,
         (None, 0) => ASSUMED,
-        (None, side) => side,
+        // Larger ones are no pictures, and their squares no numbers.
+        (None, side) => side.min(1 << 16),
     };
     let stored = match &options.weights {
         Some(folder) => match Description::read(folder) {
@@ -84,7 +85,8 @@ pub fn inspect(options: &Options, context: &Context) -> Result<Inspection> {
 fn own_autoencoder(options: &Options) -> Option<AutoencoderConfig> {
     let folder = options.weights.as_ref().filter(|_| options.vae.is_none())?;
     let config = checkpoint::read_json(&folder.join(VAE).join("config.json")).ok()?;
-    serde_json::from_value(config).ok()
+    let config: AutoencoderConfig = serde_json::from_value(config).ok()?;
+    config.check().ok().map(|()| config)
 }
 
 /// The networks of these options for one target class, and the small autoencoder, where one is trained.

@@ -12,6 +12,7 @@ use diffaug_models::Vae;
 use diffaug_nn::{
     batch,
     diffusion::{Encoder, scheduler::NoiseSchedule},
+    finite::Witnesses,
     fit::WEIGHTS,
     layers::Conv2d,
     noise,
@@ -21,7 +22,7 @@ use diffaug_nn::{
 };
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
-use std::path::Path;
+use std::{fmt, path::Path};
 
 /// The folder of a small autoencoder beside the weights that need it.
 pub const VAE: &str = "vae";
@@ -48,6 +49,25 @@ pub struct Seen {
     pub latent: Option<Tensor>,
     /// Its pixels, -1 to 1, where the trainable encoder sees them.
     pub pixels: Option<Tensor>,
+}
+
+/// Where a value was made that may be no number.
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    Condition,
+    /// Counted from 1, of so many.
+    Step(usize, usize),
+    Pixels,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Stage::Condition => f.write_str("the condition that the encoders made of it"),
+            Stage::Step(step, steps) => write!(f, "denoising step {step} of {steps}"),
+            Stage::Pixels => f.write_str("the decoded masks"),
+        }
+    }
 }
 
 impl Network {
@@ -188,6 +208,17 @@ impl Network {
     /// # Errors
     /// When the shapes do not fit.
     pub fn denoise(&self, z: Tensor, condition: &Tensor, steps: usize) -> Result<Tensor> {
+        self.denoise_watched(z, condition, steps, |_, _| Ok(()))
+    }
+
+    /// [`Network::denoise`]; `watch` is given each step, from 1, and its estimate.
+    fn denoise_watched(
+        &self,
+        z: Tensor,
+        condition: &Tensor,
+        steps: usize,
+        mut watch: impl FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
         let (mut z, count) = (z, condition.dim(0)?);
         let prediction = self.description.prediction.prediction();
         let last = TIMESTEPS as usize - 1;
@@ -195,6 +226,7 @@ impl Network {
             let t = vec![(last * (steps - step) / steps) as u32; count];
             let output = self.predict(&z, condition, &t, None)?;
             let clean = self.schedule.clean(prediction, &output, &z, &t)?;
+            watch(step + 1, &clean)?;
             if step + 1 == steps {
                 return Ok(clean);
             }
@@ -211,14 +243,24 @@ impl Network {
     /// # Errors
     /// When the shapes do not fit.
     pub fn probabilities(&self, latents: &Tensor) -> Result<Tensor> {
+        self.grey(&self.decoded(latents)?, latents.dim(0)?)
+    }
+
+    /// The pixels of masks' latents, `[n * classes, 3, height, width]`.
+    fn decoded(&self, latents: &Tensor) -> Result<Tensor> {
         let (count, _, height, width) = latents.dims4()?;
         let classes = self.description.classes.len();
         let each = (count * classes, self.description.latent, height, width);
         let latents = (latents.reshape(each)? / self.description.scale)?;
-        let pixels = self.vae.decode(&latents)?;
+        self.vae.decode(&latents)
+    }
+
+    /// How probable each class is, from the `pixels` of masks of `count` images. What is no number is
+    /// one afterwards.
+    fn grey(&self, pixels: &Tensor, count: usize) -> Result<Tensor> {
         let (_, _, height, width) = pixels.dims4()?;
         let grey = pixels.affine(0.5, 0.5)?.clamp(0f32, 1f32)?.mean(1)?;
-        Ok(grey.reshape((count, classes, height, width))?)
+        Ok(grey.reshape((count, (), height, width))?)
     }
 
     /// What the answer to an image begins with: it depends on the image and the seed alone.
@@ -242,14 +284,30 @@ impl Network {
     /// An answer for each image, of the image's size.
     ///
     /// # Errors
-    /// Those of the device.
+    /// When a value on the way to an answer is no number, and those of the device.
     pub fn segment(
         &self,
         images: &[ImageRef<'_>],
         options: &Options,
         seed: u64,
     ) -> Result<Vec<Segmentation>> {
+        self.segment_from(0, images, options, seed)
+    }
+
+    /// [`Network::segment`] for images of which the first is number `first` of all.
+    ///
+    /// # Errors
+    /// Those of [`Network::segment`], which name the number of the image.
+    pub fn segment_from(
+        &self,
+        first: usize,
+        images: &[ImageRef<'_>],
+        options: &Options,
+        seed: u64,
+    ) -> Result<Vec<Segmentation>> {
+        let mut seen = Witnesses::default();
         let condition = self.condition(&self.see(images)?, None)?;
+        seen.note(Stage::Condition, &condition)?;
         let (_, _, height, width) = condition.dims4()?;
         let shape = [1, self.description.denoiser.outputs, height, width];
         let starts = images
@@ -258,8 +316,20 @@ impl Network {
         let starts: Vec<f32> = starts.flatten().collect();
         let shape = (images.len(), shape[1], height, width);
         let z = Tensor::from_vec(starts, shape, self.device())?;
-        let latents = self.denoise(z, &condition, options.steps)?;
-        let planes = self.probabilities(&latents)?.to_device(&Device::Cpu)?;
+        let steps = options.steps;
+        let latents = self.denoise_watched(z, &condition, steps, |step, clean| {
+            Ok(seen.note(Stage::Step(step, steps), clean)?)
+        })?;
+        let pixels = self.decoded(&latents)?;
+        let apart = pixels.reshape((images.len(), ()))?;
+        seen.note(Stage::Pixels, &apart)?;
+        if let Some((stage, row)) = seen.first()? {
+            return Err(Error::model(format!(
+                "image {} cannot be segmented: in {stage} a value became NaN or infinite: the weights are broken",
+                first + row
+            )));
+        }
+        let planes = self.grey(&pixels, images.len())?.to_device(&Device::Cpu)?;
         let planes: Vec<Vec<Vec<f32>>> = planes.flatten_from(2)?.to_vec3()?;
         let work = planes.into_par_iter().zip(images);
         work.map(|(planes, image)| self.answer(&planes, *image, options.threshold))

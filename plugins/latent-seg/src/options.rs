@@ -6,6 +6,7 @@ use diffaug_models::compressor::AutoencoderTraining;
 use diffaug_nn::{
     diffusion::scheduler::Prediction,
     fit::{Averaging, Settings},
+    limits,
     optim::{Decay, Schedule},
     precision::Precision,
 };
@@ -365,16 +366,48 @@ impl Options {
         ] {
             within(&format!("architecture.{name}"), value, 1, 4096)?;
         }
+        for (name, value) in [
+            ("layers", a.layers),
+            ("vision_layers", a.vision_layers),
+            ("autoencoder_layers", a.autoencoder_layers),
+        ] {
+            within(&format!("architecture.{name}"), value, 1, limits::LAYERS)?;
+        }
         let vision = self.vision();
         for (name, list) in [
             ("multipliers", &a.multipliers),
             ("vision", &vision),
             ("autoencoder", &a.autoencoder),
         ] {
-            if list.is_empty() || list.len() > 8 || list.contains(&0) {
+            let sizes = 1..=if name == "multipliers" {
+                64
+            } else {
+                limits::CHANNELS
+            };
+            if !(1..=8).contains(&list.len()) || list.iter().any(|n| !sizes.contains(n)) {
                 let field = format!("architecture.{name}");
-                return refuse(&field, format!("{list:?}"), "one to eight numbers above 0");
+                let expected = format!("one to eight numbers from 1 to {}", sizes.end());
+                return refuse(&field, format!("{list:?}"), &expected);
             }
+        }
+        let widest = a.multipliers.iter().map(|multiplier| a.width * multiplier);
+        let widest: Vec<usize> = widest.collect();
+        for (name, channels, layers) in [
+            ("width", &widest, a.layers),
+            ("vision", &vision, a.vision_layers),
+            ("autoencoder", &a.autoencoder, a.autoencoder_layers),
+        ] {
+            let most = limits::at_most(channels, layers);
+            if most > limits::PARAMETERS {
+                let field = format!("architecture.{name}");
+                let limit = limits::PARAMETERS;
+                let expected = format!("a network of at most {limit} parameters, not {most}");
+                return refuse(&field, format!("{channels:?} channels"), &expected);
+            }
+        }
+        if a.attention.len() > 16 {
+            let shown = format!("{} numbers", a.attention.len());
+            return refuse("architecture.attention", shown, "at most 16");
         }
         for multiplier in &a.multipliers {
             let channels = a.width * multiplier;
@@ -444,6 +477,9 @@ impl Training {
                 return refuse(&format!("train.{name}"), value, "at least 1");
             }
         }
+        within("train.steps", self.steps, 1, 1_000_000_000)?;
+        within("train.batch", self.batch, 1, 65_536)?;
+        within("train.accumulate", self.accumulate.unwrap_or(1), 1, 65_536)?;
         if let Some(lr) = self.lr
             && !(lr > 0.0 && lr.is_finite())
         {
@@ -508,6 +544,27 @@ mod tests {
             "architecture.vision"
         );
         assert_eq!(field(r#"{"train": {"dropout": 1.0}}"#), "train.dropout");
+        for (name, value) in [
+            ("layers", "1000000000"),
+            ("vision_layers", "65"),
+            ("width", "1000000000"),
+            ("width", "4096"),
+            ("multipliers", "[1, 18446744073709551615]"),
+            ("autoencoder", "[32, 100000]"),
+            ("vision", "[16385]"),
+        ] {
+            let json = format!(r#"{{"architecture": {{"{name}": {value}}}}}"#);
+            assert_eq!(field(&json), format!("architecture.{name}"));
+        }
+        assert_eq!(
+            field(r#"{"train": {"steps": 1000000000000}}"#),
+            "train.steps"
+        );
+        assert_eq!(field(r#"{"train": {"batch": 100000}}"#), "train.batch");
+        assert_eq!(
+            field(r#"{"train": {"autoencoder": {"steps": 2000000000}}}"#),
+            "train.autoencoder.steps"
+        );
         assert_eq!(
             field(r#"{"train": {"autoencoder": {"batch": 0}}}"#),
             "train.autoencoder.batch"

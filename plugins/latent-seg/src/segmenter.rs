@@ -112,8 +112,11 @@ impl Stage for LatentSeg {
             )
             .at("weights"));
         };
+        let mut first = 0;
         segmenting::in_batches(&images, self.options.batch, reporter, |part| {
-            network.segment(part, &self.options, self.seed)
+            let answers = network.segment_from(first, part, &self.options, self.seed)?;
+            first += part.len();
+            Ok(answers)
         })
     }
 

@@ -188,6 +188,42 @@ fn an_answer_depends_on_its_image_alone() {
     }
 }
 
+/// The error that segmenting ends in when the weight `name` of the networks is multiplied by `factor`.
+fn broken(name: &str, factor: f64) -> String {
+    let options = parsed(&with(small(), json!({ "steps": 3 })));
+    let network = network(&options, &two_classes());
+    let var = network
+        .params
+        .all()
+        .find(|(known, _)| *known == name)
+        .unwrap()
+        .1;
+    var.set(&(var.as_detached_tensor() * factor).unwrap())
+        .unwrap();
+    let sample = Drawings::new(4, 1).sample(0).unwrap();
+    let error = network
+        .segment_from(5, &[sample.image.view()], &options, 7)
+        .unwrap_err();
+    assert!(!error.is_fault());
+    error.to_string()
+}
+
+#[test]
+fn an_answer_that_is_no_number_is_an_error() {
+    for factor in [f64::NAN, f64::INFINITY] {
+        let text = broken("vision.out.weight", factor);
+        assert!(
+            text.starts_with("image 5 cannot be segmented: in the condition"),
+            "{text}"
+        );
+        let text = broken("denoiser.out.2.weight", factor);
+        assert!(
+            text.contains("in denoising step 1 of 3 a value became NaN"),
+            "{text}"
+        );
+    }
+}
+
 /// Bright discs and, in a second class, dark bars on a grey ground.
 struct Drawings {
     count: u64,

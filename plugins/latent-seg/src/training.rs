@@ -7,7 +7,8 @@ use crate::{
 };
 use candle_core::{DType, Device, Tensor};
 use diffaug::{
-    BoxDataset, Dataset, MaskRef, Reporter, Result, Sample, prelude::ImageRef, rng, segmenting,
+    BoxDataset, Dataset, Error, MaskRef, Reporter, Result, Sample, prelude::ImageRef, rng,
+    segmenting,
 };
 use diffaug_models::{Vae, compressor::Pictures};
 use diffaug_nn::{
@@ -174,6 +175,12 @@ pub fn mask_scale(
             squares += f64::from(value).powi(2);
             values += 1;
         }
+    }
+    if !f64::is_finite(squares) {
+        return Err(Error::model(
+            "the autoencoder makes latents of the masks that are NaN or infinite: its weights are broken",
+        )
+        .at("vae"));
     }
     let mean = sum / values.max(1) as f64;
     let variance = squares / values.max(1) as f64 - mean.powi(2);

@@ -48,7 +48,7 @@ impl FromConfig for SdxlInpaint {
     }
 
     fn convert(_: &Options, from: &Path, to: &Path) -> Result<String> {
-        loader::pack(from, to)
+        loader::convert(from, to)
     }
 }
 
@@ -59,7 +59,7 @@ impl SdxlInpaint {
             steps: options.steps,
             guidance: options.guidance,
             rescale: options.guidance_rescale,
-            strength: options.strength,
+            strength: options.strength(),
             original: options.original_size,
             crop: options.crop_top_left,
             target: options.target_size,
@@ -95,6 +95,7 @@ impl SdxlInpaint {
     ) -> Result<Vec<(usize, Option<Image>)>> {
         let scenes = jobs.iter().map(|(_, job, plan)| {
             Ok(Scene {
+                name: picture::name(job),
                 pixels: picture::pixels(job.image, plan, &self.device)?,
                 hole: picture::hole(job.mask, plan, &self.device)?,
                 prompt: job.prompt.as_str(),

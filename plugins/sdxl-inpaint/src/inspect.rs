@@ -63,7 +63,8 @@ fn side(options: &Options, context: &Context) -> u64 {
     match (options.resolution, context.size) {
         (Some(side), _) => u64::from(side),
         (None, 0) => ASSUMED,
-        (None, side) => u64::from(side),
+        // Larger ones are no pictures, and their squares no numbers.
+        (None, side) => u64::from(side).min(1 << 16),
     }
 }
 
@@ -122,7 +123,7 @@ fn model(
     push("vae", count(&checkpoint.vae)?, 0, F32);
     push("unet", unet, trainable, bytes);
     let weights: u64 = inspection.components.iter().map(|part| part.bytes).sum();
-    let vae: AutoencoderConfig = serde_json::from_value(checkpoint.vae.config.clone())?;
+    let vae = checkpoint.vae.autoencoder_config()?;
     memory(
         &config,
         &vae,
@@ -184,7 +185,7 @@ fn memory(
     let train = &options.train;
     let upkeep = Upkeep::new(trainable, trainable, &Rule::default(), train.ema.is_some());
     let maps = kept(config, latent * train.batch as u64, train.checkpointing);
-    inspection.train_bytes = weights + upkeep.peak(maps + decode, true);
+    inspection.train_bytes = weights.saturating_add(upkeep.peak(maps.saturating_add(decode), true));
 }
 
 /// What the denoising network keeps for the backward pass, in bytes; `pixels` are those of a
@@ -192,7 +193,7 @@ fn memory(
 fn kept(config: &UNetConfig, pixels: u64, checkpointing: bool) -> u64 {
     let levels = config.block_out_channels.iter().enumerate();
     let layers = levels.map(|(level, channels)| {
-        let values = (*channels as u64 * pixels) >> (2 * level);
+        let values = (*channels as u128 * u128::from(pixels)) >> (2 * level);
         let blocks = match &config.transformer_layers_per_block {
             PerBlock::All(layers) => *layers,
             PerBlock::Each(layers) => layers.get(level).copied().unwrap_or(0),
@@ -201,16 +202,16 @@ fn kept(config: &UNetConfig, pixels: u64, checkpointing: bool) -> u64 {
             .down_block_types
             .get(level)
             .is_some_and(|kind| kind.starts_with("Cross"));
-        let blocks = if attends { blocks as u64 } else { 0 };
+        let blocks = if attends { blocks as u128 } else { 0 };
         // Down, and once more up.
-        let stages = 2 * config.layers_per_block as u64 + 1;
+        let stages = 2 * config.layers_per_block as u128 + 1;
         let of_stage = match checkpointing {
             true => 1,
-            false => RESNET + BLOCK * blocks,
+            false => u128::from(RESNET) + u128::from(BLOCK) * blocks,
         };
-        F32 * values * stages * of_stage
+        u128::from(F32) * values * stages * of_stage
     });
-    layers.sum()
+    u64::try_from(layers.sum::<u128>()).unwrap_or(u64::MAX)
 }
 
 /// Values of all tensors of a network.

@@ -12,7 +12,7 @@ use diffaug::{Error, ErrorKind, Result, ResultExt};
 use diffaug_models::{
     Vae,
     checkpoint::{self, Checkpoint, Component},
-    hub, packing,
+    hub, packing, pickled,
 };
 use diffaug_nn::{
     diffusion::{
@@ -22,7 +22,7 @@ use diffaug_nn::{
     },
     ops,
     params::Params,
-    weights::{Cast, Source},
+    weights::{Cast, Source, input},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -57,6 +57,26 @@ pub struct Own {
     pub resolution: Option<u32>,
 }
 
+impl Own {
+    /// Checks that the numbers are such as options may be.
+    fn check(&self) -> Result<()> {
+        let within =
+            |what: &str, value: f64, low: f64, high: f64| match (low..=high).contains(&value) {
+                true => Ok(()),
+                false => Err(Error::model(format!(
+                    "`{what}` in `{OWN}` is {value}, expected {low} to {high}"
+                ))),
+            };
+        within("margin", self.margin.unwrap_or(0.0), 0.0, 10.0)?;
+        within(
+            "resolution",
+            f64::from(self.resolution.unwrap_or(16)),
+            16.0,
+            4096.0,
+        )
+    }
+}
+
 /// What a name in `weights` or `base` stands for.
 pub struct Found {
     /// The model on disk.
@@ -84,12 +104,13 @@ pub fn find(weights: &str, field: &str, options: &Options) -> Result<Found> {
         let path = hub::locate(weights, &opening(options, None))?;
         let mut loras = Vec::new();
         let mut own = Own::default();
-        if path.join(OWN).is_file() {
-            own = parse(checkpoint::read_json(&path.join(OWN))?, OWN)?;
+        if path.join(OWN).exists() {
+            own = parse(&checkpoint::read_json(&path.join(OWN))?, OWN)?;
+            own.check()?;
         }
         let (mut path, mut variant) = (path, options.variant.clone());
-        if path.join(BASE).is_file() {
-            let base: Base = parse(checkpoint::read_json(&path.join(BASE))?, BASE)?;
+        if path.join(BASE).exists() {
+            let base: Base = parse(&checkpoint::read_json(&path.join(BASE))?, BASE)?;
             loras.push(LoraFile {
                 path: path.join(ADAPTER),
                 scale: 1.0,
@@ -124,17 +145,21 @@ pub fn is_there(weights: &str, options: &Options) -> bool {
     hub::is_there(weights, &opening(options, None))
 }
 
-/// Copies the folder that training left without what only going on with it needs, in half precision.
+/// Makes the folder `to`: of weights in PyTorch's files one with safetensors; of the folder that training
+/// left one without what only going on with it needs, in half precision.
 ///
 /// # Errors
-/// When `from` is no such folder, or `to` cannot be written.
-pub fn pack(from: &Path, to: &Path) -> Result<String> {
+/// When `from` is neither, or broken, or `to` cannot be written.
+pub fn convert(from: &Path, to: &Path) -> Result<String> {
+    if pickled::is_pickled(from) {
+        return Ok(pickled::convert(from, to)?.to_string());
+    }
     if !["model_index.json", BASE]
         .iter()
         .any(|name| from.join(name).is_file())
     {
         return Err(Error::model(format!(
-            "`{}` is no folder that training left: expected `model_index.json` or `{BASE}` in it",
+            "`{}` is neither a file or folder with weights of PyTorch's (`.bin`, `.ckpt`) nor a folder that training left, with `model_index.json` or `{BASE}` in it",
             from.display()
         )));
     }
@@ -176,8 +201,7 @@ pub fn load(weights: &str, options: &Options, device: &Device) -> Result<Model> 
     );
     let (text, (unet, vae)) = (text?, others?);
     check(&config, &vae, &text)?;
-    let side = checkpoint.unet.config["sample_size"].as_u64();
-    let side = side.map(|side| side as u32 * vae.factor() as u32);
+    let side = side(&checkpoint, vae.factor())?;
     let pipeline = Pipeline {
         text,
         unet,
@@ -194,6 +218,22 @@ pub fn load(weights: &str, options: &Options, device: &Device) -> Result<Model> 
         own,
         side,
     })
+}
+
+/// The side of the pictures that the denoising network's configuration speaks of.
+fn side(checkpoint: &Checkpoint, factor: usize) -> Result<Option<u32>> {
+    let Some(latent) = checkpoint.unet.config["sample_size"].as_u64() else {
+        return Ok(None);
+    };
+    let side = latent
+        .checked_mul(factor as u64)
+        .filter(|side| (1..=16_384).contains(side));
+    match side {
+        Some(side) => Ok(Some(side as u32)),
+        None => Err(Error::model(format!(
+            "`sample_size` of `unet` is {latent}, which stands for pictures of more than 16384 pixels or none"
+        ))),
+    }
 }
 
 /// The type of activations: on a processor f32, whatever the weights are.
@@ -257,9 +297,13 @@ fn encoder_parts(checkpoint: &Checkpoint, loras: &mut Loras) -> Result<Vec<Encod
             // Whatever its own file says or leaves out: the second one projects.
             config["architectures"] = json!(["CLIPTextModelWithProjection"]);
         }
+        let config: ClipConfig = parse(&config, part.name())?;
+        config.check().or_error(ErrorKind::Model, || {
+            format!("the configuration of `{part}` cannot be used")
+        })?;
         Ok(EncoderPart {
             part,
-            config: parse(config, part.name())?,
+            config,
             source: Box::new(loras.fuse(part, component.source()?, None)?),
             tokenizer: tokenizer.to_owned(),
         })
@@ -346,8 +390,8 @@ fn check(config: &UNetConfig, vae: &Vae, text: &TextEncoders) -> Result<()> {
     }
 }
 
-fn parse<T: DeserializeOwned>(value: Value, name: &str) -> Result<T> {
-    serde_json::from_value(value).or_error(ErrorKind::Model, || {
+fn parse<T: DeserializeOwned>(value: &Value, name: &str) -> Result<T> {
+    input::typed(value).or_error(ErrorKind::Model, || {
         format!("the configuration of `{name}` cannot be used")
     })
 }

@@ -10,6 +10,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{fmt::Display, path::PathBuf};
 
+/// LoRAs that are added to one model at most.
+const MOST_LORAS: usize = 64;
+
 /// Which model paints, how it paints, and how it is trained.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -52,8 +55,8 @@ pub struct Options {
     /// Noise that `ddim` adds at each step, 0 (none) to 1.
     pub eta: f64,
     /// How much of the source under the mask is forgotten, above 0 to 1; at 1 painting begins with
-    /// noise alone.
-    pub strength: f64,
+    /// noise alone. Without it 0.9999, and one step at least.
+    pub strength: Option<f64>,
     /// What the model sees: the whole image, or a square window around the mask. Without it what
     /// the model was trained for here, or the whole image.
     pub window: Option<Window>,
@@ -102,7 +105,7 @@ impl Default for Options {
             guidance: 7.5,
             guidance_rescale: 0.0,
             eta: 0.0,
-            strength: 0.9999,
+            strength: None,
             window: None,
             margin: None,
             resolution: None,
@@ -210,18 +213,8 @@ impl Options {
         within("guidance", self.guidance, 0.0..=100.0)?;
         within("guidance_rescale", self.guidance_rescale, 0.0..=1.0)?;
         within("eta", self.eta, 0.0..=1.0)?;
-        if !(self.strength > 0.0 && self.strength <= 1.0) {
-            return refuse("strength", self.strength, "a number above 0, at most 1");
-        }
-        if (self.steps as f64 * self.strength) < 1.0 {
-            return refuse(
-                "strength",
-                self.strength,
-                &format!(
-                    "at least 1 / `steps` = {:.4}, so that a step is left",
-                    1.0 / self.steps as f64
-                ),
-            );
+        if let Some(strength) = self.strength {
+            self.check_strength(strength)?;
         }
         within("margin", self.margin.unwrap_or(0.0), 0.0..=10.0)?;
         if let Some(side) = self.resolution {
@@ -229,13 +222,49 @@ impl Options {
         }
         within("feather", self.feather, 0..=64)?;
         within("batch", self.batch, 1..=1024)?;
+        if self.lora.len() > MOST_LORAS {
+            return refuse(
+                "lora",
+                self.lora.len(),
+                &format!("at most {MOST_LORAS} files"),
+            );
+        }
         for (index, lora) in self.lora.iter().enumerate() {
-            if !lora.scale.is_finite() {
-                let field = format!("lora[{index}].scale");
-                return refuse(&field, lora.scale, "a number");
+            within(&format!("lora[{index}].scale"), lora.scale, -1e6..=1e6)?;
+        }
+        let sizes = [
+            ("original_size", self.original_size.unwrap_or_default()),
+            ("crop_top_left", self.crop_top_left),
+            ("target_size", self.target_size.unwrap_or_default()),
+        ];
+        for (field, sides) in sizes {
+            for side in sides {
+                within(field, side, 0..=1 << 20)?;
             }
         }
         self.train.check()
+    }
+
+    fn check_strength(&self, strength: f64) -> Result<()> {
+        if !(strength > 0.0 && strength <= 1.0) {
+            return refuse("strength", strength, "a number above 0, at most 1");
+        }
+        match self.steps as f64 * strength < 1.0 {
+            false => Ok(()),
+            true => refuse(
+                "strength",
+                strength,
+                &format!(
+                    "at least 1 / `steps` = {:.4}, so that a step is left",
+                    1.0 / self.steps as f64
+                ),
+            ),
+        }
+    }
+
+    /// How much of the source is forgotten.
+    pub fn strength(&self) -> f64 {
+        self.strength.unwrap_or(0.9999)
     }
 
     /// What the model sees, where neither options nor model say it.
@@ -324,6 +353,41 @@ mod tests {
             ("steps", "`steps` is 0, expected 1 to 1000")
         );
         assert_eq!(message(r#"{"strength": 0.0}"#).0, "strength");
+        assert_eq!(message(r#"{"strength": 0.9999, "steps": 1}"#).0, "strength");
+        let one: Options = serde_json::from_str(r#"{"steps": 1}"#).unwrap();
+        one.check().unwrap();
+        assert_eq!(message(r#"{"resolution": 2147483648}"#).0, "resolution");
+        assert_eq!(message(r#"{"batch": 1000000000}"#).0, "batch");
+        let lora = r#"{"lora": [{"path": "x", "scale": 1e300}]}"#;
+        assert_eq!(message(lora).0, "lora[0].scale");
+        assert_eq!(
+            message(r#"{"target_size": [64, 4294967295]}"#).0,
+            "target_size"
+        );
+        for (field, value) in [
+            ("rank", "1000000000"),
+            ("steps", "1000000000000"),
+            ("views", "4000000000"),
+            ("batch", "100000"),
+            ("accumulate", "100000"),
+            ("alpha", "1e300"),
+        ] {
+            let json = format!(r#"{{"train": {{"{field}": {value}}}}}"#);
+            assert_eq!(message(&json).0, format!("train.{field}"));
+        }
+        for (field, value) in [
+            ("unet_layers", "1000000000"),
+            ("transformers", "1000000000"),
+            ("text_layers", "4096"),
+            ("unet", "[64, 100000]"),
+            ("unet", "[8192, 8192]"),
+            ("autoencoder", "[32, 4294967296]"),
+            ("latent", "100000"),
+            ("text", "1048576"),
+        ] {
+            let json = format!(r#"{{"train": {{"architecture": {{"{field}": {value}}}}}}}"#);
+            assert_eq!(message(&json).0, format!("train.architecture.{field}"));
+        }
         let (_, text) = message(r#"{"strength": 0.01, "steps": 10}"#);
         assert!(text.contains("at least 1 / `steps` = 0.1000"), "{text}");
         assert_eq!(message(r#"{"feather": 65}"#).0, "feather");

@@ -94,7 +94,8 @@ pub fn plan(job: &Job<'_>, layout: &Layout) -> Result<Plan> {
     })
 }
 
-fn name(job: &Job<'_>) -> String {
+/// What a job is called in messages.
+pub fn name(job: &Job<'_>) -> String {
     match job.source.as_str() {
         "" => "an unnamed image".to_owned(),
         name => name.to_owned(),

@@ -10,10 +10,14 @@ use crate::{
 };
 use candle_core::{DType, Device, Tensor};
 use diffaug::{Error, Result};
-use diffaug_nn::diffusion::{
-    Added, ToldUNet, UNet,
-    scheduler::{Sampler, SchedulerConfig},
+use diffaug_nn::{
+    diffusion::{
+        Added, ToldUNet, UNet,
+        scheduler::{Sampler, SchedulerConfig},
+    },
+    finite::Witnesses,
 };
+use std::fmt;
 
 /// A loaded model.
 pub struct Pipeline {
@@ -61,6 +65,8 @@ pub struct Style {
 
 /// One picture to be painted.
 pub struct Scene<'a> {
+    /// What it is called in messages.
+    pub name: String,
     /// `[1, 3, height, width]`, values -1 to 1.
     pub pixels: Tensor,
     /// `[1, 1, height, width]`, 1 where to paint.
@@ -84,6 +90,55 @@ pub struct Watch<'a> {
     /// What looks.
     pub look: &'a mut Look<'a>,
 }
+
+/// Where a value was made that may be no number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// A text encoder, counted from 1.
+    Text(usize),
+    /// What the autoencoder makes of the source, or of the source without the hole.
+    Encoded,
+    /// A step, counted from 1, of so many.
+    Step(usize, usize),
+    /// The preview after a step.
+    Preview(usize, usize),
+    /// The end.
+    Pixels(usize),
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Stage::Text(which) => write!(f, "text encoder {which}"),
+            Stage::Encoded => write!(f, "the latents that the autoencoder's encoder made"),
+            Stage::Step(step, total) => write!(f, "denoising step {step} of {total}"),
+            Stage::Preview(step, total) => {
+                write!(
+                    f,
+                    "the preview that was decoded after step {step} of {total}"
+                )
+            }
+            Stage::Pixels(total) => write!(f, "the decoded pixels, after {total} denoising steps"),
+        }
+    }
+}
+
+impl Stage {
+    /// What usually helps.
+    fn cure(self) -> &'static str {
+        match self {
+            Stage::Text(_) | Stage::Step(..) => {
+                "another `dtype` (`f32` or `bf16`) is the usual cure; with `f32` it is the weights that are broken"
+            }
+            Stage::Encoded | Stage::Preview(..) | Stage::Pixels(_) => {
+                "another `dtype` (`f32` or `bf16`) or an autoencoder that is made for half precision (`vae = \"madebyollin/sdxl-vae-fp16-fix\"` for SDXL) is the usual cure; with `f32` it is the weights that are broken"
+            }
+        }
+    }
+}
+
+/// What was computed: the stage, and the place of its first row among the scenes that go on.
+type Seen = Witnesses<(Stage, usize)>;
 
 /// What the network is told besides the noisy latent, for a batch.
 struct Condition {
@@ -126,15 +181,22 @@ impl Pipeline {
         mut progress: impl FnMut(usize, usize) -> Result<()>,
     ) -> Result<Vec<Option<Tensor>>> {
         let mut sampler = Sampler::new(&self.scheduler, style.steps)?;
-        let first = sampler.start_at(style.strength);
+        let total = sampler.timesteps().len();
+        // One step is left, however small the strength and few the steps.
+        let first = sampler
+            .start_at(style.strength)
+            .min(total.saturating_sub(1));
         sampler.begin(first);
+        let mut seen = Seen::default();
         let mut sources: Vec<Source> = scenes
             .iter()
             .map(|scene| Source::new(style.noise, scene.seed))
             .collect();
         let mut start = self.start(scenes, &mut sources, &sampler, (first, style.strength))?;
-        let mut condition = self.condition(scenes, style, &start)?;
-        let total = sampler.timesteps().len();
+        for latents in start.image.iter().chain(&start.masked) {
+            seen.note((Stage::Encoded, 0), latents)?;
+        }
+        let mut condition = self.condition(scenes, style, &start, &mut seen)?;
         let pause = watch
             .as_ref()
             .map(|watch| first + ((total - first) as f64 * watch.share).round() as usize)
@@ -158,9 +220,15 @@ impl Pipeline {
                 };
                 x = blend(&start.mask, &x, &kept)?;
             }
+            seen.note((Stage::Step(i + 1 - first, total - first), 0), &x)?;
             progress(i + 1 - first, total - first)?;
             if let (true, Some(watch)) = (pause == Some(i + 1), &mut watch) {
-                let kept = self.look(watch, &places, &step.z0)?;
+                let previews = self.decoded(&step.z0)?;
+                for (row, preview) in previews.iter().enumerate() {
+                    seen.note((Stage::Preview(i + 1 - first, total - first), row), preview)?;
+                }
+                check(&mut seen, scenes, &places)?;
+                let kept = look(watch, &places, &previews)?;
                 if kept.len() < places.len() {
                     places = kept.iter().map(|at| places[*at]).collect();
                     sources = retain(sources, &kept);
@@ -175,28 +243,25 @@ impl Pipeline {
                 }
             }
         }
+        let decoded = match places.is_empty() {
+            true => Vec::new(),
+            false => self.decoded(&x)?,
+        };
+        for (row, pixels) in decoded.iter().enumerate() {
+            seen.note((Stage::Pixels(total - first), row), pixels)?;
+        }
+        check(&mut seen, scenes, &places)?;
         let mut painted: Vec<Option<Tensor>> = scenes.iter().map(|_| None).collect();
-        for (row, place) in places.into_iter().enumerate() {
-            let latent = x.narrow(0, row, 1)?.contiguous()?;
-            painted[place] = Some(self.vae.decode(&latent)?);
+        for (place, pixels) in places.into_iter().zip(decoded) {
+            painted[place] = Some(pixels);
         }
         Ok(painted)
     }
 
-    /// The rows of clean latents `z0` whose previews are worth going on with.
-    fn look(&self, watch: &mut Watch<'_>, places: &[usize], z0: &Tensor) -> Result<Vec<usize>> {
-        let previews =
-            (0..places.len()).map(|row| self.vae.decode(&z0.narrow(0, row, 1)?.contiguous()?));
-        let previews = previews.collect::<Result<Vec<_>>>()?;
-        let goes_on = (watch.look)(places, &previews)?;
-        if goes_on.len() != places.len() {
-            return Err(Error::internal(format!(
-                "{} answers to {} previews",
-                goes_on.len(),
-                places.len()
-            )));
-        }
-        Ok((0..places.len()).filter(|row| goes_on[*row]).collect())
+    /// The pixels of each row of latents.
+    fn decoded(&self, latents: &Tensor) -> Result<Vec<Tensor>> {
+        let rows = (0..latents.dim(0)?).map(|row| latents.narrow(0, row, 1)?.contiguous());
+        rows.map(|latent| self.vae.decode(&latent?)).collect()
     }
 
     /// The condition of those scenes whose rows are kept.
@@ -268,7 +333,13 @@ impl Pipeline {
         })
     }
 
-    fn condition(&self, scenes: &[Scene<'_>], style: &Style, start: &Start) -> Result<Condition> {
+    fn condition(
+        &self,
+        scenes: &[Scene<'_>],
+        style: &Style,
+        start: &Start,
+        seen: &mut Seen,
+    ) -> Result<Condition> {
         let guided = style.guidance > 1.0;
         let positive = scenes.iter().map(|scene| self.text.encode(scene.prompt));
         let positive = positive.collect::<Result<Vec<_>>>()?;
@@ -281,6 +352,9 @@ impl Pipeline {
         let all: Vec<Embedding> = negative
             .chain(positive.into_iter().map(Ok))
             .collect::<Result<_>>()?;
+        for (row, one) in all.iter().enumerate() {
+            self.note_text(one, row % scenes.len(), seen)?;
+        }
         let contexts: Vec<&Tensor> = all.iter().map(|one| &one.context).collect();
         let pooled: Option<Vec<&Tensor>> = all.iter().map(|one| one.pooled.as_ref()).collect();
         let pooled = match pooled {
@@ -305,6 +379,22 @@ impl Pipeline {
             inpaint,
             guided,
         })
+    }
+
+    /// Notes what each text encoder made of a text.
+    fn note_text(&self, text: &Embedding, place: usize, seen: &mut Seen) -> Result<()> {
+        let mut from = 0;
+        for (which, encoder) in self.text.encoders().enumerate() {
+            let width = encoder.clip().config().hidden_size;
+            let own = text.context.narrow(2, from, width)?;
+            seen.note((Stage::Text(which + 1), place), &own)?;
+            from += width;
+            // The pooled text is the last one's.
+            if let (true, Some(pooled)) = (from == text.context.dim(2)?, &text.pooled) {
+                seen.note((Stage::Text(which + 1), place), pooled)?;
+            }
+        }
+        Ok(())
     }
 
     /// `[count, 6]`: original height and width, top and left, target height and width.
@@ -367,6 +457,32 @@ impl Start {
             mask: self.mask.index_select(rows, 0)?,
         })
     }
+}
+
+/// The places among `previews` that are worth going on with.
+fn look(watch: &mut Watch<'_>, places: &[usize], previews: &[Tensor]) -> Result<Vec<usize>> {
+    let goes_on = (watch.look)(places, previews)?;
+    if goes_on.len() != places.len() {
+        return Err(Error::internal(format!(
+            "{} answers to {} previews",
+            goes_on.len(),
+            places.len()
+        )));
+    }
+    Ok((0..places.len()).filter(|row| goes_on[*row]).collect())
+}
+
+/// Checks that all values that were made are numbers; `places` are those of the rows among `scenes`.
+fn check(seen: &mut Seen, scenes: &[Scene<'_>], places: &[usize]) -> Result<()> {
+    let Some(((stage, start), row)) = seen.first()? else {
+        return Ok(());
+    };
+    let scene = places.get(start + row).and_then(|place| scenes.get(*place));
+    let name = scene.map_or("", |scene| scene.name.as_str());
+    Err(Error::model(format!(
+        "image `{name}` cannot be painted: in {stage} a value became NaN or infinite; {}",
+        stage.cure()
+    )))
 }
 
 /// Rows as an index.

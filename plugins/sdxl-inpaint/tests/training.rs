@@ -309,6 +309,45 @@ fn a_whole_network_lowers_the_loss_and_is_a_model_again() {
 }
 
 #[test]
+fn a_base_that_gives_no_numbers_ends_the_training_at_its_first_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = folder.path().join("base");
+    copy(&xl(), &base);
+    let path = base.join("unet/diffusion_pytorch_model.safetensors");
+    let mut tensors = diffaug_nn::weights::read(&path).unwrap();
+    let weight = tensors.get_mut("conv_in.weight").unwrap();
+    *weight = (&*weight * f64::NAN).unwrap();
+    diffaug_nn::weights::save_tensors(&path, tensors, &[]).unwrap();
+    for method in ["lora", "full"] {
+        let mut options = finetune(method, json!({}));
+        options["base"] = json!(base);
+        let error = fit(&options, &folder.path().join(method), &Silent).unwrap_err();
+        assert!(!error.is_fault(), "{error}");
+        let text = error.to_string();
+        assert!(
+            text.starts_with("the loss became NaN at step 1 (epoch 1)"),
+            "{text}"
+        );
+        assert!(
+            text.contains("look whether the weights that it begins with"),
+            "{text}"
+        );
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        match entry.path().is_dir() {
+            true => copy(&entry.path(), &target),
+            false => drop(fs::copy(entry.path(), target).unwrap()),
+        }
+    }
+}
+
+#[test]
 fn what_cannot_be_trained_is_told_in_a_sentence() {
     let folder = tempfile::tempdir().unwrap();
     let message = |options: &Value| fit(options, folder.path(), &Silent).unwrap_err();

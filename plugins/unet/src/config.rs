@@ -1,18 +1,19 @@
 //! The options of `unet`, and what a folder of weights says about the network in it.
 
+use crate::UNet;
 use diffaug::{Error, ErrorKind, Result, ResultExt};
 use diffaug_nn::{
     batch::Frame,
+    budget,
     fit::{Averaging, CONFIG, Settings},
+    limits,
     optim::{self, Decay, Plateau, Rule},
     precision::Precision,
+    weights::input,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 /// How the network looks and how it is trained.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -192,6 +193,24 @@ impl Options {
         {
             return fail("size", &size, "8 to 4096");
         }
+        let (parameters, _) = UNet::count(1, self.width, self.depth);
+        if u128::from(parameters) > limits::PARAMETERS {
+            let expected = format!(
+                "a `width` and `depth` of at most {} parameters, not {parameters}",
+                limits::PARAMETERS
+            );
+            return fail("width", &self.width, &expected);
+        }
+        for (field, value, most) in [
+            ("epochs", self.epochs, 1_000_000_000),
+            ("steps", self.steps.unwrap_or(1), 1_000_000_000),
+            ("batch", self.batch as u64, 65_536),
+            ("accumulate", self.accumulate as u64, 65_536),
+        ] {
+            if value > most {
+                return fail(field, &value, &format!("at most {most}"));
+            }
+        }
         let counts = [
             ("epochs", self.epochs),
             ("steps", self.steps.unwrap_or(1)),
@@ -343,8 +362,8 @@ impl Architecture {
             model: Architecture,
         }
         let path = weights.join(CONFIG);
-        let read = || -> Result<File> { Ok(serde_json::from_str(&fs::read_to_string(&path)?)?) };
-        let file = read().or_error(ErrorKind::Model, || {
+        let file: Result<File> = input::json_file(&path, input::CONFIG_BYTES);
+        let file = file.or_error(ErrorKind::Model, || {
             format!(
                 "`{}` is no folder that training `unet` left",
                 weights.display()
@@ -355,7 +374,7 @@ impl Architecture {
             && (1..=5).contains(&model.depth)
             && (1..=4096).contains(&model.input.0)
             && (1..=4096).contains(&model.input.1)
-            && !model.classes.is_empty();
+            && (1..=255).contains(&model.classes.len());
         if model.plugin != "unet" || !sound {
             return Err(Error::model(format!(
                 "`{}` does not describe a network of the plugin `unet`",
@@ -363,6 +382,22 @@ impl Architecture {
             )));
         }
         Ok(model)
+    }
+
+    /// Checks that the file at `path` holds as many values as the network has, before there is one.
+    ///
+    /// # Errors
+    /// When it does not, or cannot be read.
+    pub fn check_stored(&self, path: &Path) -> Result<()> {
+        let (parameters, statistics) = UNet::count(self.outputs(), self.width, self.depth);
+        let (stored, expected) = (budget::stored(path)?.values, parameters + statistics);
+        match stored == expected {
+            true => Ok(()),
+            false => Err(Error::model(format!(
+                "`{}` holds {stored} values, but the network has {expected}",
+                path.display()
+            ))),
+        }
     }
 
     /// Number of channels of the network's answer.
@@ -394,6 +429,11 @@ mod tests {
         assert!(Options::default().check().is_ok());
         assert_eq!(field(r#"{"depth": 6}"#), "depth");
         assert_eq!(field(r#"{"width": 0}"#), "width");
+        assert_eq!(field(r#"{"width": 1024, "depth": 5}"#), "width");
+        assert_eq!(field(r#"{"epochs": 18446744073709551615}"#), "epochs");
+        assert_eq!(field(r#"{"batch": 1000000000}"#), "batch");
+        assert_eq!(field(r#"{"accumulate": 1000000000}"#), "accumulate");
+        assert_eq!(field(r#"{"size": 2147483648}"#), "size");
         assert_eq!(field(r#"{"size": 4}"#), "size");
         assert_eq!(field(r#"{"lr": 0}"#), "lr");
         assert_eq!(field(r#"{"threshold": 1}"#), "threshold");

@@ -7,6 +7,7 @@ use diffaug::stage::Segmenter as Stage;
 use diffaug::{Class, Context, segmenting};
 use diffaug_nn::{
     DType, Device, batch, device,
+    finite::Witnesses,
     fit::{self, Learner, WEIGHTS},
     layers::Mode,
     ops,
@@ -53,16 +54,26 @@ impl Network {
 
     /// The network in a folder that training left.
     fn load(folder: &Path, options: &Options, device: &Device, seed: u64) -> Result<Self> {
-        let network = Network::new(Architecture::read(folder)?, options, device, seed)?;
+        let architecture = Architecture::read(folder)?;
+        architecture.check_stored(&folder.join(WEIGHTS))?;
+        let network = Network::new(architecture, options, device, seed)?;
         weights::load(&folder.join(WEIGHTS), &network.params)?;
         Ok(network)
     }
 
-    /// An answer for each image, of the image's size.
-    fn segment(&self, images: &[ImageRef<'_>]) -> Result<Vec<Segmentation>> {
+    /// An answer for each image, of the image's size; the first is number `first` of all.
+    fn segment(&self, first: usize, images: &[ImageRef<'_>]) -> Result<Vec<Segmentation>> {
         let frame = self.architecture.frame();
         let input = batch::images(images, frame, self.params.device())?;
         let logits = self.net.forward(&input, Mode::Eval)?;
+        let mut seen = Witnesses::default();
+        seen.note((), &logits)?;
+        if let Some(((), row)) = seen.first()? {
+            return Err(Error::model(format!(
+                "image {} cannot be segmented: the network answers with a value that is NaN or infinite: the weights are broken",
+                first + row
+            )));
+        }
         let probabilities = match self.architecture.outputs() {
             1 => ops::sigmoid(&logits)?,
             _ => softmax(&logits)?,
@@ -192,7 +203,7 @@ impl Learner for Network {
         let labels: Vec<u8> = self.architecture.classes.iter().map(|c| c.0).collect();
         let batch = self.options.batch;
         segmenting::validation_dice(validation, &labels, batch, reporter, |images| {
-            self.segment(images)
+            self.segment(0, images)
         })
     }
 
@@ -248,8 +259,11 @@ impl Stage for Segmenter {
             )
             .at("weights"));
         };
+        let mut first = 0;
         segmenting::in_batches(&images, self.options.batch, reporter, |part| {
-            network.segment(part)
+            let answers = network.segment(first, part)?;
+            first += part.len();
+            Ok(answers)
         })
     }
 

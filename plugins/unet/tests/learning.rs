@@ -125,6 +125,60 @@ const SMALL: &str =
     r#"{"width": 4, "depth": 2, "epochs": 12, "batch": 4, "lr": 0.01, "warmup": 5}"#;
 
 #[test]
+fn an_answer_that_is_no_number_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    for (classes, factor) in [
+        ("[[1, \"a\"]]", f64::NAN),
+        ("[[1, \"a\"], [2, \"b\"]]", f64::INFINITY),
+    ] {
+        let config = format!(
+            r#"{{"model": {{"plugin": "unet", "width": 4, "depth": 2, "input": [32, 32], "classes": {classes}}}}}"#
+        );
+        fs::write(folder.path().join("config.json"), config).unwrap();
+        let outputs = if classes.contains("2") { 3 } else { 1 };
+        let mut params = Params::new(&Device::Cpu, 0);
+        UNet::new(params.root(), outputs, 4, 2).unwrap();
+        let head = params
+            .all()
+            .find(|(name, _)| *name == "head.weight")
+            .unwrap()
+            .1;
+        head.set(&(head.as_detached_tensor() * factor).unwrap())
+            .unwrap();
+        weights::save(&folder.path().join("weights.safetensors"), &params).unwrap();
+        let segmenter = trained(r#"{"batch": 1}"#, folder.path());
+        let image = discs(1, 1, 0).sample(0).unwrap().image;
+        let views = [image.view(); 2];
+        let error = with_reporter(&Silent, |reporter| {
+            segmenter.segment(RSlice::from_slice(&views), reporter)
+        });
+        let error = error.unwrap_err();
+        assert!(!error.is_fault());
+        let text = error.to_string();
+        assert!(text.starts_with("image 0 cannot be segmented"), "{text}");
+    }
+}
+
+#[test]
+fn claims_larger_than_the_weights_take_no_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = r#"{"model": {"plugin": "unet", "width": 1024, "depth": 5, "input": [32, 32], "classes": [[1, "a"]]}}"#;
+    fs::write(folder.path().join("config.json"), config).unwrap();
+    let mut params = Params::new(&Device::Cpu, 0);
+    UNet::new(params.root(), 1, 4, 2).unwrap();
+    weights::save(&folder.path().join("weights.safetensors"), &params).unwrap();
+    let options = serde_json::json!({"weights": folder.path()});
+    let options: Options = serde_json::from_value(options).unwrap();
+    let error = Segmenter::from_config(options, &Context::default())
+        .err()
+        .unwrap();
+    assert!(
+        error.to_string().contains("values, but the network has"),
+        "{error}"
+    );
+}
+
+#[test]
 fn it_learns_discs_and_finds_them_at_any_size() {
     let folder = tempfile::tempdir().unwrap();
     let report = fit(SMALL, 1, folder.path(), &Silent).unwrap();

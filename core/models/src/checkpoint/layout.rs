@@ -1,9 +1,10 @@
 //! The layout of diffusers: what the folder of a pipeline says of itself, and which of a
 //! component's files are its weights.
 
-use diffaug::{Error, ErrorKind, Result, ResultExt};
+use diffaug::{Error, Result};
+use diffaug_nn::weights::input;
 use serde_json::Value;
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, path::Path};
 
 /// What `model_index.json` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,11 +79,7 @@ impl ModelIndex {
 /// # Errors
 /// When it is missing or broken.
 pub fn read_json(path: &Path) -> Result<Value> {
-    let shown = path.display();
-    let text =
-        fs::read_to_string(path).or_error(ErrorKind::Model, || format!("cannot read `{shown}`"))?;
-    serde_json::from_str(&text)
-        .or_error(ErrorKind::Model, || format!("`{shown}` is not valid JSON"))
+    input::json_file(path, input::CONFIG_BYTES)
 }
 
 /// Which file of a component's folder stands for its weights.
@@ -134,13 +131,20 @@ pub(crate) fn choose(
             .any(|end| file.ends_with(end))
     });
     Err(match pickle {
-        Some(file) => Error::model(format!(
-            "the weights of `{component}` are `{file}`, a pickle, which is not opened: convert it to safetensors first"
-        )),
+        Some(file) => pickled(component, file),
         None => Error::model(format!(
             "`{component}` has no weights: expected `{stem}.safetensors`"
         )),
     })
+}
+
+/// The weights of a network are there as a pickle alone.
+pub(super) fn pickled(component: &str, file: &str) -> Error {
+    Error::model(format!(
+        "the weights of `{component}` are `{}`, a pickle, which is not opened: {}",
+        file.escape_default(),
+        crate::pickled::hint()
+    ))
 }
 
 /// The weights that `file` stands for and the variant that they are of. The variant stands before
@@ -176,24 +180,33 @@ fn offer(stem: &str, file: &str) -> Option<(Option<String>, Chosen)> {
 /// # Errors
 /// When it is no such list, or names a file that is not beside it.
 pub(crate) fn shards(path: &Path) -> Result<Vec<String>> {
-    let list = read_json(path)?;
+    Ok(read_shard_list(path, ".safetensors")?.1)
+}
+
+/// The list at `path`, and the names of the files that it names, all of which have the ending `end`.
+///
+/// # Errors
+/// Those of [`shards`].
+pub(crate) fn read_shard_list(path: &Path, end: &str) -> Result<(Value, Vec<String>)> {
+    let list: Value = input::json_file(path, input::VOCABULARY_BYTES)?;
     let shown = path.display();
     let map = list["weight_map"].as_object().filter(|map| !map.is_empty());
     let map = map.ok_or_else(|| Error::model(format!("`{shown}` has no `weight_map`")))?;
     let mut files = BTreeSet::new();
     for file in map.values() {
         match file.as_str() {
-            Some(file) if !file.contains(['/', '\\']) && file.ends_with(".safetensors") => {
+            Some(file) if input::is_plain_name(file) && file.ends_with(end) => {
                 files.insert(file.to_owned());
             }
             _ => {
+                let kind = end.trim_start_matches('.');
                 return Err(Error::model(format!(
-                    "`weight_map` in `{shown}` names {file}, expected a safetensors file beside it"
+                    "`weight_map` in `{shown}` names {file}, expected a {kind} file beside it"
                 )));
             }
         }
     }
-    Ok(files.into_iter().collect())
+    Ok((list, files.into_iter().collect()))
 }
 
 #[cfg(test)]

@@ -7,12 +7,12 @@ mod layout;
 mod single;
 
 pub use layout::read_json;
-pub(crate) use layout::{Chosen, ModelIndex, choose, shards};
+pub(crate) use layout::{Chosen, ModelIndex, choose, read_shard_list, shards};
 
 use diffaug::{Error, ErrorKind, Result, ResultExt};
 use diffaug_nn::{
-    diffusion::{UNetConfig, original::Original},
-    weights::{Files, Renamed, Source},
+    diffusion::{AutoencoderConfig, UNetConfig, original::Original},
+    weights::{Files, Renamed, Source, input},
 };
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -140,9 +140,8 @@ impl Component {
         Ok(match kind {
             Kind::Unet => Box::new(Original::unet(own, &self.unet_config()?)?),
             Kind::Autoencoder => {
-                let levels = self.config["block_out_channels"].as_array().map(Vec::len);
-                let layers = self.config["layers_per_block"].as_u64();
-                let (levels, layers) = (levels.unwrap_or(1), layers.unwrap_or(1) as usize);
+                let config = self.autoencoder_config()?;
+                let (levels, layers) = (config.block_out_channels.len(), config.layers_per_block);
                 Box::new(Original::autoencoder(own, levels, layers)?)
             }
             Kind::Clip { projection } => {
@@ -160,6 +159,10 @@ impl Component {
     /// When `config.json` is missing or broken.
     pub fn autoencoder(folder: &Path) -> Result<Self> {
         let files = vec![folder.join("diffusion_pytorch_model.safetensors")];
+        let pickle = "diffusion_pytorch_model.bin";
+        if !files[0].exists() && folder.join(pickle).exists() {
+            return Err(layout::pickled("vae", pickle));
+        }
         Ok(Component {
             config: read_json(&folder.join("config.json"))?,
             variant: None,
@@ -170,14 +173,27 @@ impl Component {
         })
     }
 
-    /// Its `config.json` as that of a UNet.
+    /// Its `config.json` as that of a UNet, whose sizes are such as networks have.
     ///
     /// # Errors
-    /// When it is another's.
+    /// When it is another's; the field is named.
     pub fn unet_config(&self) -> Result<UNetConfig> {
-        serde_json::from_value(self.config.clone()).or_error(ErrorKind::Model, || {
-            "the configuration of the UNet cannot be used".to_owned()
-        })
+        let cannot = || "the configuration of `unet` cannot be used".to_owned();
+        let config: UNetConfig = input::typed(&self.config).or_error(ErrorKind::Model, cannot)?;
+        config.check().or_error(ErrorKind::Model, cannot)?;
+        Ok(config)
+    }
+
+    /// Its `config.json` as that of an autoencoder, whose sizes are such as networks have.
+    ///
+    /// # Errors
+    /// When it is another's; the field is named.
+    pub fn autoencoder_config(&self) -> Result<AutoencoderConfig> {
+        let cannot = || "the configuration of `vae` cannot be used".to_owned();
+        let config: AutoencoderConfig =
+            input::typed(&self.config).or_error(ErrorKind::Model, cannot)?;
+        config.check().or_error(ErrorKind::Model, cannot)?;
+        Ok(config)
     }
 
     /// The files that its weights are in.

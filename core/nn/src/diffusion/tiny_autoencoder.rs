@@ -9,6 +9,7 @@ mod files;
 
 use crate::{
     layers::Conv2d,
+    limits,
     ops::{self, Convolution},
     params::Scope,
 };
@@ -81,6 +82,27 @@ impl TinyAutoencoderConfig {
                     "`{half}_block_out_channels` are all the same and as many as `num_{half}_blocks`, at least one, not {channels:?} and {blocks:?}"
                 );
             }
+        }
+        for (field, blocks) in [
+            ("num_encoder_blocks", &self.num_encoder_blocks),
+            ("num_decoder_blocks", &self.num_decoder_blocks),
+        ] {
+            limits::all_within(field, blocks, limits::LEVELS, 0..=limits::LAYERS)?;
+        }
+        for (field, size) in [
+            ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels),
+            ("latent_channels", self.latent_channels),
+            (
+                "encoder_block_out_channels",
+                self.encoder_block_out_channels[0],
+            ),
+            (
+                "decoder_block_out_channels",
+                self.decoder_block_out_channels[0],
+            ),
+        ] {
+            limits::within(field, size, 0..=limits::CHANNELS)?;
         }
         if self.in_channels == 0 || self.out_channels == 0 || self.latent_channels == 0 {
             bail!("`in_channels`, `out_channels` and `latent_channels` are at least 1, not 0");

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     layers::{Conv2d, GroupNorm},
+    limits,
     ops::{self, Activation},
     params::Scope,
     recompute,
@@ -136,7 +137,12 @@ impl UNetConfig {
         })
     }
 
-    fn check(&self) -> Result<()> {
+    /// Checks what serde cannot: that the sizes are such as networks have, and fit each other.
+    ///
+    /// # Errors
+    /// Naming the field and what is expected.
+    pub fn check(&self) -> Result<()> {
+        self.check_sizes()?;
         let levels = self.block_out_channels.len();
         if levels == 0
             || self.down_block_types.len() != levels
@@ -152,6 +158,56 @@ impl UNetConfig {
             bail!("`norm_num_groups` {groups} does not divide {channels} channels");
         }
         Ok(())
+    }
+}
+
+impl UNetConfig {
+    fn check_sizes(&self) -> Result<()> {
+        let channels = &self.block_out_channels;
+        if !channels.is_empty() {
+            let range = 1..=limits::CHANNELS;
+            limits::all_within("block_out_channels", channels, limits::LEVELS, range)?;
+        }
+        let per_block = [
+            (
+                "transformer_layers_per_block",
+                &self.transformer_layers_per_block,
+                limits::DEPTH,
+            ),
+            (
+                "attention_head_dim",
+                &self.attention_head_dim,
+                limits::HEADS,
+            ),
+        ];
+        for (field, values, most) in per_block {
+            match values {
+                PerBlock::All(value) => limits::within(field, *value, 1..=most)?,
+                PerBlock::Each(values) => {
+                    limits::all_within(field, values, limits::LEVELS, 1..=most)?;
+                }
+            }
+        }
+        let width = limits::WIDTH;
+        for (field, value, most) in [
+            ("in_channels", self.in_channels, limits::CHANNELS),
+            ("out_channels", self.out_channels, limits::CHANNELS),
+            ("layers_per_block", self.layers_per_block, limits::LAYERS),
+            ("cross_attention_dim", self.cross_attention_dim, width),
+            (
+                "addition_time_embed_dim",
+                self.addition_time_embed_dim.unwrap_or(1),
+                width,
+            ),
+            (
+                "projection_class_embeddings_input_dim",
+                self.projection_class_embeddings_input_dim.unwrap_or(1),
+                8 * width,
+            ),
+        ] {
+            limits::within(field, value, 1..=most)?;
+        }
+        limits::within("norm_eps", self.norm_eps, 0.0..=1.0)
     }
 }
 

@@ -52,8 +52,9 @@ impl Log {
     /// being `evaluated`.
     pub fn open(out: &Path, step: u64, evaluated: u64, tensorboard: bool) -> Result<Self> {
         let path = out.join(LOG);
-        let old = match fs::read_to_string(&path) {
-            Ok(text) => text,
+        let old = match fs::read(&path) {
+            // What is broken in a line costs that line alone.
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(error) if error.kind() == Io::NotFound => String::new(),
             Err(error) => Err(error).or_error(ErrorKind::Data, || {
                 format!("cannot read `{}`", path.display())

@@ -26,7 +26,11 @@ pub use log::LOG;
 pub use run::{AVERAGED, LAST};
 pub use settings::{Averaging, Settings};
 
-use crate::{params::Params, precision::Precision, weights};
+use crate::{
+    params::Params,
+    precision::Precision,
+    weights::{self, input},
+};
 use candle_core::Tensor;
 use diffaug::{
     BoxDataset, Dataset, Error, ErrorKind, FitReport, Reporter, Result, ResultExt, Sample, rng,
@@ -93,7 +97,8 @@ pub trait Learner: Sync {
 /// # Errors
 /// When a setting is out of range; when a dataset is empty or a sample cannot be used; when `out`
 /// belongs to a run with other settings, or its checkpoint does not fit; when the loss is no longer
-/// finite (the best weights and the last checkpoint stay); and [`ErrorKind::Cancelled`].
+/// finite, or the gradient, the score, or a weight that is to be kept (the best weights and the last
+/// checkpoint stay); and [`ErrorKind::Cancelled`].
 pub fn fit<L: Learner>(
     learner: &L,
     settings: &Settings,
@@ -129,6 +134,7 @@ pub fn fit<L: Learner>(
         return Ok(report);
     }
     let samples = samples.len() as u64;
+    settings.check_total(samples)?;
     let mut run = Run::new(learner, settings, validation, samples, out, reporter)?;
     run.all(train)?;
     run.finish()
@@ -137,16 +143,14 @@ pub fn fit<L: Learner>(
 /// Makes `out` the folder of the run that `config` describes.
 fn claim(out: &Path, config: &Value) -> Result<()> {
     let shown = out.display();
-    fs::create_dir_all(out).or_error(ErrorKind::Data, || {
-        format!("cannot make the folder `{shown}`")
-    })?;
+    weights::make_folder(out)?;
     let path = out.join(CONFIG);
     if !path.exists() {
         return write_json(&path, config);
     }
     let unreadable = || format!("cannot read `{}`", path.display());
-    let text = fs::read_to_string(&path).or_error(ErrorKind::Model, unreadable)?;
-    let old: Value = serde_json::from_str(&text).or_error(ErrorKind::Model, unreadable)?;
+    let old: Value =
+        input::read_json(&path, input::CONFIG_BYTES).or_error(ErrorKind::Model, unreadable)?;
     match difference(&old, config, "") {
         None => Ok(()),
         Some((name, old, new)) => Err(Error::model(format!(
@@ -181,8 +185,8 @@ fn finished(out: &Path, metric: &str) -> Result<Option<FitReport>> {
     if !path.exists() || !out.join(WEIGHTS).exists() {
         return Ok(None);
     }
-    let read = || -> Result<Report> { Ok(serde_json::from_str(&fs::read_to_string(&path)?)?) };
-    let report = read().or_error(ErrorKind::Model, || {
+    let report: Result<Report> = input::read_json(&path, input::VOCABULARY_BYTES);
+    let report = report.or_error(ErrorKind::Model, || {
         format!("cannot read `{}`", path.display())
     })?;
     Ok(Some(report.summary(metric)))

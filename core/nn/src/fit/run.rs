@@ -223,9 +223,16 @@ impl<'a, 'r, L: Learner> Run<'a, 'r, L> {
             .flatten()
             .map(|(file, step)| format!("; `{file}` holds those of step {step}"))
             .collect();
+        // Before the first change it is not for the learning rate.
+        let cure = match step {
+            1 if self.state.updates == 0 => {
+                "look whether the weights that it begins with are numbers, and try `f32` or `bf16` in place of `f16`"
+            }
+            _ => "try a lower learning rate",
+        };
         Error::model(format!(
-            "{what} became {value} at step {step} (epoch {}): try a lower learning rate{kept}",
-            (step - 1) / self.plan.steps_per_epoch + 1,
+            "{what} became {value} at step {step} (epoch {}): {cure}{kept}",
+            step.saturating_sub(1) / self.plan.steps_per_epoch + 1,
         ))
     }
 
@@ -289,6 +296,7 @@ impl<'a, 'r, L: Learner> Run<'a, 'r, L> {
             }
             let better = self.state.best.is_none_or(|best| score > best.score);
             if better {
+                self.check_weights(step)?;
                 weights::save(&self.out.join(WEIGHTS), params)?;
             }
             Ok((score, better))
@@ -325,6 +333,19 @@ impl<'a, 'r, L: Learner> Run<'a, 'r, L> {
             })?;
         }
         Ok(score)
+    }
+
+    /// Checks that every weight that is to be kept is a number.
+    fn check_weights(&self, step: u64) -> Result<()> {
+        let params = self.learner.params();
+        let all = params.all().map(|(name, var)| (name, var.as_tensor()));
+        match weights::not_finite(all)? {
+            None => Ok(()),
+            Some(name) => {
+                let what = format!("a value of the weight `{name}`");
+                Err(self.diverged(&what, f64::NAN, step.max(1)))
+            }
+        }
     }
 
     fn close_epoch(&mut self, score: Option<f64>, rate: f64) {

@@ -5,6 +5,11 @@ use diffaug::{Error, Result};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// Steps, or epochs, of a training at most.
+const MOST_STEPS: u64 = 1_000_000_000;
+/// Samples of a batch, or batches of a step, at most: so the number of a sample fits into 64 bits.
+const MOST_BATCH: u64 = 65_536;
+
 /// How to train.
 ///
 /// What is added to it later has a default that changes nothing, and is left out of `config.json`
@@ -138,6 +143,17 @@ impl Settings {
                 return fail(field, 0.0, "at least 1");
             }
         }
+        let most = [
+            ("epochs", self.epochs, MOST_STEPS),
+            ("steps", self.steps.unwrap_or(1), MOST_STEPS),
+            ("batch", self.batch as u64, MOST_BATCH),
+            ("accumulate", self.accumulate as u64, MOST_BATCH),
+        ];
+        for (field, value, most) in most {
+            if value > most {
+                return fail(field, value as f64, &format!("at most {most}"));
+            }
+        }
         if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
             return fail("learning_rate", self.learning_rate, "a number above 0");
         }
@@ -154,6 +170,20 @@ impl Settings {
         self.optimizer.check()?;
         self.schedule.check()?;
         self.ema.map_or(Ok(()), |ema| ema.decay.check())
+    }
+
+    /// Checks that the epochs over so many samples are no more steps than can be counted.
+    pub(super) fn check_total(&self, samples: u64) -> Result<()> {
+        let batch = (self.batch.max(1) * self.accumulate.max(1)) as u64;
+        let each = samples.div_ceil(batch);
+        match (self.steps, each.saturating_mul(self.epochs)) {
+            (None, total) if total > MOST_STEPS => Err(Error::config(format!(
+                "`epochs` is {}, which makes {total} steps, expected at most {MOST_STEPS}",
+                self.epochs
+            ))
+            .at("epochs")),
+            _ => Ok(()),
+        }
     }
 
     /// The optimiser that this describes.
@@ -188,6 +218,17 @@ mod tests {
         };
         assert!(Settings::default().check().is_ok());
         assert_eq!(field(|s| s.accumulate = 0), "accumulate");
+        assert_eq!(field(|s| s.accumulate = 65_537), "accumulate");
+        assert_eq!(field(|s| s.batch = usize::MAX), "batch");
+        assert_eq!(field(|s| s.epochs = u64::MAX), "epochs");
+        assert_eq!(field(|s| s.steps = Some(1_000_000_001)), "steps");
+        let long = Settings {
+            epochs: 1_000_000_000,
+            ..Settings::default()
+        };
+        assert!(long.check_total(1).is_ok());
+        let error = long.check_total(2).unwrap_err();
+        assert!(error.message.contains("makes 2000000000 steps"), "{error}");
         assert_eq!(field(|s| s.clip = f64::NAN), "clip");
         assert_eq!(
             field(|s| s.optimizer = Rule::sgd(2.0)),

@@ -664,6 +664,19 @@ fn a_score_that_is_not_finite_names_its_step() {
 }
 
 #[test]
+fn a_weight_that_is_no_number_is_not_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut line = Line::new();
+    let mut root = line.params.root();
+    root.buffer("statistics", &[1], f32::INFINITY).unwrap();
+    let error = train(&line, &settings(), folder.path(), &Silent).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Model);
+    let expected = "a value of the weight `statistics` became NaN at step 6 (epoch 2)";
+    assert!(error.message.starts_with(expected), "{error}");
+    assert!(!folder.path().join(WEIGHTS).exists());
+}
+
+#[test]
 fn a_folder_serves_one_run() {
     let folder = tempfile::tempdir().unwrap();
     train(&Line::new(), &settings(), folder.path(), &Silent).unwrap();

@@ -2,7 +2,12 @@
 //!
 //! For tests only: they panic.
 
+mod mutate;
 pub mod operations;
+mod pytorch;
+
+pub use mutate::mutations;
+pub use pytorch::{archive, pytorch_file};
 
 use crate::weights;
 use candle_core::{Device, Result, Tensor, Var, backprop::GradStore};

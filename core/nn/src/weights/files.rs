@@ -1,14 +1,14 @@
 //! Safetensors files of any size as a [`Source`]: only their headers are read when they are opened,
-//! and each tensor when it is taken.
+//! and each tensor when it is taken, by plain reads at its place. Nothing is mapped: a file that is cut
+//! meanwhile is an error and not a signal.
 
-use super::Source;
-use candle_core::{Device, Tensor, safetensors::Load};
+use super::{Source, input, numbers};
+use candle_core::Tensor;
 use diffaug::{Error, ErrorKind, Result, ResultExt};
-use safetensors::tensor::{Dtype, Metadata, TensorView};
+use safetensors::tensor::{Dtype, Metadata};
 use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
-    io::Read,
     path::{Path, PathBuf},
 };
 
@@ -17,8 +17,7 @@ const LONGEST_HEADER: u64 = 100_000_000;
 /// Bytes of the number that a file begins with, the length of its header.
 const PREFIX: u64 = 8;
 
-/// The tensors of one or several safetensors files. A tensor is copied out of a mapping of its own
-/// part of the file, which ends with the copy: memory holds what was taken and nothing else.
+/// The tensors of one or several safetensors files. Memory holds what was taken and nothing else.
 #[derive(Debug)]
 pub struct Files {
     files: Vec<(PathBuf, File)>,
@@ -65,10 +64,10 @@ impl Files {
 
     fn add(&mut self, path: &Path) -> Result<()> {
         let shown = path.display();
-        let mut file = File::open(path).or_error(ErrorKind::Model, || {
+        let file = input::open(path).or_error(ErrorKind::Model, || {
             format!("cannot read the weights `{shown}`")
         })?;
-        let (metadata, data) = header(&mut file, path)?;
+        let (metadata, data) = header(&file, path)?;
         let index = self.files.len();
         for (name, info) in metadata.tensors() {
             let (start, end) = info.data_offsets;
@@ -94,18 +93,10 @@ impl Files {
 
     fn copy(&self, place: &Place) -> Result<Tensor> {
         let (path, file) = &self.files[place.file];
-        let read = || {
-            let end = place.start + place.len as u64;
-            if file.metadata()?.len() < end {
-                return Err(Error::model(
-                    "the file has become shorter since it was opened",
-                ));
-            }
-            let mapping = map(file, place.start, place.len)?;
-            let view = TensorView::new(place.dtype, place.shape.clone(), &mapping)?;
-            Ok::<_, Error>(view.load(&Device::Cpu)?)
-        };
-        read().or_error(ErrorKind::Model, || format!("in `{}`", path.display()))
+        let mut fill =
+            |bytes: &mut [u8]| input::read_at(file, bytes, place.start).map_err(input::cut);
+        numbers::load(place.dtype, &place.shape, &mut fill)
+            .or_error(ErrorKind::Model, || format!("in `{}`", path.display()))
     }
 }
 
@@ -128,58 +119,68 @@ impl Source for Files {
     }
 }
 
-/// `len` bytes of `file` from `start` on.
-#[allow(unsafe_code)]
-fn map(file: &File, start: u64, len: usize) -> std::io::Result<memmap2::Mmap> {
-    // SAFETY: the bytes must not change, nor the file become shorter, while they are mapped. Nothing
-    // here writes to a file that may be mapped (files are replaced by renaming), its length has just
-    // been looked at, and a mapping lasts no longer than the copying of one tensor.
-    unsafe { memmap2::MmapOptions::new().offset(start).len(len).map(file) }
-}
-
 /// The header of the file and where its data begins.
-fn header(file: &mut File, path: &Path) -> Result<(Metadata, u64)> {
+fn header(file: &File, path: &Path) -> Result<(Metadata, u64)> {
     let shown = path.display();
     let unreadable = || format!("cannot read the weights `{shown}`");
     let size = file
         .metadata()
         .or_error(ErrorKind::Model, unreadable)?
         .len();
-    let mut start = Vec::new();
-    let mut head = file.take(PREFIX + 1);
-    head.read_to_end(&mut start)
+    let mut start = vec![0; size.min(PREFIX + 1) as usize];
+    input::read_at(file, &mut start, 0)
+        .map_err(input::cut)
         .or_error(ErrorKind::Model, unreadable)?;
     if is_pytorch(&start) {
         return Err(Error::model(format!(
-            "`{shown}` is a PyTorch file (a pickle), not safetensors: convert it first"
+            "`{shown}` is a PyTorch file (a pickle), not safetensors: `diffaug convert` reads it as data and makes safetensors of it"
         )));
     }
-    let mut parse = || {
-        let (length, first) = start
-            .split_first_chunk()
-            .ok_or_else(|| Error::model(format!("it has {size} bytes")))?;
-        let length = u64::from_le_bytes(*length);
-        if length == 0 || length > LONGEST_HEADER || length > size.saturating_sub(PREFIX) {
-            return Err(Error::model(format!(
-                "its header would have {length} bytes, the file has {size}"
-            )));
-        }
-        let mut text = first.to_vec();
-        let rest = length - first.len() as u64;
-        file.take(rest).read_to_end(&mut text)?;
-        let metadata: Metadata = serde_json::from_slice(&text)?;
-        let (data, expected) = (PREFIX + length, metadata.data_len() as u64);
-        if size != data + expected {
-            return Err(Error::model(format!(
-                "its header is followed by {} bytes, expected {expected}",
-                size - data
-            )));
-        }
-        Ok((metadata, data))
+    let parse = || {
+        let length = header_length(&start, size)?;
+        let mut text = vec![0; length as usize];
+        input::read_at(file, &mut text, PREFIX).map_err(input::cut)?;
+        parse_header(&text, size)
     };
     parse().or_error(ErrorKind::Model, || {
         format!("`{shown}` is not a complete safetensors file")
     })
+}
+
+/// The length of the header of a file of `size` bytes that begins with `start`.
+fn header_length(start: &[u8], size: u64) -> Result<u64> {
+    let length = start
+        .first_chunk()
+        .ok_or_else(|| Error::model(format!("it has {size} bytes")))?;
+    let length = u64::from_le_bytes(*length);
+    if length == 0 || length > LONGEST_HEADER || length > size.saturating_sub(PREFIX) {
+        return Err(Error::model(format!(
+            "its header would have {length} bytes, the file has {size}"
+        )));
+    }
+    Ok(length)
+}
+
+/// What the header `text` of a safetensors file of `size` bytes says, and where its data begins: names,
+/// types, shapes and places of all tensors, which lie side by side and fill the file.
+///
+/// # Errors
+/// When it is no JSON, a tensor's place is not that of its shape, or the file has another length.
+pub fn parse_header(text: &[u8], size: u64) -> Result<(Metadata, u64)> {
+    let metadata: Metadata = serde_json::from_slice(text)?;
+    for (name, info) in metadata.tensors() {
+        numbers::check_shape(&info.shape).map_err(|error| {
+            error.context(format!("tensor `{}` cannot be", name.escape_default()))
+        })?;
+    }
+    let (data, expected) = (PREFIX + text.len() as u64, metadata.data_len() as u64);
+    if data.checked_add(expected) != Some(size) {
+        return Err(Error::model(format!(
+            "its header is followed by {} bytes, expected {expected}",
+            size.saturating_sub(data)
+        )));
+    }
+    Ok((metadata, data))
 }
 
 /// Whether a file begins as a zip archive (PyTorch since 1.6) or a bare pickle. Safetensors begins
@@ -195,7 +196,7 @@ fn is_pytorch(start: &[u8]) -> bool {
 mod tests {
     use super::*;
     use crate::{params::Params, testing::random, weights::save_tensors};
-    use candle_core::DType;
+    use candle_core::{DType, Device};
     use std::{fs, io::Write};
 
     fn write(path: &Path, tensors: &[(&str, &Tensor)]) {
@@ -296,6 +297,47 @@ mod tests {
         let error = Files::open(&[folder.path().join("none")]).unwrap_err();
         assert!(error.to_string().contains("cannot read the weights"));
         let error = Files::open(&[folder.path()]).unwrap_err();
-        assert!(error.to_string().contains("cannot read the weights"));
+        assert!(
+            error
+                .to_string()
+                .contains("it is a folder, expected a regular")
+        );
+        fs::write(&path, "version https://git-lfs.github.com/spec/v1\noid x\n").unwrap();
+        let error = Files::open(&[&path]).unwrap_err().to_string();
+        assert!(error.contains("w.bin`: it is a git-lfs pointer"), "{error}");
+    }
+
+    #[test]
+    fn whatever_is_changed_there_is_an_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w");
+        let half = random("h", &[5]).to_dtype(DType::F16).unwrap();
+        write(&path, &[("x", &random("x", &[3, 2])), ("h", &half)]);
+        let seed = fs::read(&path).unwrap();
+        crate::testing::mutations(&seed, 1000, |bytes| {
+            fs::write(&path, bytes).unwrap();
+            let Ok(mut files) = Files::open(&[&path]) else {
+                return;
+            };
+            for name in files.names() {
+                files.take(&name).ok();
+            }
+        });
+        let header = &seed[8..8 + seed[0] as usize];
+        crate::testing::mutations(header, 3000, |text| {
+            parse_header(text, 8 + text.len() as u64 + 34).ok();
+        });
+    }
+
+    #[test]
+    fn sides_that_overflow_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w");
+        let header =
+            br#"{"x":{"dtype":"F32","shape":[0,4611686018427387904,16],"data_offsets":[0,0]}}"#;
+        let length = (header.len() as u64).to_le_bytes();
+        fs::write(&path, [&length[..], header].concat()).unwrap();
+        let error = Files::open(&[&path]).unwrap_err().to_string();
+        assert!(error.contains("tensor `x` cannot be"), "{error}");
     }
 }

@@ -1,17 +1,19 @@
 //! Weights on disk: safetensors, read with errors that name the tensor; and PyTorch's files, to be
-//! converted.
+//! converted. Also how any file that others wrote is opened ([`input`]).
 
 mod files;
+pub mod input;
+mod numbers;
 mod pickle;
 mod source;
 mod write;
 
-pub use files::Files;
+pub use files::{Files, parse_header};
 pub use pickle::Pickle;
 pub use source::{Cast, Renamed, Source};
-pub use write::{save_tensors, write_atomically};
+pub use write::{cache_tensors, copy_file, make_folder, save_tensors, write_atomically};
 
-use crate::params::Params;
+use crate::{finite, params::Params};
 use candle_core::{DType, Tensor, Var};
 use diffaug::{Error, Result};
 use std::{
@@ -88,6 +90,28 @@ pub(crate) fn compare(source: &impl Source, expected: &[(String, Vec<usize>)]) -
             source.shape(name).unwrap_or_default()
         ))),
     }
+}
+
+/// The name of the first tensor that holds a value that is no number, if there is one.
+///
+/// # Errors
+/// Those of the device.
+pub fn not_finite<'a>(
+    tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+) -> Result<Option<&'a str>> {
+    let (mut names, mut sums) = (Vec::new(), Vec::new());
+    for (name, tensor) in tensors {
+        if tensor.dtype().is_float() && tensor.elem_count() > 0 {
+            names.push(name);
+            sums.push(finite::witness(&tensor.flatten_all()?.unsqueeze(0)?)?);
+        }
+    }
+    if sums.is_empty() {
+        return Ok(None);
+    }
+    let sums: Vec<f32> = Tensor::cat(&sums, 0)?.to_vec1()?;
+    let found = sums.iter().position(|sum| !sum.is_finite());
+    Ok(found.map(|at| names[at]))
 }
 
 /// Writes every tensor of `params` as safetensors. Equal values give equal bytes.

@@ -1,30 +1,106 @@
-//! Writing files that appear whole or not at all.
+//! Writing files that appear whole or not at all, and are on the disk when the function returns: what is
+//! written afterwards may vouch for them, also where the power fails.
 
+use super::input;
 use candle_core::{Device, Tensor};
 use diffaug::{Error, ErrorKind, Result, ResultExt};
 use safetensors::tensor::{Dtype, TensorInfo, View};
 use serde_json::{Map, Value};
 use std::{
     fs::{self, File},
-    io::{BufWriter, Write},
-    path::Path,
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
 };
+
+/// Whether a file has to outlive a power failure.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lasting {
+    Yes,
+    /// It is made anew where it is missing or broken.
+    No,
+}
 
 /// Writes `bytes` to a name beside `path` and renames it, so that `path` is never half written.
 ///
 /// # Errors
 /// When the folder cannot be written to.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    atomically(path, |file| Ok(file.write_all(bytes)?))
+    atomically(path, Lasting::Yes, |file| Ok(file.write_all(bytes)?))
+}
+
+/// Copies the regular file `from` to `to`, and returns its length in bytes.
+///
+/// # Errors
+/// When one cannot be read, or the other not be written.
+pub fn copy_file(from: &Path, to: &Path) -> Result<u64> {
+    let cannot = || format!("cannot copy `{}`", from.display());
+    let mut copied = 0;
+    let mut source = input::open(from).or_error(ErrorKind::Data, cannot)?;
+    atomically(to, Lasting::Yes, |file| {
+        copied = io::copy(&mut source, file).or_error(ErrorKind::Data, cannot)?;
+        Ok(())
+    })?;
+    Ok(copied)
+}
+
+/// Makes the folder `path` and those above it that are missing.
+///
+/// # Errors
+/// When one cannot be made.
+pub fn make_folder(path: &Path) -> Result<()> {
+    let cannot = || format!("cannot make the folder `{}`", path.display());
+    let missing: Vec<&Path> = path
+        .ancestors()
+        .take_while(|folder| !folder.as_os_str().is_empty() && !folder.is_dir())
+        .collect();
+    fs::create_dir_all(path).or_error(ErrorKind::Data, cannot)?;
+    // A folder's name is on the disk when the one above it is.
+    missing
+        .into_iter()
+        .try_for_each(|folder| sync_folder(&above(folder)))
+        .or_error(ErrorKind::Data, cannot)
+}
+
+/// The folder that `path` is in.
+fn above(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Brings the names in a folder to the disk.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    // Elsewhere folders cannot be opened like files.
+    if !cfg!(unix) {
+        return Ok(());
+    }
+    match File::open(folder)?.sync_all() {
+        // Some file systems have no way to do so.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        other => other,
+    }
 }
 
 /// Lets `write` fill a file beside `path` and renames it.
-fn atomically(path: &Path, mut write: impl FnMut(&mut File) -> Result<()>) -> Result<()> {
+fn atomically(
+    path: &Path,
+    lasting: Lasting,
+    mut write: impl FnMut(&mut File) -> Result<()>,
+) -> Result<()> {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
     let mut all = || {
-        write(&mut File::create(&partial)?)?;
-        Ok::<_, Error>(fs::rename(&partial, path)?)
+        let mut file = File::create(&partial)?;
+        write(&mut file)?;
+        if lasting == Lasting::Yes {
+            file.sync_all()?;
+        }
+        fs::rename(&partial, path)?;
+        if lasting == Lasting::Yes {
+            sync_folder(&above(path))?;
+        }
+        Ok::<_, Error>(())
     };
     let written = all();
     if written.is_err() {
@@ -46,6 +122,27 @@ pub fn save_tensors(
     tensors: impl IntoIterator<Item = (String, Tensor)>,
     metadata: &[(&str, &str)],
 ) -> Result<()> {
+    save(path, tensors, metadata, Lasting::Yes)
+}
+
+/// [`save_tensors`] for what is made anew where it is missing or broken: it appears whole or not at all,
+/// but may be lost when the power fails.
+///
+/// # Errors
+/// Those of [`save_tensors`].
+pub fn cache_tensors(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (String, Tensor)>,
+) -> Result<()> {
+    save(path, tensors, &[], Lasting::No)
+}
+
+fn save(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (String, Tensor)>,
+    metadata: &[(&str, &str)],
+    lasting: Lasting,
+) -> Result<()> {
     let mut tensors: Vec<(String, Tensor)> = tensors.into_iter().collect();
     // The widest types first: so each tensor starts at a multiple of its numbers' size.
     let rank = |(name, tensor): &(String, Tensor)| {
@@ -54,7 +151,7 @@ pub fn save_tensors(
     };
     tensors.sort_by_cached_key(rank);
     let header = header(&tensors, metadata)?;
-    atomically(path, |file| {
+    atomically(path, lasting, |file| {
         let mut file = BufWriter::with_capacity(1 << 20, file);
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
@@ -118,6 +215,26 @@ mod tests {
             assert_eq!(fs::read(&path).unwrap(), expected);
         }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn folders_are_made_and_files_copied() {
+        let folder = tempfile::tempdir().unwrap();
+        let deep = folder.path().join("a/b/c");
+        make_folder(&deep).unwrap();
+        make_folder(&deep).unwrap();
+        let (from, to) = (deep.join("from"), deep.join("to"));
+        fs::write(&from, "text").unwrap();
+        assert_eq!(copy_file(&from, &to).unwrap(), 4);
+        assert_eq!(fs::read(&to).unwrap(), b"text");
+        assert_eq!(fs::read_dir(&deep).unwrap().count(), 2);
+        let error = make_folder(&from.join("below")).unwrap_err().to_string();
+        assert!(error.starts_with("cannot make the folder `"), "{error}");
+        let error = copy_file(&deep, &to).unwrap_err().to_string();
+        assert!(
+            error.contains("it is a folder, expected a regular"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Low-rank adaptations (LoRA): files in the layouts of diffusers with PEFT and of kohya, added to
+//! Low-rank adaptations (LoRA): files in the layouts of diffusers, of PEFT and of kohya, added to
 //! the weights while these are loaded, and written in the layout of diffusers.
 
 mod names;
@@ -10,22 +10,25 @@ use candle_core::{DType, Tensor};
 use diffaug::{Error, Result};
 use diffaug_nn::{
     diffusion::original::Names,
-    weights::{Files, Source},
+    weights::{Files, Source, input},
 };
-use names::{Key, Role};
+use names::{Config, Key, Role};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
+
+/// The file in which PEFT keeps what an adapter is.
+const CONFIG: &str = "adapter_config.json";
 
 /// A LoRA to be added to the weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoraFile {
-    /// The safetensors file.
+    /// The safetensors file, or the folder that PEFT or diffusers saved it in.
     pub path: PathBuf,
     /// How much of it: 1 is all, 0 nothing.
     #[serde(default = "whole")]
@@ -169,14 +172,13 @@ fn read(file: &LoraFile, pairs: &mut Vec<Pair>) -> Result<()> {
         up: Option<Tensor>,
         alpha: Option<f64>,
     }
-    let mut files = Files::open(&[&file.path])?;
-    let metadata = files.metadata().get("lora_adapter_metadata");
-    let config = metadata
-        .map(|text| serde_json::from_str(text))
-        .transpose()?;
+    let path = located(&file.path);
+    let mut files = Files::open(&[&path])?;
+    let config = config(&path, &files)?;
+    let alone = config.as_ref().and_then(Config::part);
     let mut found: BTreeMap<(Part, Key), Found> = BTreeMap::new();
     for name in files.names() {
-        let (part, key, role) = names::parse(&name)?;
+        let (part, key, role) = names::parse(&name, alone)?;
         let Some(tensor) = files.take(&name)? else {
             continue;
         };
@@ -199,10 +201,13 @@ fn read(file: &LoraFile, pairs: &mut Vec<Pair>) -> Result<()> {
         let (Some(down), Some(up)) = (found.down, found.up) else {
             return Err(Error::model(format!("`{}` lacks its other factor", key)));
         };
-        let rank = down.dims().first().copied().unwrap_or(0) as f64;
+        let rank = down.dims().first().copied().unwrap_or(0);
         let scaling = match (found.alpha, &config) {
-            (Some(alpha), _) => alpha / rank,
-            (None, Some(config)) => names::configured(config, part, &key, rank)?,
+            (Some(alpha), _) => alpha / rank as f64,
+            (None, Some(config)) => {
+                config.check_rank(part, &key, rank)?;
+                config.scaling(part, &key, rank as f64)?
+            }
             (None, None) => 1.0,
         };
         let factor = file.scale * scaling;
@@ -219,6 +224,42 @@ fn read(file: &LoraFile, pairs: &mut Vec<Pair>) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// The file of a LoRA, which may be the folder that PEFT or diffusers saved.
+fn located(path: &Path) -> PathBuf {
+    let names = [
+        "adapter_model.safetensors",
+        "pytorch_lora_weights.safetensors",
+    ];
+    let inside = names
+        .iter()
+        .map(|name| path.join(name))
+        .find(|file| file.exists());
+    inside.unwrap_or_else(|| path.to_owned())
+}
+
+/// What is said of the scale of a file's changes: in its metadata, as diffusers does, or in PEFT's
+/// `adapter_config.json` beside it.
+fn config(path: &Path, files: &Files) -> Result<Option<Config>> {
+    if let Some(text) = files.metadata().get("lora_adapter_metadata") {
+        return Ok(Some(Config::OfParts(serde_json::from_str(text)?)));
+    }
+    let beside = path.with_file_name(CONFIG);
+    let wrapped = files
+        .names()
+        .iter()
+        .any(|name| name.starts_with(names::WRAPPED));
+    match (wrapped, beside.exists()) {
+        (false, _) => Ok(None),
+        (true, true) => {
+            let config = input::json_file(&beside, input::CONFIG_BYTES)?;
+            Ok(Some(Config::Own(config)))
+        }
+        (true, false) => Err(Error::model(format!(
+            "its names are PEFT's, whose scale stands in `{CONFIG}`, which is not beside it"
+        ))),
+    }
 }
 
 impl Delta {

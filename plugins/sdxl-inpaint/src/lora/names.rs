@@ -66,17 +66,24 @@ const OTHER_METHODS: [(&str, &str); 8] = [
     ("lora_B.bias", "LoRA with biases"),
 ];
 
-/// Whose tensor `name` is, of which layer, and what it is to it.
-pub(super) fn parse(name: &str) -> Result<(Part, Key, Role)> {
+/// What PEFT puts in front of the names of a model that it has wrapped.
+pub(super) const WRAPPED: &str = "base_model.model.";
+
+/// Whose tensor `name` is, of which layer, and what it is to it. Names that do not say whose they are
+/// are of `alone`, or by what they begin with.
+pub(super) fn parse(name: &str, alone: Option<Part>) -> Result<(Part, Key, Role)> {
+    let name = name.strip_prefix(WRAPPED).unwrap_or(name);
     if let Some((_, method)) = OTHER_METHODS.iter().find(|(part, _)| name.contains(part)) {
         return Err(Error::unsupported(format!(
-            "`{name}` is of {method}, which is not supported: fuse it into the weights with the tool that made it"
+            "`{}` is of {method}, which is not supported: fuse it into the weights with the tool that made it",
+            name.escape_default()
         )));
     }
     let ends = ENDS
         .iter()
         .find_map(|(end, role)| Some((name.strip_suffix(end)?, *role)));
     let Some((layer, role)) = ends else {
+        let name = name.escape_default();
         return Err(Error::model(format!("`{name}` is no tensor of a LoRA")));
     };
     for (prefix, part) in [
@@ -94,8 +101,15 @@ pub(super) fn parse(name: &str) -> Result<(Part, Key, Role)> {
         let layer = layer.strip_prefix(part.name())?.strip_prefix('.')?;
         Some((*part, layer))
     });
-    // The oldest files are of the UNet alone and do not say so.
-    let (part, layer) = own.unwrap_or((Part::Unet, layer));
+    // The oldest files are of the UNet alone and do not say so; PEFT's are of any one network.
+    let text = ["text_model.", "encoder.layers.", "text_projection"];
+    let (part, layer) = own.unwrap_or_else(|| {
+        let guess = match text.iter().any(|start| layer.starts_with(start)) {
+            true => Part::TextEncoder,
+            false => Part::Unet,
+        };
+        (alone.unwrap_or(guess), layer)
+    });
     let old = name.ends_with("_lora.down.weight") || name.ends_with("_lora.up.weight");
     Ok((
         part,
@@ -150,33 +164,98 @@ pub(super) fn layers(base: &impl Source, original: Option<&Names>) -> HashMap<Ke
     layers
 }
 
-/// What PEFT's configuration, which diffusers keeps in the metadata, makes of a layer of `rank`.
-pub(super) fn configured(config: &Value, part: Part, key: &Key, rank: f64) -> Result<f64> {
-    let entry = |name: &str| &config[format!("{part}.{name}")];
-    if entry("use_dora") == &Value::Bool(true) {
-        return Err(Error::unsupported(
-            "its metadata say that it is of DoRA, which is not supported",
-        ));
-    }
-    let Some(mut alpha) = entry("lora_alpha").as_f64() else {
-        return Ok(1.0);
-    };
-    let Key::Dotted(layer) = key else {
-        return Ok(1.0);
-    };
-    for (pattern, own) in entry("alpha_pattern").as_object().into_iter().flatten() {
-        let own = own.as_f64().ok_or_else(|| {
-            Error::model(format!(
-                "`alpha_pattern` gives `{pattern}` the alpha {own}, no number"
-            ))
-        })?;
-        if matches(pattern, layer)? {
-            alpha = own;
-            break;
+/// A configuration of PEFT.
+#[derive(Debug)]
+pub(super) enum Config {
+    /// diffusers' metadata: fields begin with the name of the network and a dot.
+    OfParts(Value),
+    /// PEFT's own `adapter_config.json`, of one network.
+    Own(Value),
+}
+
+impl Config {
+    fn field(&self, part: Part, name: &str) -> &Value {
+        match self {
+            Config::OfParts(value) => &value[format!("{part}.{name}")],
+            Config::Own(value) => &value[name],
         }
     }
-    let rank_stabilised = entry("use_rslora") == &Value::Bool(true);
-    Ok(alpha / if rank_stabilised { rank.sqrt() } else { rank })
+
+    /// The network that it says it is of, if it does.
+    pub(super) fn part(&self) -> Option<Part> {
+        let Config::Own(value) = self else {
+            return None;
+        };
+        match value["auto_mapping"]["base_model_class"].as_str()? {
+            "UNet2DConditionModel" => Some(Part::Unet),
+            "CLIPTextModel" => Some(Part::TextEncoder),
+            "CLIPTextModelWithProjection" => Some(Part::TextEncoder2),
+            _ => None,
+        }
+    }
+
+    /// What the change of a layer of `rank` is multiplied by.
+    pub(super) fn scaling(&self, part: Part, key: &Key, rank: f64) -> Result<f64> {
+        let entry = |name: &str| self.field(part, name);
+        if entry("use_dora") == &Value::Bool(true) {
+            return Err(Error::unsupported(
+                "its configuration says that it is of DoRA, which is not supported",
+            ));
+        }
+        if let Some(other) = entry("peft_type").as_str().filter(|kind| *kind != "LORA") {
+            let other = other.escape_default();
+            return Err(Error::unsupported(format!(
+                "its `peft_type` is `{other}`, expected `LORA`"
+            )));
+        }
+        let mut alpha = match (entry("lora_alpha"), self) {
+            (Value::Null, Config::OfParts(_)) => return Ok(1.0),
+            (value, _) => number("lora_alpha", value)?,
+        };
+        let Key::Dotted(layer) = key else {
+            return Ok(1.0);
+        };
+        for (pattern, own) in entry("alpha_pattern").as_object().into_iter().flatten() {
+            let own = number("alpha_pattern", own)?;
+            if matches(pattern, layer)? {
+                alpha = own;
+                break;
+            }
+        }
+        let rank_stabilised = entry("use_rslora") == &Value::Bool(true);
+        Ok(alpha / if rank_stabilised { rank.sqrt() } else { rank })
+    }
+
+    /// Checks the rank of a layer against what it says.
+    pub(super) fn check_rank(&self, part: Part, key: &Key, rank: usize) -> Result<()> {
+        let (Config::Own(_), Key::Dotted(layer)) = (self, key) else {
+            return Ok(());
+        };
+        let mut expected = self.field(part, "r").as_u64();
+        for (pattern, own) in self
+            .field(part, "rank_pattern")
+            .as_object()
+            .into_iter()
+            .flatten()
+        {
+            if matches(pattern, layer)? {
+                expected = own.as_u64();
+                break;
+            }
+        }
+        match expected {
+            Some(expected) if expected != rank as u64 => Err(Error::model(format!(
+                "`{key}` has rank {rank}, but its configuration says {expected}"
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A number of a configuration.
+fn number(field: &str, value: &Value) -> Result<f64> {
+    let number = value.as_f64().filter(|number| number.is_finite());
+    number.ok_or_else(|| Error::model(format!("`{field}` is {value}, expected a number")))
 }
 
 /// Whether a pattern of PEFT, the end of a layer's name or after `^` all of it, means `layer`.
@@ -188,7 +267,8 @@ fn matches(pattern: &str, layer: &str) -> Result<bool> {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
     if !name.chars().all(plain) {
         return Err(Error::unsupported(format!(
-            "`alpha_pattern` has the regular expression `{pattern}`, expected names of layers"
+            "a pattern is the regular expression `{}`, expected names of layers",
+            pattern.escape_default()
         )));
     }
     Ok(match layer.strip_suffix(name) {
@@ -208,7 +288,7 @@ mod tests {
     fn every_layout_is_read() {
         let dotted = |name: &str| Key::Dotted(name.to_owned());
         let expect = |name: &str, part, key: Key, role| {
-            assert_eq!(parse(name).unwrap(), (part, key, role), "{name}");
+            assert_eq!(parse(name, None).unwrap(), (part, key, role), "{name}");
         };
         let (place, te) = ("down_blocks.1.attentions.0", "text_model.encoder.layers.0");
         for (end, layer, role) in [
@@ -253,6 +333,19 @@ mod tests {
                 Role::Down,
             );
         }
+        let wrapped = |rest: &str| format!("base_model.model.{rest}.lora_A.weight");
+        let (q, text) = (format!("{place}.attn1.to_q"), format!("{te}.mlp.fc1"));
+        expect(&wrapped(&q), Part::Unet, dotted(&q), Role::Down);
+        expect(
+            &wrapped(&text),
+            Part::TextEncoder,
+            dotted(&text),
+            Role::Down,
+        );
+        let own = wrapped(&format!("text_encoder_2.{text}"));
+        expect(&own, Part::TextEncoder2, dotted(&text), Role::Down);
+        let (part, key, _) = parse(&wrapped(&text), Some(Part::TextEncoder2)).unwrap();
+        assert_eq!((part, key), (Part::TextEncoder2, dotted(&text)));
         let flat = Key::Flat("input_blocks_4_1_proj_in".to_owned());
         let name = "lora_unet_input_blocks_4_1_proj_in";
         expect(
@@ -273,7 +366,7 @@ mod tests {
 
     #[test]
     fn other_methods_are_refused_by_name() {
-        let error = |name: &str| parse(name).unwrap_err().to_string();
+        let error = |name: &str| parse(name, None).unwrap_err().to_string();
         assert!(error("lora_unet_x.dora_scale").contains("is of DoRA"));
         assert!(error("unet.x.lora_magnitude_vector").contains("is of DoRA"));
         assert!(error("lora_unet_x.hada_w1_a").contains("is of LoHa"));
@@ -292,8 +385,8 @@ mod tests {
             "text_encoder.use_rslora": true,
             "text_encoder_2.use_dora": true,
         });
-        let scaling =
-            |part, layer: &str| configured(&config, part, &Key::Dotted(layer.to_owned()), 4.0);
+        let config = Config::OfParts(config);
+        let scaling = |part, layer: &str| config.scaling(part, &Key::Dotted(layer.to_owned()), 4.0);
         assert_eq!(scaling(Part::Unet, "a.to_q").unwrap(), 2.0);
         assert_eq!(scaling(Part::Unet, "a.to_k").unwrap(), 0.5);
         assert_eq!(scaling(Part::Unet, "a.not_to_k").unwrap(), 2.0);

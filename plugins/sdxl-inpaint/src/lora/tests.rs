@@ -70,6 +70,87 @@ fn fused_weights_are_those_of_diffusers() {
     }
 }
 
+/// What PEFT makes of its own folders (`make_peft_fixture.py`).
+#[test]
+fn folders_of_peft_are_read_with_their_scales() {
+    let folder = |case: &str| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/lora/peft");
+        folder.join(case)
+    };
+    let known = weights::read(&folder("expected.safetensors")).unwrap();
+    for (case, part) in [
+        ("plain", Part::Unet),
+        ("rslora", Part::Unet),
+        ("patterns", Part::Unet),
+        ("text", Part::TextEncoder),
+        ("projecting", Part::TextEncoder2),
+    ] {
+        let base = under(&known, &format!("{part}.base."));
+        let expected = under(&known, &format!("{case}."));
+        assert!(!expected.is_empty(), "{case}");
+        for path in [folder(case), folder(case).join("adapter_model.safetensors")] {
+            let mut loras = Loras::open(&[lora(path, 1.0)]).unwrap();
+            let mut source = loras.fuse(part, base.clone(), None).unwrap();
+            loras.finish().unwrap();
+            for (name, plain) in &base {
+                let ours = source.take(name).unwrap().unwrap();
+                close(&ours, expected.get(name).unwrap_or(plain), 1e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_peft_says_is_needed_and_has_to_fit() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter_model.safetensors");
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/lora/peft/plain");
+    std::fs::copy(from.join("adapter_model.safetensors"), &path).unwrap();
+    let message = || Loras::open(&[lora(&path, 1.0)]).unwrap_err().to_string();
+    assert!(
+        message().contains("`adapter_config.json`, which is not beside it"),
+        "{}",
+        message()
+    );
+    let text = std::fs::read_to_string(from.join("adapter_config.json")).unwrap();
+    let good: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for (field, value, expected) in [
+        (
+            "lora_alpha",
+            serde_json::json!(null),
+            "`lora_alpha` is null, expected a number",
+        ),
+        (
+            "r",
+            serde_json::json!(3),
+            "has rank 4, but its configuration says 3",
+        ),
+        (
+            "peft_type",
+            serde_json::json!("LOHA"),
+            "`peft_type` is `LOHA`, expected `LORA`",
+        ),
+        ("use_dora", serde_json::json!(true), "of DoRA"),
+    ] {
+        let mut changed = good.clone();
+        changed[field] = value;
+        std::fs::write(
+            folder.path().join("adapter_config.json"),
+            changed.to_string(),
+        )
+        .unwrap();
+        assert!(message().contains(expected), "{}", message());
+    }
+    let endless = text.replace("\"lora_alpha\": 6", "\"lora_alpha\": 1e999");
+    assert_ne!(endless, text);
+    std::fs::write(folder.path().join("adapter_config.json"), endless).unwrap();
+    assert!(
+        message().contains("at `lora_alpha`: number out of range"),
+        "{}",
+        message()
+    );
+}
+
 #[test]
 fn changes_add_up_and_keep_the_type_of_the_weights() {
     let base = under(&weights::read(&fixture("base")).unwrap(), "unet.");

@@ -3,6 +3,7 @@
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 use diffaug_nn::{
     layers::{LayerNorm, Linear},
+    limits,
     ops::{self, Attention},
     params::Scope,
 };
@@ -77,7 +78,31 @@ impl ClipConfig {
         embeddings + self.num_hidden_layers * layer + norm + projection
     }
 
-    fn check(&self) -> Result<()> {
+    /// Checks what serde cannot: that the sizes are such as text encoders have, and fit each other.
+    ///
+    /// # Errors
+    /// Naming the field and what is expected.
+    pub fn check(&self) -> Result<()> {
+        for (field, value, most) in [
+            ("vocab_size", self.vocab_size, 4_000_000),
+            (
+                "max_position_embeddings",
+                self.max_position_embeddings,
+                limits::WIDTH,
+            ),
+            ("hidden_size", self.hidden_size, limits::CHANNELS),
+            ("intermediate_size", self.intermediate_size, limits::WIDTH),
+            ("num_hidden_layers", self.num_hidden_layers, limits::DEPTH),
+            (
+                "num_attention_heads",
+                self.num_attention_heads,
+                limits::HEADS,
+            ),
+            ("projection_dim", self.projection_dim, limits::CHANNELS),
+        ] {
+            limits::within(field, value, 0..=most)?;
+        }
+        limits::within("layer_norm_eps", self.layer_norm_eps, 0.0..=1.0)?;
         let sizes = [
             ("vocab_size", self.vocab_size),
             ("max_position_embeddings", self.max_position_embeddings),

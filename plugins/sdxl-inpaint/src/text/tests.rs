@@ -125,6 +125,59 @@ fn changed(from: &str, files: &[(&str, Option<&str>)]) -> Result<Tokenizer> {
 }
 
 #[test]
+fn hostile_files_are_refused_with_a_sentence() {
+    let refused = |name: &str, text: &str| {
+        let error = changed("tokenizer", &[(name, Some(text))])
+            .unwrap_err()
+            .to_string();
+        assert!(error.len() < 2000 && !error.contains('\u{1b}'), "{error}");
+        error
+    };
+    let deep = "[".repeat(200_000);
+    assert!(refused("vocab.json", &deep).contains("recursion limit exceeded"));
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n";
+    for name in ["vocab.json", "merges.txt", "tokenizer_config.json"] {
+        assert!(
+            refused(name, pointer).contains("it is a git-lfs pointer"),
+            "{name}"
+        );
+    }
+    let long = format!("#\n{} b\n", "a".repeat(5000));
+    assert!(refused("merges.txt", &long).contains("a token of 5001 bytes, expected at most 4096"));
+    assert!(refused("merges.txt", "#\n\u{1b}[31m\n").contains("expected two tokens"));
+    let many: Vec<String> = (0..10_001).map(|i| format!("\"t{i}\": {i}")).collect();
+    let many = format!("{{{}}}", many.join(","));
+    assert!(refused("added_tokens.json", &many).contains("adds 10001 tokens, expected at most"));
+}
+
+#[test]
+fn whatever_is_changed_there_is_an_answer() {
+    let folder = TempDir::new().unwrap();
+    for (from, name, count) in [
+        ("tokenizer", "vocab.json", 150),
+        ("tokenizer", "merges.txt", 300),
+        ("tokenizer", "tokenizer_config.json", 300),
+        ("tokenizer_2", "tokenizer.json", 150),
+    ] {
+        let own = folder.path().join(name);
+        fs::create_dir(&own).unwrap();
+        for entry in fs::read_dir(fixture(from)).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), own.join(entry.file_name())).unwrap();
+        }
+        let seed = fs::read(own.join(name)).unwrap();
+        diffaug_nn::testing::mutations(&seed, count, |bytes| {
+            fs::write(own.join(name), bytes).unwrap();
+            if let Ok(tokenizer) = Tokenizer::open(&own) {
+                tokenizer
+                    .encode("a Sessile polyp, 12 mm! <|endoftext|> é")
+                    .unwrap();
+            }
+        });
+    }
+}
+
+#[test]
 fn padding_and_length_are_found_wherever_they_are_written() {
     let padded = |files: &[(&str, Option<&str>)]| {
         let tokenizer = changed("tokenizer", files).unwrap();

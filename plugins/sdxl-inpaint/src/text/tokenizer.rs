@@ -1,15 +1,14 @@
 //! From texts to the ids that CLIP's text encoders read.
 
 use super::{
-    vocabulary::{BEGIN, END, Vocabulary, WORD_END},
-    words::{self, Words},
+    vocabulary::{Vocabulary, WORD_END, Whole},
+    words::{self, Words, cleaned},
 };
 use diffaug::{Error, Result};
 use std::path::Path;
 use tokenizers::Model;
 
-/// CLIP's byte-level tokenizer; equal to `CLIPTokenizer` in transformers where `ftfy` is not
-/// installed.
+/// CLIP's byte-level tokenizer; equal to the fast `CLIPTokenizer` in transformers.
 #[derive(Debug)]
 pub struct Tokenizer {
     vocabulary: Vocabulary,
@@ -66,17 +65,19 @@ impl Tokenizer {
     /// None that a text could cause.
     pub fn encode(&self, text: &str) -> Result<Tokens> {
         let mut ids = vec![self.vocabulary.begin];
-        let mut rest = text;
-        while !rest.is_empty() {
-            let (before, token) = self.next_whole(rest);
-            self.spell(&rest[..before], &mut ids)?;
-            rest = match token {
-                Some((token, id)) => {
-                    ids.push(*id);
-                    &rest[before + token.len()..]
+        // Some tokens are looked for in the text as it is, the others when it is in lower case.
+        for part in split(text, &self.vocabulary.whole) {
+            match part {
+                Part::Token(id) => ids.push(id),
+                Part::Text(text) => {
+                    for part in split(&cleaned(text), &self.vocabulary.whole_cleaned) {
+                        match part {
+                            Part::Token(id) => ids.push(id),
+                            Part::Text(text) => self.spell(text, &mut ids)?,
+                        }
+                    }
                 }
-                None => "",
-            };
+            }
         }
         let kept = self.length - 1;
         let cut = (ids.len() > kept).then(|| self.read(&ids[kept..]));
@@ -86,38 +87,14 @@ impl Tokenizer {
         Ok(Tokens { ids, cut })
     }
 
-    /// The first text that is one token, and the number of bytes before it.
-    fn next_whole(&self, text: &str) -> (usize, Option<&(String, u32)>) {
-        let found = text.char_indices().find_map(|(at, _)| {
-            let mut whole = self.vocabulary.whole.iter();
-            let token = whole.find(|(token, _)| text[at..].starts_with(token.as_str()))?;
-            Some((at, Some(token)))
-        });
-        found.unwrap_or((text.len(), None))
-    }
-
     /// Appends the byte pairs of the words in `text`.
     fn spell(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
         for word in self.words.of(text) {
-            match self.special(&word) {
-                Some(id) => ids.push(id),
-                None => {
-                    let pairs = self.vocabulary.bpe.tokenize(&word);
-                    let pairs = pairs.map_err(Error::internal)?;
-                    ids.extend(pairs.iter().map(|pair| pair.id));
-                }
-            }
+            let pairs = self.vocabulary.bpe.tokenize(&word);
+            let pairs = pairs.map_err(Error::internal)?;
+            ids.extend(pairs.iter().map(|pair| pair.id));
         }
         Ok(())
-    }
-
-    /// The id of a special token that was written in capitals.
-    fn special(&self, word: &str) -> Option<u32> {
-        match word {
-            BEGIN => Some(self.vocabulary.begin),
-            END => Some(self.vocabulary.end),
-            _ => None,
-        }
     }
 
     /// The text that `ids` stand for, without the rest of a character that was cut in two.
@@ -127,4 +104,33 @@ impl Tokenizer {
         let text = text.trim_start_matches(char::REPLACEMENT_CHARACTER);
         text.replace(WORD_END, " ").trim().to_owned()
     }
+}
+
+/// A part of a text.
+enum Part<'a> {
+    /// One token.
+    Token(u32),
+    /// No token in one piece.
+    Text(&'a str),
+}
+
+/// Cuts `text` at the texts of `whole`, the longest of which come first.
+fn split<'a>(text: &'a str, whole: &[Whole]) -> Vec<Part<'a>> {
+    let (mut parts, mut from) = (Vec::new(), 0);
+    let mut at = 0;
+    while let Some(next) = text[at..].chars().next() {
+        match whole
+            .iter()
+            .find(|(token, _)| text[at..].starts_with(token.as_str()))
+        {
+            Some((token, id)) => {
+                parts.extend([Part::Text(&text[from..at]), Part::Token(*id)]);
+                at += token.len();
+                from = at;
+            }
+            None => at += next.len_utf8(),
+        }
+    }
+    parts.push(Part::Text(&text[from..]));
+    parts
 }

@@ -3,9 +3,12 @@
 use crate::options::{refuse, within};
 use diffaug::Result;
 use diffaug_models::compressor::{self, groups};
-use diffaug_nn::diffusion::{
-    AutoencoderConfig, PerBlock, UNetConfig,
-    scheduler::{SamplerName, SchedulerConfig},
+use diffaug_nn::{
+    diffusion::{
+        AutoencoderConfig, PerBlock, UNetConfig,
+        scheduler::{SamplerName, SchedulerConfig},
+    },
+    limits,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -65,20 +68,41 @@ impl Architecture {
     pub fn check(&self) -> Result<()> {
         for (name, channels) in [("autoencoder", &self.autoencoder), ("unet", &self.unet)] {
             let field = format!("train.architecture.{name}");
-            if channels.is_empty() || channels.len() > 6 || channels.contains(&0) {
+            let sizes = 1..=limits::CHANNELS;
+            if !(1..=6).contains(&channels.len()) || channels.iter().any(|c| !sizes.contains(c)) {
                 let shown = format!("{channels:?}");
-                return refuse(&field, shown, "one to six numbers above 0");
+                let expected = format!("one to six numbers from 1 to {}", limits::CHANNELS);
+                return refuse(&field, shown, &expected);
             }
         }
-        for (name, value) in [
-            ("autoencoder_layers", self.autoencoder_layers),
-            ("latent", self.latent),
-            ("unet_layers", self.unet_layers),
-            ("transformers", self.transformers),
-            ("text", self.text),
-            ("text_layers", self.text_layers),
+        for (name, value, most) in [
+            (
+                "autoencoder_layers",
+                self.autoencoder_layers,
+                limits::LAYERS,
+            ),
+            ("latent", self.latent, 1024),
+            ("unet_layers", self.unet_layers, limits::LAYERS),
+            ("transformers", self.transformers, limits::DEPTH),
+            ("text", self.text, limits::CHANNELS),
+            ("text_layers", self.text_layers, limits::DEPTH),
         ] {
-            within(&format!("train.architecture.{name}"), value, 1..=4096)?;
+            within(&format!("train.architecture.{name}"), value, 1..=most)?;
+        }
+        for (name, channels, layers) in [
+            ("autoencoder", &self.autoencoder, self.autoencoder_layers),
+            ("unet", &self.unet, self.unet_layers + self.transformers),
+            ("text", &vec![self.text], self.text_layers),
+        ] {
+            let most = limits::at_most(channels, layers);
+            if most > limits::PARAMETERS {
+                let field = format!("train.architecture.{name}");
+                let shown = format!("{channels:?}");
+                let limit = limits::PARAMETERS;
+                let expected =
+                    format!("sizes of a network of at most {limit} parameters, not {most}");
+                return refuse(&field, shown, &expected);
+            }
         }
         within("train.architecture.tokens", self.tokens, 8..=1024)?;
         let field = "train.architecture.head";

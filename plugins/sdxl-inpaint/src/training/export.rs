@@ -1,14 +1,14 @@
 //! What training leaves: folders in the layout of diffusers.
 
 use crate::{loader::OWN, options::Options};
-use diffaug::{ErrorKind, Result, ResultExt};
+use diffaug::Result;
 use diffaug_nn::{
     diffusion::UNetConfig,
-    weights::{self, Source},
+    weights::{self, Source, input},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::{fs, path::Path};
+use std::path::Path;
 
 /// What PyTorch's readers want to see in a file.
 pub const METADATA: &[(&str, &str)] = &[("format", "pt")];
@@ -19,9 +19,7 @@ pub const METADATA: &[(&str, &str)] = &[("format", "pt")];
 /// When the file cannot be written.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).or_error(ErrorKind::Data, || {
-            format!("cannot make the folder `{}`", folder.display())
-        })?;
+        weights::make_folder(folder)?;
     }
     let text = serde_json::to_string_pretty(value)? + "\n";
     weights::write_atomically(path, text.as_bytes())
@@ -32,10 +30,7 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 /// # Errors
 /// When it is missing or broken.
 pub fn read_json(path: &Path) -> Result<Value> {
-    let read = || -> Result<Value> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
-    read().or_error(ErrorKind::Model, || {
-        format!("cannot read `{}`", path.display())
-    })
+    input::json_file(path, input::CONFIG_BYTES)
 }
 
 /// Writes the tensors of `source` whose names begin with `prefix` and a dot, without them.
@@ -55,7 +50,7 @@ pub fn part(source: &mut impl Source, prefix: &str, path: &Path) -> Result<()> {
         }
     }
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
+        weights::make_folder(folder)?;
     }
     weights::save_tensors(path, tensors, METADATA)
 }

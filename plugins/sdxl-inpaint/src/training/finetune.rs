@@ -121,6 +121,7 @@ impl Fit<'_, '_> {
 
     /// All of the network.
     fn whole(&self, source: impl Source, config: &UNetConfig) -> Result<(Params, UNet)> {
+        check_channels(&source, config)?;
         let mut params = Params::new(self.device, self.seed);
         let unet = UNet::new(params.root(), config)?;
         weights::fill(source, &params)?;
@@ -177,7 +178,7 @@ impl Fit<'_, '_> {
         for (name, component, file) in components {
             let Some(component) = component else { continue };
             let folder = out.join(name);
-            fs::create_dir_all(&folder)?;
+            weights::make_folder(&folder)?;
             let mut source = component.source()?;
             let names = source.names();
             let tensors = names.into_iter().map(|name| match source.take(&name)? {
@@ -203,7 +204,7 @@ impl Fit<'_, '_> {
         });
         let tensors = tensors.collect::<Result<Vec<_>>>()?;
         let folder = out.join("unet");
-        fs::create_dir_all(&folder)?;
+        weights::make_folder(&folder)?;
         weights::save_tensors(
             &folder.join("diffusion_pytorch_model.safetensors"),
             tensors,
@@ -224,13 +225,31 @@ impl Fit<'_, '_> {
     }
 }
 
+/// Checks that the weights have the channels and layers that `config` claims, before memory is taken for
+/// all of them.
+fn check_channels(source: &impl Source, config: &UNetConfig) -> Result<()> {
+    for (level, channels) in config.block_out_channels.iter().enumerate() {
+        let last = config.layers_per_block - 1;
+        let name = format!("down_blocks.{level}.resnets.{last}.conv2.weight");
+        let shape = source.shape(&name).unwrap_or_default();
+        if shape != [*channels, *channels, 3, 3] {
+            return Err(Error::model(format!(
+                "tensor `{name}` has shape {shape:?}, expected {:?}",
+                [*channels, *channels, 3, 3]
+            ))
+            .context("the weights of `unet` do not fit its configuration"));
+        }
+    }
+    Ok(())
+}
+
 /// Copies the files of a folder, but not its folders.
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to)?;
+    weights::make_folder(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         if entry.path().is_file() {
-            fs::copy(entry.path(), to.join(entry.file_name()))?;
+            weights::copy_file(&entry.path(), &to.join(entry.file_name()))?;
         }
     }
     Ok(())

@@ -182,7 +182,11 @@ impl Training {
                 return refuse(field, 0, "at least 1");
             }
         }
+        within("train.steps", self.steps, 1..=1_000_000_000)?;
         within("train.batch", self.batch, 1..=65_536)?;
+        within("train.accumulate", self.accumulate, 1..=65_536)?;
+        within("train.views", self.views, 1..=10_000)?;
+        within("train.rank", self.rank, 1..=4096)?;
         if let Some(lr) = self.lr {
             above("train.lr", lr)?;
         }
@@ -261,8 +265,8 @@ impl Training {
 
 /// Checks that `value` is a number above 0.
 pub(super) fn above(field: &str, value: f64) -> Result<()> {
-    match value > 0.0 && value.is_finite() {
+    match value > 0.0 && value <= 1e9 {
         true => Ok(()),
-        false => refuse(field, value, "a number above 0"),
+        false => refuse(field, value, "a number above 0, at most 1000000000"),
     }
 }

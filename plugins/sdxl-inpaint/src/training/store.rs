@@ -26,9 +26,7 @@ impl Store {
     /// # Errors
     /// When it cannot be made.
     pub fn open(folder: &Path) -> Result<Self> {
-        fs::create_dir_all(folder).or_error(ErrorKind::Data, || {
-            format!("cannot make the folder `{}`", folder.display())
-        })?;
+        weights::make_folder(folder)?;
         Ok(Store {
             folder: folder.to_owned(),
             writing: Arc::default(),
@@ -64,7 +62,7 @@ impl Store {
         let tensors: Vec<(String, Tensor)> = tensors.collect::<Result<_>>()?;
         let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         if weights::read(&path).is_err() {
-            weights::save_tensors(&path, tensors, &[])?;
+            weights::cache_tensors(&path, tensors)?;
         }
         Ok(made
             .into_iter()

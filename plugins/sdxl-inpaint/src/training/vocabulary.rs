@@ -4,7 +4,7 @@
 use crate::text::words;
 use diffaug::{Error, Result};
 use serde_json::{Map, Value, json};
-use std::{collections::HashMap, fs, path::Path};
+use std::{collections::HashMap, path::Path};
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 
 /// More tokens than any prompt bank has words.
@@ -42,7 +42,7 @@ pub fn write(texts: &[String], length: usize, folder: &Path) -> Result<usize> {
     let mut config = special.clone();
     config["tokenizer_class"] = json!("CLIPTokenizer");
     config["model_max_length"] = json!(length);
-    fs::create_dir_all(folder)?;
+    diffaug_nn::weights::make_folder(folder)?;
     for (name, text) in [
         ("vocab.json", serde_json::to_string(&ids)?),
         ("merges.txt", lines.join("\n") + "\n"),
@@ -107,6 +107,7 @@ fn learn(counts: &std::collections::BTreeMap<String, u64>) -> Result<Vec<(String
 mod tests {
     use super::*;
     use crate::text::Tokenizer;
+    use std::fs;
 
     #[test]
     fn every_word_becomes_one_token_and_others_are_spelled() {

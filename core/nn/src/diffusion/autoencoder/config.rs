@@ -1,5 +1,6 @@
 //! The architecture of an autoencoder and the scale of its latents, as diffusers writes them down.
 
+use crate::limits;
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 
@@ -137,8 +138,16 @@ impl AutoencoderConfig {
         Ok(Some((row(mean)?, row(std)?)))
     }
 
-    /// Checks what serde cannot.
-    pub(super) fn check(&self) -> Result<()> {
+    /// Checks what serde cannot: that the sizes are such as networks have, and fit each other.
+    ///
+    /// # Errors
+    /// Naming the field and what is expected.
+    pub fn check(&self) -> Result<()> {
+        let channels = &self.block_out_channels;
+        if !channels.is_empty() && !channels.contains(&0) {
+            let range = 1..=limits::CHANNELS;
+            limits::all_within("block_out_channels", channels, limits::LEVELS, range)?;
+        }
         self.check_blocks()?;
         let sizes = [
             ("in_channels", self.in_channels),
@@ -148,6 +157,14 @@ impl AutoencoderConfig {
         ];
         if let Some((field, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             bail!("`{field}` is at least 1, not 0");
+        }
+        for (field, size, most) in [
+            ("in_channels", self.in_channels, limits::CHANNELS),
+            ("out_channels", self.out_channels, limits::CHANNELS),
+            ("latent_channels", self.latent_channels, limits::CHANNELS),
+            ("layers_per_block", self.layers_per_block, limits::LAYERS),
+        ] {
+            limits::within(field, size, 1..=most)?;
         }
         if !["silu", "swish"].contains(&self.act_fn.as_str()) {
             bail!("`act_fn` is `silu` or `swish`, not `{}`", self.act_fn);
@@ -184,8 +201,17 @@ impl AutoencoderConfig {
 
     fn check_scale(&self) -> Result<()> {
         let factor = self.scaling_factor;
-        if !factor.is_finite() || factor == 0.0 {
-            bail!("`scaling_factor` is a number other than 0, not `{factor}`");
+        if !(factor.is_finite() && factor > 0.0) {
+            bail!("`scaling_factor` is {factor}, expected a number above 0");
+        }
+        let means = self.latents_mean.iter().flatten();
+        if let Some(shift) = self
+            .shift_factor
+            .iter()
+            .chain(means)
+            .find(|v| !v.is_finite())
+        {
+            bail!("`shift_factor` and `latents_mean` are numbers, not `{shift}`");
         }
         let channels = self.latent_channels;
         match (&self.latents_mean, &self.latents_std) {

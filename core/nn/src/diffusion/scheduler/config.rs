@@ -1,11 +1,12 @@
 //! diffusers' `scheduler_config.json`: what a checkpoint says about its noise, and how one samples.
 
 use super::schedule::Prediction;
+use crate::weights::input;
 use diffaug::{Error, ErrorKind, Result, ResultExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::{fmt, fs, path::Path};
+use std::{fmt, path::Path};
 
 /// A way from noise to a latent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -249,9 +250,10 @@ impl SchedulerConfig {
     /// When it is missing or not what [`SchedulerConfig::parse`] reads.
     pub fn read(path: &Path) -> Result<Self> {
         let shown = path.display();
-        let text = fs::read_to_string(path).or_error(ErrorKind::Model, || {
-            format!("cannot read the scheduler's configuration `{shown}`")
-        })?;
+        let text = input::read_text(path, input::CONFIG_BYTES)
+            .or_error(ErrorKind::Model, || {
+                format!("cannot read the scheduler's configuration `{shown}`")
+            })?;
         Self::parse(&text).map_err(|error| error.context(format!("`{shown}`")))
     }
 
@@ -261,9 +263,10 @@ impl SchedulerConfig {
     /// When it is no JSON object with a `_class_name`, or a field has another type.
     pub fn parse(text: &str) -> Result<Self> {
         // Python writes the default of `lambda_min_clipped` in a way that is not JSON.
-        serde_json::from_str(&text.replace(": -Infinity", ": null")).map_err(|error| {
-            Error::model(error).context("this is no configuration of a diffusers scheduler")
-        })
+        let text = text.replace(": -Infinity", ": null");
+        let parsed = input::parse_json::<Value>(text.as_bytes());
+        let typed = parsed.and_then(|value| input::typed(&value));
+        typed.map_err(|error| error.context("this is no configuration of a diffusers scheduler"))
     }
 
     /// The same noise sampled in another way (diffusers' `X.from_config(other.config)`):

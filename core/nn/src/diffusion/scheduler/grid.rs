@@ -144,7 +144,9 @@ fn spaced(
         Spacing::Leading => {
             let stride = count / (steps + extra);
             let indices = (extra..steps + extra).rev();
-            indices.map(|i| (i * stride + offset) as f64).collect()
+            indices
+                .map(|i| (i * stride).saturating_add(offset) as f64)
+                .collect()
         }
         Spacing::Trailing => {
             let stride = alpha_bars.len() as f64 / steps as f64;

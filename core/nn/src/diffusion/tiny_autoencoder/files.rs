@@ -1,7 +1,10 @@
 //! Tiny autoencoders on disk: in the author's layout or in that of diffusers.
 
 use super::{TinyAutoencoder, TinyAutoencoderConfig};
-use crate::{params::Params, weights};
+use crate::{
+    params::Params,
+    weights::{self, input},
+};
 use candle_core::{Device, Tensor};
 use diffaug::{Error, ErrorKind, Result, ResultExt};
 use std::{
@@ -49,9 +52,9 @@ type Found = (HashMap<String, Tensor>, TinyAutoencoderConfig);
 fn read_whole(folder: &Path) -> Result<Found> {
     let path = folder.join(CONFIG);
     let shown = path.display();
-    let text = fs::read_to_string(&path)
+    let text = input::read(&path, input::CONFIG_BYTES)
         .or_error(ErrorKind::Model, || format!("cannot read `{shown}`"))?;
-    let config = serde_json::from_str(&text).or_error(ErrorKind::Model, || {
+    let config = input::parse_json(&text).or_error(ErrorKind::Model, || {
         format!("`{shown}` is not the configuration of a tiny autoencoder")
     })?;
     Ok((weights::read(&folder.join(WHOLE))?, config))
