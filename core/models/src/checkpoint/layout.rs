@@ -3,7 +3,10 @@
 
 use diffaug::{Error, ErrorKind, Result, ResultExt};
 use serde_json::Value;
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs::File, io::Read, path::Path};
+
+/// Bytes of the longest JSON file that is read.
+const LONGEST: u64 = 64 << 20;
 
 /// What `model_index.json` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,8 +82,15 @@ impl ModelIndex {
 /// When it is missing or broken.
 pub fn read_json(path: &Path) -> Result<Value> {
     let shown = path.display();
-    let text =
-        fs::read_to_string(path).or_error(ErrorKind::Model, || format!("cannot read `{shown}`"))?;
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text))
+        .or_error(ErrorKind::Model, || format!("cannot read `{shown}`"))?;
+    if text.len() as u64 > LONGEST {
+        return Err(Error::model(format!(
+            "`{shown}` has more than {LONGEST} bytes, which is too long for a description"
+        )));
+    }
     serde_json::from_str(&text)
         .or_error(ErrorKind::Model, || format!("`{shown}` is not valid JSON"))
 }
