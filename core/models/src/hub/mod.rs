@@ -145,10 +145,14 @@ impl Hub {
 
     fn get(&self, id: &Id, wanted: Wanted<'_>) -> Result<PathBuf> {
         let cached = self.cached(id, wanted, true);
-        if let (true, Ok(Some(found))) = (id.is_pinned(), &cached) {
-            if found.as_wanted {
-                return Ok(found.folder.clone());
-            }
+        let complete = |found: &&Cached| id.is_pinned() && found.as_wanted;
+        if let Some(found) = cached
+            .as_ref()
+            .ok()
+            .and_then(Option::as_ref)
+            .filter(complete)
+        {
+            return Ok(found.folder.clone());
         }
         let tries = match &cached {
             Ok(Some(_)) => self.patience.tries_if_cached,

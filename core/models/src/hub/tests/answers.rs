@@ -111,6 +111,21 @@ fn a_body_that_stalls_or_breaks_off_is_taken_up_where_it_was() {
 }
 
 #[test]
+fn an_answer_that_drips_is_not_waited_for() {
+    let home = tempfile::tempdir().unwrap();
+    let server = Server::start();
+    let mut slow = hasty(&server, home.path());
+    slow.patience.answer = Duration::from_millis(200);
+    server.script(|request, reply| {
+        if request.path.starts_with("/api/") {
+            reply.drips = Some(Duration::from_millis(20));
+        }
+    });
+    let text = refusal(&slow);
+    assert!(text.contains(": the answer broke off: "), "{text}");
+}
+
+#[test]
 fn a_busy_hub_is_asked_again_and_keeps_what_was_fetched() {
     let home = tempfile::tempdir().unwrap();
     let server = Server::start();

@@ -256,13 +256,17 @@ mod links {
             "blobs",
             "snapshots",
             "refs",
+            ".locks",
             &format!("snapshots/{COMMIT}"),
             &format!("snapshots/{COMMIT}/vae"),
         ] {
             let home = tempfile::tempdir().unwrap();
             let hub = hub(&server, home.path());
             let (beside, file) = outside(home.path());
-            let link = place(home.path()).join(name);
+            let link = match name {
+                ".locks" => home.path().join("hub/.locks"),
+                _ => place(home.path()).join(name),
+            };
             let link = PathBuf::from(link.to_str().unwrap().trim_end_matches('/'));
             fs::create_dir_all(link.parent().unwrap()).unwrap();
             symlink(&beside, &link).unwrap();

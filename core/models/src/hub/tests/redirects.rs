@@ -124,3 +124,23 @@ fn redirects_end() {
     let text = refusal(&hub);
     assert!(text.contains("it sends on, but not where to"), "{text}");
 }
+
+#[test]
+fn a_token_is_read_of_a_file_and_never_repeated() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("token");
+    assert!(token_file(&path).unwrap().is_none());
+    for text in ["", " \n"] {
+        fs::write(&path, text).unwrap();
+        assert!(token_file(&path).unwrap().is_none());
+    }
+    fs::write(&path, "hf_secret\n").unwrap();
+    assert!(token_file(&path).unwrap().is_some());
+    fs::write(&path, "hf_secret\nhf_secret").unwrap();
+    let error = token_file(&path).unwrap_err().to_string();
+    let expected = format!(
+        "the token in `{}` has a space, a control character or a letter outside ASCII: it is no token",
+        path.display()
+    );
+    assert_eq!(error, expected);
+}

@@ -12,6 +12,7 @@ use std::{
     net::{TcpListener, TcpStream},
     sync::{Arc, Mutex},
     thread::JoinHandle,
+    time::Duration,
 };
 
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -64,6 +65,8 @@ pub struct Reply {
     pub stalls: bool,
     /// Whether what was given so far comes again and again.
     pub endless: bool,
+    /// The time between two bytes of the body.
+    pub drips: Option<Duration>,
 }
 
 impl Reply {
@@ -76,6 +79,7 @@ impl Reply {
             raw: None,
             stalls: false,
             endless: false,
+            drips: None,
         }
     }
 
@@ -105,10 +109,17 @@ impl Reply {
                 for (name, value) in &self.headers {
                     head += &format!("{name}: {value}\r\n");
                 }
-                [head.as_bytes(), b"\r\n", &self.body].concat()
+                let body = self.drips.map_or(self.body.as_slice(), |_| &[]);
+                [head.as_bytes(), b"\r\n", body].concat()
             }
         };
         stream.write_all(&out)?;
+        if let Some(pause) = self.drips {
+            for byte in &self.body {
+                std::thread::sleep(pause);
+                stream.write_all(&[*byte])?;
+            }
+        }
         if self.endless {
             out = out.repeat(1 + (1 << 16) / out.len().max(1));
             loop {
