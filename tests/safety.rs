@@ -309,18 +309,50 @@ fn an_emptied_file_of_a_finished_run_is_noticed() {
 #[cfg(feature = "builtin")]
 fn files_behind_options_belong_to_a_run() {
     let sandbox = crate::pipeline::tiny();
-    let topic = crate::util::root().join("plugins/prompts/data/polyp.toml");
-    let text = fs::read_to_string(topic).unwrap();
-    sandbox.write("topic.toml", &text);
-    let args = "generate m.toml -q --set prompts.topic=topic.toml";
+    // `polyp` is no path to the option `topic`, though it is there.
+    for name in [
+        "model/a",
+        "vae/a",
+        "tokens/a",
+        "l.safetensors",
+        "normal/a.txt",
+        "polyp/a",
+    ] {
+        sandbox.write(name, "one");
+    }
+    let args = "train segmenter m.toml -q --set prompts.topic=polyp --set generator.use=sdxl-inpaint \
+                --set generator.base=model --set generator.vae=vae --set generator.tokenizer=./tokens \
+                --set generator.lora=[{path=\"l.safetensors\"}] --set synthesis.external=normal";
     sandbox.run(args).ok();
     let lock = sandbox.read_json("runs/tiny/lock.json");
-    assert_eq!(lock["files"]["prompts.topic"], sha256(text.as_bytes()));
+    let named: Vec<&String> = lock["files"].as_object().unwrap().keys().collect();
+    let expected = [
+        "generator.base",
+        "generator.lora[0].path",
+        "generator.tokenizer",
+        "generator.vae",
+        "synthesis.external",
+    ];
+    let mut sorted = named.clone();
+    sorted.sort();
+    assert_eq!(sorted, expected);
+    assert_eq!(lock["files"]["generator.lora[0].path"], sha256(b"one"));
+    sandbox.write("polyp/a", "two");
     sandbox.run(args).ok();
-    sandbox.write("topic.toml", text + "\n# another\n");
-    sandbox
-        .run(args)
-        .refused("was begun with `files.prompts.topic` = ");
+    for (name, field) in [
+        ("model/a", "generator.base"),
+        ("vae/a", "generator.vae"),
+        ("tokens/a", "generator.tokenizer"),
+        ("l.safetensors", "generator.lora[0].path"),
+        ("normal/a.txt", "synthesis.external"),
+    ] {
+        // Of equal length.
+        sandbox.write(name, "two");
+        let sentence = format!("was begun with `files.{field}` = ");
+        sandbox.run(args).refused(&sentence);
+        sandbox.write(name, "one");
+    }
+    sandbox.run(args).ok();
 }
 
 #[test]

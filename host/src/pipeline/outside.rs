@@ -19,6 +19,19 @@ use std::{
 
 /// The option whose hash stands in `lock.json` by itself, and in the marker of a training.
 const WEIGHTS: &str = "weights";
+/// Options that name a file or folder even where it is a bare word; elsewhere a word that happens to be
+/// a folder's name too is a word.
+const PATHS: [&str; 9] = [
+    "base",
+    "checkpoint",
+    "file",
+    "folder",
+    "lora",
+    "model",
+    "path",
+    "tokenizer",
+    "vae",
+];
 /// A branch or commit is a short text.
 const MOST_REF: u64 = 1 << 12;
 
@@ -52,8 +65,8 @@ pub fn weights(wire: &Wire<'_>, step: &Step<'_>) -> Result<Map<String, Value>> {
     Ok(hashes.by_field)
 }
 
-/// Hashes of all other files and folders that options name, by option: any text that is a path to
-/// something that is there, unless it is one of the words that the option may be.
+/// Hashes of all other files and folders that options name, by option: any text that reads like a
+/// path and leads to something that is there, unless it is one of the words that the option may be.
 ///
 /// # Errors
 /// When one cannot be read.
@@ -63,8 +76,8 @@ pub fn files(wire: &Wire<'_>, step: &Step<'_>) -> Result<Map<String, Value>> {
     for (name, kind, table) in tables(wire) {
         let words = words(&listing, kind, &table.name);
         for (option, text) in texts(table) {
-            let is_path = !text.is_empty() && !words.contains(text) && Path::new(text).exists();
-            if option != WEIGHTS && is_path {
+            let is_path = reads_like_a_path(&option, text) && !words.contains(text);
+            if option != WEIGHTS && is_path && Path::new(text).exists() {
                 hashes.add(format!("{name}.{option}"), text)?;
             }
         }
@@ -73,6 +86,13 @@ pub fn files(wire: &Wire<'_>, step: &Step<'_>) -> Result<Map<String, Value>> {
         hashes.add("synthesis.external".into(), &folder.to_string_lossy())?;
     }
     Ok(hashes.by_field)
+}
+
+fn reads_like_a_path(option: &str, text: &str) -> bool {
+    let name = option.rsplit('.').next().unwrap_or(option);
+    let name = name.split('[').next().unwrap_or(name);
+    let has_dot = text.trim_matches('.').contains('.');
+    !text.is_empty() && (PATHS.contains(&name) || has_dot || text.contains(['/', '\\']))
 }
 
 /// Hashes by the field that names a path; a path that two fields name is read once.
@@ -222,6 +242,16 @@ mod tests {
             ("train.base", "d"),
         ];
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_word_is_no_path_unless_the_option_says_so() {
+        assert!(reads_like_a_path("vae", "word") && reads_like_a_path("lora[0]", "word"));
+        assert!(reads_like_a_path("a.b[2].path", "word") && reads_like_a_path("x", "./word"));
+        assert!(reads_like_a_path("x", "list.txt"));
+        for text in ["", "word", ".", "..", "a polyp."] {
+            assert!(!reads_like_a_path("topic", text), "{text}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::{
     clock,
     journal::{Contents, Entry, Journal, Left},
     overlap::{self, Enough},
-    painting::{self, Outcome, Painted, Stages},
+    painting::{self, Painted, Stages},
     record::{Record, Summary, Tally, file_name},
     store::Store,
 };
