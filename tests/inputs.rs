@@ -14,7 +14,13 @@ const SIDE: u32 = 16;
 fn labels(id: u32, on: u8) -> Vec<u8> {
     let inside = |i: u32| (3 + id % 4..10).contains(&i);
     (0..SIDE * SIDE)
-        .map(|i| if inside(i % SIDE) && inside(i / SIDE) { on } else { 0 })
+        .map(|i| {
+            if inside(i % SIDE) && inside(i / SIDE) {
+                on
+            } else {
+                0
+            }
+        })
         .collect()
 }
 
@@ -25,9 +31,16 @@ fn data(write: impl Fn(&Sandbox, u32)) -> Sandbox {
         fs::create_dir_all(sandbox.path(&format!("data/{folder}"))).unwrap();
     }
     for id in 0..6 {
-        let pixels = labels(id, 60).iter().flat_map(|v| [150 + v, 80, 70]).collect();
+        let pixels = labels(id, 60)
+            .iter()
+            .flat_map(|v| [150 + v, 80, 70])
+            .collect();
         let image = Image::new(SIDE, SIDE, pixels).unwrap();
-        save_image(image.view(), &sandbox.path(&format!("data/images/{id}.png"))).unwrap();
+        save_image(
+            image.view(),
+            &sandbox.path(&format!("data/images/{id}.png")),
+        )
+        .unwrap();
         write(&sandbox, id);
     }
     manifest(&sandbox, "");
@@ -44,7 +57,11 @@ fn manifest(sandbox: &Sandbox, options: &str) {
 
 fn mask(sandbox: &Sandbox, name: &str, values: Vec<u8>) {
     let mask = Mask::new(SIDE, SIDE, values).unwrap();
-    save_gray(mask.view(), &sandbox.path(&format!("data/masks/{name}.png"))).unwrap();
+    save_gray(
+        mask.view(),
+        &sandbox.path(&format!("data/masks/{name}.png")),
+    )
+    .unwrap();
 }
 
 /// A PNG of palette indices; index 1 is dark red.
@@ -66,7 +83,9 @@ fn palette_masks_are_scored_by_their_indices() {
     sandbox.write("pred/0.png", palette(&[1, 0, 0, 1, 2, 0, 0, 0], 4));
     let dice = |args: &str| {
         let report = sandbox.run(&format!("score --pred pred --truth truth --json {args}"));
-        report.ok().json()["per_image_mean"]["dice"].as_f64().unwrap()
+        report.ok().json()["per_image_mean"]["dice"]
+            .as_f64()
+            .unwrap()
     };
     assert_eq!(dice("--labels 1"), 0.5);
     assert_eq!(dice("--labels 2"), 1.0);
@@ -82,7 +101,9 @@ fn a_label_that_no_file_holds_is_not_scored() {
         save_gray(mask.view(), &sandbox.path(&format!("{folder}/0.png"))).unwrap();
     }
     assert_snapshot!(sandbox.run("score --pred pred --truth truth --labels 1"), @"");
-    sandbox.run("score --pred pred --truth truth --labels 255").ok();
+    sandbox
+        .run("score --pred pred --truth truth --labels 255")
+        .ok();
 }
 
 #[test]
@@ -94,14 +115,19 @@ fn predictions_may_have_a_suffix() {
         save_gray(mask.view(), &sandbox.path(name)).unwrap();
     }
     assert_snapshot!(sandbox.run("score --pred pred --truth truth"), @"");
-    sandbox.run("score --pred pred --truth truth --suffix _pred").ok();
+    sandbox
+        .run("score --pred pred --truth truth --suffix _pred")
+        .ok();
 }
 
 #[test]
 fn masks_of_zero_and_one_are_masks() {
     let sandbox = data(|s, id| mask(s, &id.to_string(), labels(id, [1, 255][id as usize % 2])));
     let trained = sandbox.run("run m.toml -q --json").ok().json();
-    let full = sandbox.run("check m.toml --data=full --json -q").ok().json();
+    let full = sandbox
+        .run("check m.toml --data=full --json -q")
+        .ok()
+        .json();
     assert_eq!(full["looked_at"], "pixels");
     assert!(trained["arms"][0]["name"] == "baseline", "{trained}");
 }
@@ -115,7 +141,9 @@ fn values_that_say_nothing_are_named_with_the_line_to_write() {
     });
     let output = sandbox.run("run m.toml");
     output.refused("mask `data/masks/0.png` has the values 1, 2 besides 0; expected 0 and 255");
-    output.refused("write `classes = { class1 = 1, class2 = 2 }`, with names of yours, or `threshold = 127`");
+    output.refused(
+        "write `classes = { class1 = 1, class2 = 2 }`, with names of yours, or `threshold = 127`",
+    );
     manifest(&sandbox, "classes = { class1 = 1, class2 = 2 }");
     sandbox.run("check m.toml --data=full").ok();
     manifest(&sandbox, "threshold = 127");
@@ -138,7 +166,10 @@ fn a_class_that_no_mask_holds_is_named() {
 #[test]
 fn palette_masks_have_classes_by_index() {
     let sandbox = data(|s, id| {
-        s.write(&format!("data/masks/{id}.png"), palette(&labels(id, 1), SIDE));
+        s.write(
+            &format!("data/masks/{id}.png"),
+            palette(&labels(id, 1), SIDE),
+        );
     });
     manifest(&sandbox, "classes = { polyp = 1 }");
     sandbox.run("check m.toml --data=full").ok();
@@ -196,7 +227,12 @@ fn every_fault_of_a_dataset_is_listed() {
     let faults = full.json()["faults"].as_array().unwrap().clone();
     let ids: Vec<_> = faults.iter().map(|fault| fault["id"].clone()).collect();
     assert_eq!(ids, ["1", "2", "4", "5"]);
-    assert!(faults[3]["error"].as_str().unwrap().contains("data/images/5.png"));
+    assert!(
+        faults[3]["error"]
+            .as_str()
+            .unwrap()
+            .contains("data/images/5.png")
+    );
 }
 
 /// A JPEG of `width` x `height` that tells viewers to turn it by 90 degrees.
@@ -240,7 +276,11 @@ fn an_output_that_cannot_be_written_is_refused_before_the_work() {
     generator("data").refused("the name `data` tells no format");
     generator("data/images/0.png").refused("is the file `data/images/0.png` that is read");
     generator("o.jpg").ok();
-    assert!(fs::read(sandbox.path("o.jpg")).unwrap().starts_with(b"\xff\xd8"));
+    assert!(
+        fs::read(sandbox.path("o.jpg"))
+            .unwrap()
+            .starts_with(b"\xff\xd8")
+    );
     let segmenter = "try segmenter misbehave --library ./misbehave.so --image data/images/0.png";
     sandbox
         .run(&format!("{segmenter} -o m.jpg"))
@@ -253,7 +293,9 @@ fn a_hole_of_zero_and_one_is_painted() {
     let sandbox = data(|s, id| mask(s, &id.to_string(), labels(id, 1)));
     let common = "--library ./misbehave.so --image data/images/0.png -o o.png";
     sandbox
-        .run(&format!("try generator filler --mask data/masks/0.png {common}"))
+        .run(&format!(
+            "try generator filler --mask data/masks/0.png {common}"
+        ))
         .ok();
     let painted = diffaug::image::open_image(&sandbox.path("o.png"), 1000).unwrap();
     let before = diffaug::image::open_image(&sandbox.path("data/images/0.png"), 1000).unwrap();
@@ -286,16 +328,26 @@ fn twelve_bits_are_warned_of_and_can_be_stated() {
     encoder.set_depth(png::BitDepth::Sixteen);
     let mut writer = encoder.write_header().unwrap();
     let samples = (0..SIDE * SIDE).flat_map(|i| ((i * 16) as u16).to_be_bytes());
-    writer.write_image_data(&samples.collect::<Vec<u8>>()).unwrap();
+    writer
+        .write_image_data(&samples.collect::<Vec<u8>>())
+        .unwrap();
     writer.finish().unwrap();
     sandbox.write("data/images/0.png", &bytes);
     let warned = sandbox.run("check m.toml --data=full").ok().stderr;
-    assert!(warned.contains("read as 12 bits; `images.bits` says how many"), "{warned}");
-    let stated = sandbox.run("check m.toml --data=full --set images.bits=12").ok();
+    assert!(
+        warned.contains("read as 12 bits; `images.bits` says how many"),
+        "{warned}"
+    );
+    let stated = sandbox
+        .run("check m.toml --data=full --set images.bits=12")
+        .ok();
     assert!(!stated.stderr.contains("bits"), "{stated}");
     sandbox
         .run("check m.toml --data --set images.bits=7")
-        .refused("images.bits` must be 8 to 16");
+        .refused("`images.bits` is 7, must be from 8 to 16");
     let listed = sandbox.run("check m.toml --data=full --set images.bits=10");
-    assert!(listed.stdout.contains("`images.bits` = 10 allows for 1023"), "{listed}");
+    assert!(
+        listed.stdout.contains("`images.bits` = 10 allows for 1023"),
+        "{listed}"
+    );
 }

@@ -7,7 +7,6 @@ mod cli;
 mod commands;
 mod escape;
 mod failure;
-mod files;
 mod library;
 mod load;
 mod logging;

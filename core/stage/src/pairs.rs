@@ -414,7 +414,8 @@ impl Table {
     /// When the file cannot be read, or a line has another number of fields than the header.
     pub fn read(path: &Path) -> Result<Self> {
         let shown = path.display();
-        let text = read_text(path, MAX_TEXT)?;
+        let text = read_text(path, MAX_TEXT)
+            .or_error(ErrorKind::Data, || format!("cannot read `{shown}`"))?;
         let mut lines = csv_lines(text.trim_start_matches('\u{feff}')).into_iter();
         let Some((_, header)) = lines.next() else {
             return Err(Error::data(format!("`{shown}` is empty")));

@@ -492,7 +492,9 @@ struct IdFile {
 
 fn from_file<'a>(file: &Path, items: &[&'a Item], options: &SplitOptions) -> Result<Lists<'a>> {
     let shown = file.display();
-    let text = read_text(file, MAX_TEXT).map_err(|error| error.at("split.file"))?;
+    let text = read_text(file, MAX_TEXT)
+        .or_error(ErrorKind::Data, || format!("cannot read `{shown}`"))
+        .map_err(|error| error.at("split.file"))?;
     let listed: IdFile = serde_json::from_str(&text)
         .or_error(ErrorKind::Data, || {
             format!("`{shown}` does not list ids as train, validation and test")

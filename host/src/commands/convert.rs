@@ -4,11 +4,10 @@
 use crate::{
     cli::{ConvertArgs, Global},
     failure::Failure,
-    files,
     registry::{Kind, Registry},
     ui::Ui,
 };
-use diffaug::{BoxGenerator, BoxSegmenter, Error, ErrorKind, ResultExt};
+use diffaug::{BoxGenerator, BoxSegmenter, Error, ErrorKind, ResultExt, files};
 use serde_json::json;
 use std::fs;
 

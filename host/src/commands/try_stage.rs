@@ -8,7 +8,7 @@ use crate::{
 };
 use diffaug::{
     BoxGenerator, BoxSegmenter, Context, Error, Generator, Image, Job, Mask, Result, Segmenter,
-    files::folder_of,
+    files::parent,
     image::{MaskRule, OutputFormat, open_image, open_mask, save_gray, save_image},
     with_reporter,
 };
@@ -84,7 +84,7 @@ fn check_output(
     let path = &common.output;
     format(path)?;
     let shown = path.display();
-    let folder = folder_of(path);
+    let folder = parent(path);
     if !folder.is_dir() {
         return Err(Error::config(format!(
             "cannot write `{shown}`: there is no folder `{}`",

@@ -8,9 +8,8 @@
 use crate::{
     escape,
     failure::{Failure, listed, nearest},
-    files,
 };
-use diffaug::{Error, ResultExt, error::ErrorKind};
+use diffaug::{Error, ResultExt, error::ErrorKind, files};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::{

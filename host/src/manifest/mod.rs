@@ -7,8 +7,8 @@ mod document;
 
 pub use document::{Document, check_key, parse_value};
 
-use crate::{failure::Failure, files};
-use diffaug::{Error, augment::AugmentOptions, split::SplitOptions};
+use crate::failure::Failure;
+use diffaug::{Error, augment::AugmentOptions, files, split::SplitOptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -327,7 +327,7 @@ impl Manifest {
             return wrong("seed", "must be below 2^63");
         }
         if let Some(bits) = images.bits {
-            within("images.bits", bits, 8, 16)?;
+            within("images.bits", bits.into(), 8, 16)?;
         }
         for (index, library) in self.libraries.iter().enumerate() {
             if let Library::Pinned(pinned) = library

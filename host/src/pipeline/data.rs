@@ -225,7 +225,7 @@ impl Data {
         if let Some(error) = self.absent(&seen) {
             return Err(error);
         }
-        Ok(crate::files::hex(&hash.finalize()))
+        Ok(diffaug::files::hex(&hash.finalize()))
     }
 }
 

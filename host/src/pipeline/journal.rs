@@ -5,8 +5,11 @@
 //! not fit is left out, and so is one whose images are no longer those that were written.
 
 use super::{record::Record, store::Store};
-use crate::files::{self, hash, hash_file, is_sha256};
-use diffaug::{Error, Result, ResultExt, error::ErrorKind};
+use diffaug::{
+    Error, Result, ResultExt,
+    error::ErrorKind,
+    files::{self, hash, hash_file, is_sha256},
+};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::{

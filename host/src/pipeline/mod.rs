@@ -24,18 +24,16 @@ pub mod wire;
 
 use crate::{
     failure::Failure,
-    files,
     manifest::{Background, Document, Manifest, StageTable},
     registry::Registry,
     ui::Ui,
 };
 use candidates::Candidates;
 use data::{Data, Examined};
+use diffaug::files;
 use diffaug::{
     BoxDataset, BoxGenerator, BoxPromptBank, BoxValidator, Error, ErrorKind, Generator, Result,
-    Validator, human_bytes,
-    image::ReadOptions,
-    pairs,
+    Validator, human_bytes, image::ReadOptions, pairs,
 };
 use evaluate::{Arm, Evaluation};
 use fingerprint::Step;

@@ -165,7 +165,7 @@ fn commit(cache: &Path, text: &str) -> Option<String> {
     if is_commit(revision) {
         return fs::metadata(&model).ok().map(|_| revision.to_owned());
     }
-    let noted = crate::files::read_text(&model.join("refs").join(revision), MOST_REF).ok()?;
+    let noted = diffaug::files::read_text(&model.join("refs").join(revision), MOST_REF).ok()?;
     Some(noted.trim().to_owned()).filter(|noted| is_commit(noted))
 }
 

@@ -7,9 +7,8 @@ use super::{
     painting::{self, Stages},
     store::Store,
 };
-use crate::files;
 use diffaug::{
-    Image, Mask, Result,
+    Image, Mask, Result, files,
     image::{resize_image, resize_mask, save_image},
 };
 

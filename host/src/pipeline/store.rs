@@ -1,7 +1,7 @@
 //! The run folder: what lies where, written so that a kill or a power cut at any moment loses
 //! nothing.
 //!
-//! Files appear whole or not at all (see [`crate::files`]). Nothing in them depends on when or how
+//! Files appear whole or not at all (see [`diffaug::files`]). Nothing in them depends on when or how
 //! often the run was started; times live in `log.jsonl` alone.
 //!
 //! A *marker* is a JSON file that says that a step is done. It holds hashes of what the step left,
@@ -12,8 +12,11 @@
 //! any other.
 
 use super::fingerprint::{self, Step};
-use crate::files::{self, is_partial, write_atomic};
-use diffaug::{Error, Result, ResultExt, error::ErrorKind};
+use diffaug::{
+    Error, Result, ResultExt,
+    error::ErrorKind,
+    files::{self, is_partial, write_atomic},
+};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 use std::{

@@ -16,13 +16,13 @@ use super::{
 };
 use crate::{
     failure::Failure,
-    files::{self, WholeFile, hash_file},
     manifest::Manifest,
     ui::{Bar, Ui},
 };
 use diffaug::{
     DatasetInfo, Error, Image, Mask, MaskRef, Progress, Result, ResultExt,
     error::ErrorKind,
+    files::{self, WholeFile, hash_file},
     image::{MaskRule, save_gray, save_image},
     pairs::Pair,
     view::Shared,

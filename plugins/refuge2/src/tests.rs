@@ -219,8 +219,14 @@ fn a_coding_that_cannot_be_is_refused_and_another_suggested() {
     );
     sample("inverted").unwrap();
     let text = sample("labels").unwrap_err().to_string();
-    assert!(text.contains("value 128 at pixel (1, 2), expected one of 0, 1, 2"), "{text}");
-    assert!(text.contains("its values are those of `coding = \"refuge\"`"), "{text}");
+    assert!(
+        text.contains("value 128 at pixel (1, 2), expected one of 0, 1, 2"),
+        "{text}"
+    );
+    assert!(
+        text.contains("its values are those of `coding = \"refuge\"`"),
+        "{text}"
+    );
     // Rim and cup exchanged.
     write_mask(&path, &eye([0, 2, 1], 4..8));
     let text = sample("labels").unwrap_err().to_string();

@@ -11,14 +11,13 @@ use crate::{
     frame,
     shape::{Nearest, Shape, patches},
 };
-use diffaug::{image, pairs, prelude::*, rng::Rng};
+use diffaug::{files::write_atomic, image, pairs, prelude::*, rng::Rng};
 use rand::RngExt;
 use rayon::prelude::*;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::{
     fs,
-    io::Write,
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -553,20 +552,6 @@ fn discard(out: &Path, index: &Index) -> Result<()> {
 }
 
 fn write_index(out: &Path, index: &Index) -> Result<()> {
-    let path = out.join(INDEX);
-    let cannot = || format!("cannot write `{}`", path.display());
-    let mut text = serde_json::to_string_pretty(index)?;
-    text.push('\n');
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".").suffix(".partial");
-    // Temporary files are private by default; what is kept shall follow the user's umask.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(out).or_error(ErrorKind::Data, cannot)?;
-    file.write_all(text.as_bytes())
-        .or_error(ErrorKind::Data, cannot)?;
-    file.persist(&path)
-        .map(drop)
-        .map_err(|e| e.error)
-        .or_error(ErrorKind::Data, cannot)
+    let text = serde_json::to_string_pretty(index)? + "\n";
+    write_atomic(&out.join(INDEX), text.as_bytes())
 }

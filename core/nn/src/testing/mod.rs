@@ -2,11 +2,9 @@
 //!
 //! For tests only: they panic.
 
-mod mutate;
 pub mod operations;
 mod pytorch;
 
-pub use mutate::mutations;
 pub use pytorch::{archive, pytorch_file};
 
 use crate::weights;

@@ -314,7 +314,7 @@ mod tests {
         let half = random("h", &[5]).to_dtype(DType::F16).unwrap();
         write(&path, &[("x", &random("x", &[3, 2])), ("h", &half)]);
         let seed = fs::read(&path).unwrap();
-        crate::testing::mutations(&seed, 1000, |bytes| {
+        diffaug::mutate::each("safetensors", std::slice::from_ref(&seed), 1000, |bytes| {
             fs::write(&path, bytes).unwrap();
             let Ok(mut files) = Files::open(&[&path]) else {
                 return;
@@ -324,7 +324,7 @@ mod tests {
             }
         });
         let header = &seed[8..8 + seed[0] as usize];
-        crate::testing::mutations(header, 3000, |text| {
+        diffaug::mutate::each("safetensors-header", &[header.to_vec()], 3000, |text| {
             parse_header(text, 8 + text.len() as u64 + 34).ok();
         });
     }

@@ -4,14 +4,10 @@
 //! Every file of weights, configurations and vocabularies is opened here. Errors do not name the file:
 //! the caller puts its name in front.
 
-use diffaug::{Error, ErrorKind, Result, ResultExt};
+use diffaug::{Error, ErrorKind, Result, ResultExt, files};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use std::{
-    fs::{File, FileType, Metadata},
-    io::{self, Read},
-    path::Path,
-};
+use std::{fs::File, io, path::Path};
 
 /// The longest configuration that is read, in bytes.
 pub const CONFIG_BYTES: u64 = 4 << 20;
@@ -23,12 +19,9 @@ const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 /// Opens the regular file at `path` for reading. Links are followed.
 ///
 /// # Errors
-/// When there is none, it is a folder, a pipe, a socket or a device, or a git-lfs pointer.
+/// Those of [`files::open_regular`], and when the file is a git-lfs pointer.
 pub fn open(path: &Path) -> Result<File> {
-    // Looked at before it is opened: opening a pipe waits until somebody writes to it.
-    regular(&path.metadata()?)?;
-    let file = File::open(path)?;
-    regular(&file.metadata()?)?;
+    let file = files::open_regular(path)?;
     let mut start = [0; POINTER.len()];
     match read_at(&file, &mut start, 0) {
         Ok(()) if start == POINTER => Err(Error::model(
@@ -44,15 +37,8 @@ pub fn open(path: &Path) -> Result<File> {
 /// # Errors
 /// Those of [`open`], and when the file is longer.
 pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
-    let file = open(path)?;
-    let mut bytes = Vec::new();
-    file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
-    match bytes.len() as u64 > most {
-        true => Err(Error::model(format!(
-            "it is longer than {most} bytes, the most that such a file may have"
-        ))),
-        false => Ok(bytes),
-    }
+    open(path)?;
+    files::read(path, most)
 }
 
 /// The text of the regular file at `path`, at most `most` bytes.
@@ -60,11 +46,8 @@ pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
 /// # Errors
 /// Those of [`read`], and when it is no UTF-8.
 pub fn read_text(path: &Path, most: u64) -> Result<String> {
-    let bytes = read(path, most)?;
-    String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        Error::model(format!("byte {at} of it is no UTF-8"))
-    })
+    open(path)?;
+    files::read_text(path, most)
 }
 
 /// What the JSON file at `path` holds; it has at most `most` bytes and 127 levels of nesting.
@@ -136,34 +119,6 @@ fn field_before(bytes: &[u8], error: &serde_json::Error) -> Option<String> {
     Some(text[quote + 1..colon].to_owned())
 }
 
-/// Checks that a file is one whose bytes can be read in any order, and end.
-fn regular(metadata: &Metadata) -> Result<()> {
-    match metadata.is_file() {
-        true => Ok(()),
-        false => Err(Error::model(format!(
-            "it is {}, expected a regular file",
-            kind(metadata.file_type())
-        ))),
-    }
-}
-
-#[cfg(unix)]
-fn kind(kind: FileType) -> &'static str {
-    use std::os::unix::fs::FileTypeExt;
-    match () {
-        () if kind.is_dir() => "a folder",
-        () if kind.is_fifo() => "a named pipe",
-        () if kind.is_socket() => "a socket",
-        () if kind.is_char_device() || kind.is_block_device() => "a device",
-        () => "no file",
-    }
-}
-
-#[cfg(not(unix))]
-fn kind(kind: FileType) -> &'static str {
-    if kind.is_dir() { "a folder" } else { "no file" }
-}
-
 /// Fills `bytes` with what stands in `file` from `start` on.
 ///
 /// # Errors
@@ -173,7 +128,7 @@ pub(super) fn read_at(file: &File, bytes: &mut [u8], start: u64) -> io::Result<(
     return std::os::unix::fs::FileExt::read_exact_at(file, bytes, start);
     #[cfg(not(unix))]
     {
-        use std::io::{Seek, SeekFrom};
+        use std::io::{Read, Seek, SeekFrom};
         let mut file = file.try_clone()?;
         file.seek(SeekFrom::Start(start))?;
         file.read_exact(bytes)

@@ -3,13 +3,13 @@
 
 use super::input;
 use candle_core::{Device, Tensor};
-use diffaug::{Error, ErrorKind, Result, ResultExt};
+use diffaug::{Error, ErrorKind, Result, ResultExt, files};
 use safetensors::tensor::{Dtype, TensorInfo, View};
 use serde_json::{Map, Value};
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, BufWriter, Write},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 /// Whether a file has to outlive a power failure.
@@ -49,37 +49,7 @@ pub fn copy_file(from: &Path, to: &Path) -> Result<u64> {
 /// When one cannot be made.
 pub fn make_folder(path: &Path) -> Result<()> {
     let cannot = || format!("cannot make the folder `{}`", path.display());
-    let missing: Vec<&Path> = path
-        .ancestors()
-        .take_while(|folder| !folder.as_os_str().is_empty() && !folder.is_dir())
-        .collect();
-    fs::create_dir_all(path).or_error(ErrorKind::Data, cannot)?;
-    // A folder's name is on the disk when the one above it is.
-    missing
-        .into_iter()
-        .try_for_each(|folder| sync_folder(&above(folder)))
-        .or_error(ErrorKind::Data, cannot)
-}
-
-/// The folder that `path` is in.
-fn above(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
-        _ => PathBuf::from("."),
-    }
-}
-
-/// Brings the names in a folder to the disk.
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    // Elsewhere folders cannot be opened like files.
-    if !cfg!(unix) {
-        return Ok(());
-    }
-    match File::open(folder)?.sync_all() {
-        // Some file systems have no way to do so.
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
-        other => other,
-    }
+    files::make_folder(path).or_error(ErrorKind::Data, cannot)
 }
 
 /// Lets `write` fill a file beside `path` and renames it.
@@ -88,26 +58,20 @@ fn atomically(
     lasting: Lasting,
     mut write: impl FnMut(&mut File) -> Result<()>,
 ) -> Result<()> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
     let mut all = || {
-        let mut file = File::create(&partial)?;
-        write(&mut file)?;
+        // Removed again where anything fails: a full disk is not made fuller by what nobody can use.
+        let mut file = files::partial(path)?;
+        write(file.as_file_mut())?;
         if lasting == Lasting::Yes {
-            file.sync_all()?;
+            file.as_file().sync_all()?;
         }
-        fs::rename(&partial, path)?;
+        file.persist(path).map_err(|error| error.error)?;
         if lasting == Lasting::Yes {
-            sync_folder(&above(path))?;
+            files::sync_folder(files::parent(path))?;
         }
         Ok::<_, Error>(())
     };
-    let written = all();
-    if written.is_err() {
-        // A full disk is not made fuller by what nobody can use.
-        fs::remove_file(&partial).ok();
-    }
-    written.or_error(ErrorKind::Data, || {
+    all().or_error(ErrorKind::Data, || {
         format!("cannot write `{}`", path.display())
     })
 }
@@ -199,7 +163,7 @@ mod tests {
     use super::*;
     use crate::testing::random;
     use candle_core::DType;
-    use std::collections::HashMap;
+    use std::{collections::HashMap, fs};
 
     #[test]
     fn the_bytes_are_those_of_the_reference_writer() {

@@ -129,10 +129,9 @@ enum Format {
 /// Opens a file and tells its format by its first bytes.
 fn open(path: &Path) -> Result<(BufReader<File>, Format)> {
     let name = path.display();
-    let mut reader = BufReader::new(open_regular(path)?);
-    let start = reader
-        .fill_buf()
-        .or_error(ErrorKind::Data, || format!("cannot read `{name}`"))?;
+    let cannot = || format!("cannot read `{name}`");
+    let mut reader = BufReader::new(open_regular(path).or_error(ErrorKind::Data, cannot)?);
+    let start = reader.fill_buf().or_error(ErrorKind::Data, cannot)?;
     if start.is_empty() {
         return Err(Error::data(format!("`{name}` is empty")));
     }

@@ -245,7 +245,9 @@ fn what_is_no_image_is_named() {
     assert!(message(open_image(&text, 9)).ends_with("is neither PNG, JPEG, TIFF nor BMP"));
     let gif = write(&dir, "x.gif", b"GIF89a\x01\0\x01\0");
     assert!(message(image_size(&gif)).ends_with("is neither PNG, JPEG, TIFF nor BMP"));
-    assert!(message(open_image(dir.path(), 9)).ends_with("is a folder, expected a regular file"));
+    assert!(
+        message(open_image(dir.path(), 9)).ends_with("it is a folder, expected a regular file")
+    );
     let missing = dir.path().join("no.png");
     assert!(message(open_gray(&missing, 9)).contains("no.png`: No such file"));
 }
@@ -804,13 +806,33 @@ fn headers_are_looked_at_without_decoding() {
 /// Small valid files of every format and kind that is read.
 fn small_files() -> Vec<Vec<u8>> {
     let image = as_dynamic(&picture(12, 9));
-    let formats = [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::Tiff, ImageFormat::Bmp];
+    let formats = [
+        ImageFormat::Png,
+        ImageFormat::Jpeg,
+        ImageFormat::Tiff,
+        ImageFormat::Bmp,
+    ];
     let mut files: Vec<Vec<u8>> = formats.map(|format| encode(&image, format)).into();
-    files.push(encode(&DynamicImage::ImageLuma8(image.to_luma8()), ImageFormat::Png));
-    files.push(encode(&DynamicImage::ImageLumaA8(image.to_luma_alpha8()), ImageFormat::Png));
-    files.push(encode(&DynamicImage::ImageRgb16(image.to_rgb16()), ImageFormat::Png));
+    files.push(encode(
+        &DynamicImage::ImageLuma8(image.to_luma8()),
+        ImageFormat::Png,
+    ));
+    files.push(encode(
+        &DynamicImage::ImageLumaA8(image.to_luma_alpha8()),
+        ImageFormat::Png,
+    ));
+    files.push(encode(
+        &DynamicImage::ImageRgb16(image.to_rgb16()),
+        ImageFormat::Png,
+    ));
     let colours = [[0; 3], [128, 0, 0], [0, 128, 0]];
-    files.push(palette_png(3, 2, ::png::BitDepth::Two, &[24, 72], &colours.concat()));
+    files.push(palette_png(
+        3,
+        2,
+        ::png::BitDepth::Two,
+        &[24, 72],
+        &colours.concat(),
+    ));
     files.push(palette_bmp(3, 2, &[0, 1, 2, 1, 0, 2], &colours));
     files
 }
@@ -850,12 +872,16 @@ fn read_all_ways(path: &Path, bytes: &[u8]) {
 fn mutated_images_and_masks_are_answered() {
     let dir = folder();
     let path = dir.path().join("x");
-    crate::mutate::each("images", &small_files(), 1500, |bytes| read_all_ways(&path, bytes));
+    crate::mutate::each("images", &small_files(), 1500, |bytes| {
+        read_all_ways(&path, bytes)
+    });
 }
 
 #[test]
 fn mutated_tiffs_are_answered() {
     let dir = folder();
     let path = dir.path().join("x");
-    crate::mutate::each("tiffs", &small_tiffs(), 1500, |bytes| read_all_ways(&path, bytes));
+    crate::mutate::each("tiffs", &small_tiffs(), 1500, |bytes| {
+        read_all_ways(&path, bytes)
+    });
 }

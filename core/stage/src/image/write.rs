@@ -3,7 +3,7 @@
 use crate::{
     data::{ImageRef, MaskRef},
     error::{Error, ErrorKind, Result, ResultExt},
-    files::{folder_of, sync_folder},
+    files::{parent, partial, sync_folder},
 };
 use ::image::{
     ExtendedColorType, ImageEncoder,
@@ -133,15 +133,7 @@ fn save(
 ) -> Result<()> {
     let cannot = || format!("cannot write `{}`", path.display());
     let bytes = encode(bytes, size, color, format).or_error(ErrorKind::Data, cannot)?;
-    let folder = folder_of(path);
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".").suffix(".partial");
-    // Temporary files are private by default; what is kept shall follow the user's umask.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder
-        .tempfile_in(&folder)
-        .or_error(ErrorKind::Data, cannot)?;
+    let mut file = partial(path).or_error(ErrorKind::Data, cannot)?;
     file.write_all(&bytes).or_error(ErrorKind::Data, cannot)?;
     // In this order a power cut leaves either no file or a whole one.
     file.as_file()
@@ -150,5 +142,5 @@ fn save(
     file.persist(path)
         .map_err(|e| e.error)
         .or_error(ErrorKind::Data, cannot)?;
-    sync_folder(&folder).or_error(ErrorKind::Data, cannot)
+    sync_folder(parent(path)).or_error(ErrorKind::Data, cannot)
 }

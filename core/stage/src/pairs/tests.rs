@@ -188,15 +188,24 @@ fn names_of_masks_may_have_a_suffix() {
     }
     let files = |sub| list_files(&dir.path().join(sub)).unwrap();
     let pair = |suffix, option| {
-        pair_up_named(files("images"), files("masks"), MaskNames { suffix, option })
+        pair_up_named(
+            files("images"),
+            files("masks"),
+            MaskNames { suffix, option },
+        )
     };
     let error = message(pair("", Some("mask_suffix")));
     assert!(
-        error.ends_with("masks`; names of masks end in `_segmentation`, which `mask_suffix` can say"),
+        error.ends_with(
+            "masks`; names of masks end in `_segmentation`, which `mask_suffix` can say"
+        ),
         "{error}"
     );
     let pairs = pair("_segmentation", None).unwrap();
-    let names: Vec<_> = pairs.iter().map(|(id, _, mask)| (id.as_str(), mask.clone())).collect();
+    let names: Vec<_> = pairs
+        .iter()
+        .map(|(id, _, mask)| (id.as_str(), mask.clone()))
+        .collect();
     let mask = |id: &str| dir.path().join(format!("masks/{id}_segmentation.png"));
     assert_eq!(names, [("a", mask("a")), ("b", mask("b"))]);
     assert!(message(pair("_x", None)).contains("a.png` has no mask"));

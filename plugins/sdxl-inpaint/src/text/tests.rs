@@ -166,7 +166,7 @@ fn whatever_is_changed_there_is_an_answer() {
             fs::copy(entry.path(), own.join(entry.file_name())).unwrap();
         }
         let seed = fs::read(own.join(name)).unwrap();
-        diffaug_nn::testing::mutations(&seed, count, |bytes| {
+        diffaug::mutate::each(name, &[seed], count, |bytes| {
             fs::write(own.join(name), bytes).unwrap();
             if let Ok(tokenizer) = Tokenizer::open(&own) {
                 tokenizer

@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::testing::{archive, mutations, pytorch_file, random};
+use crate::testing::{archive, pytorch_file, random};
 use candle_core::{DType, IndexOp};
+use diffaug::mutate;
 use std::{fs, io::Write, path::PathBuf};
 
 fn fixture(name: &str) -> PathBuf {
@@ -353,7 +354,7 @@ fn whatever_is_changed_there_is_an_answer() {
         ("views", 300),
     ] {
         let seed = fs::read(fixture(&format!("{name}.pt"))).unwrap();
-        mutations(&seed, count, |bytes| {
+        mutate::each(name, &[seed], count, |bytes| {
             let Ok(mut pickle) = opened(bytes) else {
                 return;
             };
@@ -369,7 +370,7 @@ fn whatever_is_changed_there_is_an_answer() {
     let whole = Archive::open(file).unwrap();
     let (_, entry) = pickle(&whole).unwrap();
     let seed = whole.whole(entry, LONGEST_PICKLE).unwrap();
-    mutations(&seed, 3000, |bytes| {
+    mutate::each("pickle", &[seed], 3000, |bytes| {
         if let Ok(values) = machine::run(bytes) {
             tensors::described(&values).ok();
         }
