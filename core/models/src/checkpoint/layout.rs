@@ -268,4 +268,14 @@ mod tests {
         assert!(error(&["config.json"]).contains("expected `model.safetensors`"));
         assert!(error(&["pytorch_model.bin"]).contains("`pytorch_model.bin`, a pickle"));
     }
+
+    #[test]
+    fn a_description_without_end_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        File::create(&path).unwrap().set_len(LONGEST + 1).unwrap();
+        let error = read_json(&path).unwrap_err().to_string();
+        let expected = "has more than 67108864 bytes, which is too long for a description";
+        assert!(error.ends_with(expected), "{error}");
+    }
 }

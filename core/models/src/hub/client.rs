@@ -43,7 +43,7 @@ impl Default for Patience {
     fn default() -> Self {
         Patience {
             connect: Duration::from_secs(10),
-            answer: Duration::from_secs(20),
+            answer: Duration::from_secs(10),
             tries: 4,
             tries_if_cached: 2,
             pause: Duration::from_millis(500),
