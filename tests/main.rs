@@ -19,6 +19,7 @@ mod misbehave;
 mod paper;
 #[cfg(feature = "builtin")]
 mod pipeline;
+mod safety;
 mod util;
 #[cfg(feature = "builtin")]
 mod weights;

@@ -41,10 +41,14 @@ impl<E: Into<Error>> From<E> for Failure {
     }
 }
 
+/// Longer words are no typing errors, and comparing takes the product of both lengths.
+const LONGEST: usize = 64;
+
 /// The name among `names` that `typed` was probably meant to be.
 pub fn nearest<'a>(typed: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let names = names.into_iter();
     names
-        .into_iter()
+        .filter(|name| typed.len() <= LONGEST && name.len() <= LONGEST)
         .map(|name| (strsim::damerau_levenshtein(typed, name), name))
         .filter(|(distance, name)| *distance <= 1 + name.len() / 4)
         .min()

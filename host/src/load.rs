@@ -2,11 +2,15 @@
 //!
 //! A library stays loaded until the process ends: abi_stable rules unloading out, and stages that
 //! outlive their library would crash. Loading runs the library's code, so every loaded path is
-//! logged, and a manifest may pin a library's SHA-256.
+//! logged, and a manifest may pin a library's SHA-256. What is loaded is a copy of the bytes that
+//! were hashed, where the system can load one.
 
 #![allow(unsafe_code)]
 
-use crate::failure::Failure;
+use crate::{
+    failure::Failure,
+    library::{Library, Place},
+};
 use diffaug::{
     Error,
     abi::Plugin_Ref,
@@ -18,19 +22,16 @@ use diffaug::{
 };
 use std::{error::Error as _, mem::ManuallyDrop, path::Path};
 
-/// Opens the library at `path`, checks its ABI and attaches its log.
+/// Opens a library that was read, checks its ABI and attaches its log. `pinned`: only its very bytes
+/// will do.
 ///
 /// # Errors
 /// One sentence when the file is not a library, not a plugin, built against another ABI, or needs
 /// a library that is not there.
-pub fn open(path: &Path, log_level: u8) -> Result<Plugin_Ref, Failure> {
-    let shown = path.display();
-    // SAFETY: the library's initialisers run here. That is what loading a plugin means: the user
-    // named this file, and CONTRIBUTING says that a plugin is trusted like the program itself.
-    let library =
-        unsafe { libloading::Library::new(path) }.map_err(|error| refused(path, &error))?;
+pub fn open(file: &Library, pinned: bool, log_level: u8) -> Result<Plugin_Ref, Failure> {
+    let shown = file.path.display();
     // Never unloaded: see the top of this file.
-    let library = ManuallyDrop::new(library);
+    let library = ManuallyDrop::new(mapped(file, pinned)?);
     // SAFETY: a symbol of this name is abi_stable's `AbiHeaderRef` by that crate's convention; the
     // header itself carries the magic string and version that `upgrade` checks below.
     let header =
@@ -66,13 +67,64 @@ pub fn open(path: &Path, log_level: u8) -> Result<Plugin_Ref, Failure> {
     Ok(module)
 }
 
-/// Why the system did not load the library at `path`.
-fn refused(path: &Path, error: &libloading::Error) -> Failure {
-    let shown = path.display();
-    let text = error
+/// Has the system load a library from the first place that it takes it from.
+fn mapped(file: &Library, pinned: bool) -> Result<libloading::Library, Failure> {
+    let mut failed = None;
+    for place in file.places(pinned)? {
+        let copy = match file.at(place) {
+            Ok(copy) => copy,
+            Err(error) => {
+                tracing::debug!("no copy of `{}`: {error}", file.path.display());
+                let message = format!("cannot copy `{}`", file.path.display());
+                failed.get_or_insert(Error::from(error).context(message).into());
+                continue;
+            }
+        };
+        // SAFETY: the library's initialisers run here. That is what loading a plugin means: the user
+        // named this file, and CONTRIBUTING says that a plugin is trusted like the program itself.
+        // Its headers were found to stay within its bytes.
+        match unsafe { libloading::Library::new(&copy.path) } {
+            Ok(library) => {
+                copy.keep();
+                return Ok(library);
+            }
+            Err(error) => {
+                let text = words(&error);
+                let retry = place != Place::Itself && is_about_the_place(&text, &copy.path);
+                let failure = refused(&file.path, &copy.path, &text);
+                if !retry {
+                    return Err(failure);
+                }
+                failed.get_or_insert(failure);
+            }
+        }
+    }
+    Err(failed.unwrap_or_else(|| Error::internal("a library without a place").into()))
+}
+
+fn words(error: &libloading::Error) -> String {
+    error
         .source()
-        .map_or_else(|| error.to_string(), ToString::to_string);
-    let Some(missing) = missing_dependency(&text) else {
+        .map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+/// Whether the system does not run anything from there, in the words of glibc and musl.
+fn is_about_the_place(text: &str, copy: &Path) -> bool {
+    let words = [
+        "failed to map",
+        "cannot open shared object file",
+        "Permission denied",
+        "Operation not permitted",
+    ];
+    text.contains(&*copy.to_string_lossy()) && words.iter().any(|w| text.contains(w))
+}
+
+/// Why the system did not load the library at `path`, of which `copy` is what it was given.
+fn refused(path: &Path, copy: &Path, text: &str) -> Failure {
+    let shown = path.display();
+    let text = text.replace(&*copy.to_string_lossy(), &path.to_string_lossy());
+    let own = path.to_string_lossy();
+    let Some(missing) = missing_dependency(&text).filter(|missing| *missing != own) else {
         return Error::data(text)
             .context(format!("cannot load `{shown}`"))
             .into();

@@ -5,7 +5,10 @@
 mod builtin;
 mod cli;
 mod commands;
+mod escape;
 mod failure;
+mod files;
+mod library;
 mod load;
 mod logging;
 mod machine;
@@ -27,19 +30,18 @@ fn main() -> ExitCode {
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
         // Help and version are results (0); a wrong command line is the user's to mend (1).
-        Err(error) => {
-            let code = u8::from(error.use_stderr());
-            let _ = error.print();
-            return ExitCode::from(code);
-        }
+        Err(error) => return told(&error),
     };
     let global = &cli.global;
     let ui = ui::Ui::new(global.json, global.quiet, global.verbose, global.color);
     logging::start(&ui);
     ui::stop_on_interrupt();
     // A panic of the host itself is a fault of ours, and ends like any other.
-    let done = std::panic::catch_unwind(|| commands::dispatch(cli.command, &cli.global, ui));
-    let failure = match done {
+    let done = std::panic::catch_unwind(|| {
+        commands::dispatch(cli.command, &cli.global, ui)?;
+        Ok(ui::printed()?)
+    });
+    let failure: failure::Failure = match done {
         Ok(Ok(())) => return ExitCode::SUCCESS,
         Ok(Err(failure)) => failure,
         Err(payload) => {
@@ -54,6 +56,30 @@ fn main() -> ExitCode {
     tracing::info!(error = %failure.error, "failed");
     ui.failure(&failure);
     ExitCode::from(failure.exit_code())
+}
+
+/// Prints help, the version or what is wrong with the command line.
+fn told(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() {
+        // It repeats what was typed, which may come from a script.
+        ui::write_talk(&escape::text(&error.render().to_string()));
+        return ExitCode::FAILURE;
+    }
+    let lost = error.print().err();
+    match lost.filter(|lost| lost.kind() != std::io::ErrorKind::BrokenPipe) {
+        Some(lost) => {
+            ui::tell(format_args!("error: {}", ui::unprinted(lost)));
+            ExitCode::FAILURE
+        }
+        None => ExitCode::SUCCESS,
+    }
+}
+
+/// How many changed inputs a test tries; `DIFFAUG_MUTATIONS` sets more.
+#[cfg(test)]
+fn mutations() -> u64 {
+    let set = std::env::var("DIFFAUG_MUTATIONS").ok();
+    set.and_then(|count| count.parse().ok()).unwrap_or(400)
 }
 
 /// Lets candle's own threads sleep between two sums. By default each spins for up to a millisecond

@@ -4,13 +4,13 @@
 
 use crate::{
     failure::{Failure, listed, nearest},
+    library::{Library, Loaded, Pin},
     load,
 };
 use diffaug::{
     Backend, BoxDataset, BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator, Context, Entry,
     Error, Inspection, Result, ResultExt, abi, error::ErrorKind,
 };
-use sha2::{Digest, Sha256};
 use std::{
     env::consts::{DLL_EXTENSION, DLL_PREFIX, DLL_SUFFIX},
     fmt,
@@ -91,7 +91,8 @@ pub struct Registry {
     generators: Vec<Offer<BoxGenerator>>,
     segmenters: Vec<Offer<BoxSegmenter>>,
     validators: Vec<Offer<BoxValidator>>,
-    loaded: Vec<PathBuf>,
+    loaded: Loaded,
+    pins: Vec<Pin>,
 }
 
 macro_rules! kinds {
@@ -171,6 +172,9 @@ fn listing<S: Kind>(offer: &Offer<S>) -> Listing<'_> {
 impl Registry {
     /// What is linked in, then every library of `folders`, then what the manifest wants, then what
     /// `device` needs besides.
+    ///
+    /// Nothing is loaded before everything has been read and held against all pins, for loading
+    /// runs a library's code.
     pub fn new(
         folders: &[PathBuf],
         wanted: &[Wanted],
@@ -179,17 +183,46 @@ impl Registry {
     ) -> Result<Self, Failure> {
         let mut registry = Registry::default();
         registry.take(None, &Origin::BuiltIn)?;
+        let mut asked = Vec::new();
+        for want in wanted {
+            let library = Library::read(&search(&want.path, folders)?)?;
+            if let Some(sha256) = &want.sha256 {
+                registry.pins.push(Pin::new(&library, sha256));
+            }
+            asked.push(library);
+        }
+        // Before the folders are so much as listed.
+        for library in &asked {
+            registry.is_pinned(library)?;
+        }
+        let mut libraries = Vec::new();
         for folder in folders {
             for path in libraries_in(folder)? {
-                registry.load(&path, None, log_level)?;
+                libraries.push(Library::read(&path)?);
             }
         }
-        for want in wanted {
-            let path = search(&want.path, folders)?;
-            registry.load(&path, want.sha256.as_deref(), log_level)?;
+        libraries.append(&mut asked);
+        let pinned: Vec<bool> = libraries
+            .iter()
+            .map(|library| registry.is_pinned(library))
+            .collect::<Result<_>>()?;
+        for (library, pinned) in libraries.into_iter().zip(pinned) {
+            registry.load(&library, pinned, log_level)?;
         }
         registry.add_device(device, log_level)?;
         Ok(registry)
+    }
+
+    /// Whether a pin speaks of `library`.
+    ///
+    /// # Errors
+    /// When one does and the library is another.
+    fn is_pinned(&self, library: &Library) -> Result<bool> {
+        let mut pinned = false;
+        for pin in &self.pins {
+            pinned |= pin.covers(library)?;
+        }
+        Ok(pinned)
     }
 
     /// Loads what `device` needs besides.
@@ -208,14 +241,13 @@ impl Registry {
     fn add_cuda(&mut self, device: &str, log_level: u8) -> Result<(), Failure> {
         let path = cuda_library()?;
         // A library of that name that was asked for is meant to be used in place of this one.
-        let named = self
-            .loaded
-            .iter()
-            .any(|l| l.file_name() == path.file_name());
+        let named = self.loaded.has_name(path.file_name());
         let linked_in =
             |l: &Listing<'_>| l.backend == Backend::Cuda && *l.origin == Origin::BuiltIn;
         if !named && !self.list().iter().any(linked_in) && path.exists() {
-            self.load(&path, None, log_level)?;
+            let library = Library::read(&path)?;
+            let pinned = self.is_pinned(&library)?;
+            self.load(&library, pinned, log_level)?;
         }
         if self.list().iter().any(|l| l.backend == Backend::Cuda) {
             return Ok(());
@@ -223,28 +255,17 @@ impl Registry {
         Err(nothing_for_cuda(device, &path))
     }
 
-    fn load(&mut self, path: &Path, pinned: Option<&str>, log_level: u8) -> Result<(), Failure> {
-        let real = std::fs::canonicalize(path).or_error(ErrorKind::Data, || {
-            format!("cannot open plugin library `{}`", path.display())
-        })?;
-        let sha256 = hash_file(&real)?;
-        if let Some(pinned) = pinned.filter(|p| !p.eq_ignore_ascii_case(&sha256)) {
-            return Err(Error::data(format!(
-                "`{}` has the sha256 {sha256}, but the manifest pins {pinned}: it is not loaded",
-                path.display()
-            ))
-            .into());
-        }
-        if self.loaded.contains(&real) {
+    fn load(&mut self, library: &Library, pinned: bool, log_level: u8) -> Result<(), Failure> {
+        if self.loaded.has(library, pinned) {
             return Ok(());
         }
-        let module = load::open(path, log_level)?;
+        let module = load::open(library, pinned, log_level)?;
         let origin = Origin::Library {
-            path: path.to_owned(),
-            sha256,
+            path: library.path.clone(),
+            sha256: library.sha256.clone(),
         };
         self.take(Some(module), &origin)?;
-        self.loaded.push(real);
+        self.loaded.add(library);
         Ok(())
     }
 
@@ -364,26 +385,6 @@ fn title(kind: &str) -> &str {
         "prompts" => "prompt bank",
         kind => kind,
     }
-}
-
-/// SHA-256 of a file, in hex.
-pub fn hash_file(path: &Path) -> Result<String> {
-    let failed = || format!("cannot read `{}`", path.display());
-    let mut file = std::fs::File::open(path).or_error(ErrorKind::Data, failed)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        let n = std::io::Read::read(&mut file, &mut buffer).or_error(ErrorKind::Data, failed)?;
-        if n == 0 {
-            return Ok(hex(&hash.finalize()));
-        }
-        hash.update(&buffer[..n]);
-    }
-}
-
-/// Bytes as lower-case hexadecimal text.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn libraries_in(folder: &Path) -> Result<Vec<PathBuf>> {

@@ -1,15 +1,17 @@
 //! All that is drawn or printed: progress, tables, errors. stdout carries results, stderr talk.
+//!
+//! Talk that nobody reads any more is no error. A result that cannot be written is one, unless its
+//! reader has seen enough and closed the pipe. What others wrote is escaped here.
 
-#![allow(clippy::print_stdout, clippy::print_stderr)]
-
-use crate::failure::Failure;
+use crate::{escape, failure::Failure};
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
-use diffaug::Progress;
+use diffaug::{Error, ErrorKind, Progress};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
-    io::{IsTerminal, Write},
+    fmt::Display,
+    io::{self, IsTerminal, Write},
     sync::{
-        Mutex,
+        Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -17,6 +19,9 @@ use std::{
 
 /// Set by Ctrl-C.
 static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Why a result could not be written.
+static UNPRINTED: Mutex<Option<io::Error>> = Mutex::new(None);
 
 /// Between two plain progress lines where there is no terminal.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
@@ -77,22 +82,27 @@ impl Ui {
     }
 
     /// A line of talk.
-    pub fn say(&self, text: impl std::fmt::Display) {
+    pub fn say(&self, text: impl Display) {
         if !self.quiet {
-            eprintln!("{text}");
+            tell(text);
         }
     }
 
     /// A result: the JSON value with `--json`, the text otherwise.
     ///
-    /// A closed pipe is no error: whoever reads has seen enough.
+    /// [`printed`] tells whether it could be written.
     pub fn result(&self, text: impl FnOnce() -> String, json: &serde_json::Value) {
         let text = if self.json {
-            serde_json::to_string_pretty(json).unwrap_or_default()
+            let json = serde_json::to_string_pretty(json).unwrap_or_default();
+            escape::json(&json).into_owned()
         } else {
-            text()
+            escape::text(&text()).into_owned()
         };
-        let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
+        let mut out = io::stdout().lock();
+        let written = writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush());
+        if let Err(error) = written {
+            *UNPRINTED.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        }
     }
 
     /// An error, its place, its hint.
@@ -102,17 +112,21 @@ impl Ui {
         } else {
             ("", "", "")
         };
-        eprintln!("{red}error{off}{bold}:{off} {}", failure.error);
+        let sentence = shortened(failure.error.to_string());
+        let sentence = escape::sentence(&sentence);
+        write_talk(&format!("{red}error{off}{bold}:{off} {sentence}\n"));
         if let Some(place) = &failure.place {
-            eprintln!("{place}");
+            tell(place);
         }
         if let Some(hint) = &failure.hint {
-            eprintln!("\n{bold}hint{off}: {hint}");
+            let hint = escape::sentence(hint);
+            write_talk(&format!("\n{bold}hint{off}: {hint}\n"));
         }
     }
 
     /// Shows the progress of a step called `label`.
     pub fn bar(&self, label: &str) -> Bar {
+        let label = escape::line(label).into_owned();
         let terminal = std::io::stderr().is_terminal() && !self.quiet && self.verbose == 0;
         let bar = if terminal {
             ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10))
@@ -123,10 +137,10 @@ impl Ui {
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
-        bar.set_prefix(label.to_owned());
+        bar.set_prefix(label.clone());
         Bar {
             bar,
-            label: label.to_owned(),
+            label,
             plain: !terminal && !self.quiet,
             start: Instant::now(),
             state: Mutex::new(State {
@@ -139,13 +153,56 @@ impl Ui {
     }
 }
 
+/// A sentence without what nobody reads: a value in it may be megabytes long.
+fn shortened(mut sentence: String) -> String {
+    const MOST: usize = 4000;
+    if let Some((at, _)) = sentence.char_indices().nth(MOST) {
+        sentence.truncate(at);
+        sentence.push('…');
+    }
+    sentence
+}
+
+/// A line of talk, whatever the settings.
+pub fn tell(text: impl Display) {
+    write_talk(&(escape::text(&text.to_string()).into_owned() + "\n"));
+}
+
+/// Writes to stderr; when nobody reads it any more, the work goes on in silence.
+pub fn write_talk(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// Whether all results could be written.
+///
+/// # Errors
+/// When standard output took one not or not whole, as on a full disk. A closed pipe is no error:
+/// whoever reads has seen enough.
+pub fn printed() -> Result<(), Error> {
+    let lost = UNPRINTED
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    match lost.filter(|error| error.kind() != io::ErrorKind::BrokenPipe) {
+        Some(error) => Err(unprinted(error)),
+        None => Ok(()),
+    }
+}
+
+/// What is said where a result could not be written.
+pub fn unprinted(error: io::Error) -> Error {
+    let mut error = Error::from(error).context("cannot write the result to standard output");
+    error.kind = ErrorKind::Data;
+    error
+}
+
 /// Installs the answer to Ctrl-C: the first stops at the next step, the second at once.
 pub fn stop_on_interrupt() {
     let handler = || {
         if STOP.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
-        eprintln!("stopping after this step; press Ctrl-C again to stop at once");
+        tell("stopping after this step; press Ctrl-C again to stop at once");
     };
     if let Err(error) = ctrlc::set_handler(handler) {
         tracing::warn!("Ctrl-C will end the run at once: {error}");
@@ -176,14 +233,15 @@ pub struct Bar {
 
 impl Progress for Bar {
     fn progress(&self, done: u64, total: u64, note: &str) {
+        let note = escape::line(note);
         self.bar.set_length(total);
         self.bar.set_position(done);
-        self.bar.set_message(note.to_owned());
+        self.bar.set_message(note.clone().into_owned());
         let Ok(mut state) = self.state.lock() else {
             return;
         };
         state.done = done;
-        note.clone_into(&mut state.note);
+        note.as_ref().clone_into(&mut state.note);
         let first = *state.first_done.get_or_insert(done);
         if self.plain && state.last.elapsed() >= PLAIN_INTERVAL {
             state.last = Instant::now();
@@ -195,7 +253,7 @@ impl Progress for Bar {
             } else {
                 String::new()
             };
-            eprintln!("{}: {done}/{total}{eta} {note}", self.label);
+            tell(format_args!("{}: {done}/{total}{eta} {note}", self.label));
         }
     }
 
@@ -210,7 +268,8 @@ impl Bar {
         self.bar.finish_and_clear();
         if self.plain || !self.bar.is_hidden() {
             let seconds = human(self.start.elapsed().as_secs_f64());
-            eprintln!("{}: {summary} ({seconds})", self.label);
+            let summary = escape::line(summary);
+            tell(format_args!("{}: {summary} ({seconds})", self.label));
         }
     }
 }
@@ -231,7 +290,12 @@ pub fn human(seconds: f64) -> String {
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let mut table = Table::new();
     table.load_style(ASCII_MARKDOWN).set_header(header.to_vec());
-    table.add_rows(rows.iter().cloned());
+    let cells = |row: &Vec<String>| {
+        row.iter()
+            .map(|cell| escape::line(cell).into_owned())
+            .collect()
+    };
+    table.add_rows(rows.iter().map(cells).collect::<Vec<Vec<String>>>());
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }

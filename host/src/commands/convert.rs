@@ -4,12 +4,13 @@
 use crate::{
     cli::{ConvertArgs, Global},
     failure::Failure,
+    files,
     registry::{Kind, Registry},
     ui::Ui,
 };
 use diffaug::{BoxGenerator, BoxSegmenter, Error, ErrorKind, ResultExt};
 use serde_json::json;
-use std::{fs, path::Path};
+use std::fs;
 
 /// Converts; the folder appears whole or not at all.
 ///
@@ -39,21 +40,24 @@ fn run<S: Kind>(
 ) -> Result<String, Failure> {
     let offer = registry.find::<S>(&args.name, super::device(global))?;
     let shown = args.output.display();
-    if args.output.exists() {
+    // A link to nothing is there as well, and would be replaced.
+    if args.output.symlink_metadata().is_ok() {
         return Err(Error::data(format!("`{shown}` is there already")).into());
     }
-    let parent = match args.output.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
+    let parent = files::parent(&args.output);
     let cannot = || format!("cannot write `{shown}`");
-    fs::create_dir_all(parent).or_error(ErrorKind::Data, cannot)?;
+    files::make_folder(parent).or_error(ErrorKind::Data, cannot)?;
     let partial = tempfile::Builder::new()
         .suffix(".partial")
         .tempdir_in(parent)
         .or_error(ErrorKind::Data, cannot)?;
     let options = super::options(&args.set)?;
     let found = offer.convert(&options, &args.file, partial.path())?;
-    fs::rename(partial.keep(), &args.output).or_error(ErrorKind::Data, cannot)?;
+    files::sync_tree(partial.path()).or_error(ErrorKind::Data, cannot)?;
+    let renamed = fs::rename(partial.path(), &args.output);
+    renamed.or_error(ErrorKind::Data, cannot)?;
+    // It has another name now, so nothing is left to be removed.
+    drop(partial.keep());
+    files::sync_folder(parent).or_error(ErrorKind::Data, cannot)?;
     Ok(found)
 }

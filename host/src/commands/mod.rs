@@ -12,7 +12,7 @@ mod try_stage;
 use crate::{
     cli::{Cli, Command, Global, ManifestArgs, ManifestCommand, Train},
     failure::Failure,
-    manifest::{Document, Library, Manifest, parse_value},
+    manifest::{Document, Library, Manifest, check_key, parse_value},
     pipeline::{Goal, wire},
     registry::Registry,
     ui::Ui,
@@ -108,6 +108,7 @@ fn options(set: &[String]) -> Result<Value, Failure> {
             let message = format!("`--set {text}` needs the form `key=value`");
             return Err(Error::config(message).into());
         };
+        check_key(path.trim())?;
         let mut at = &mut root;
         let mut keys: Vec<&str> = path.trim().split('.').collect();
         let leaf = keys.pop().unwrap_or_default();
@@ -117,7 +118,7 @@ fn options(set: &[String]) -> Result<Value, Failure> {
                 Error::config(format!("`--set {text}`: `{key}` is a value, not a table"))
             })?;
         }
-        at.insert(leaf.into(), parse_value(value.trim()));
+        at.insert(leaf.into(), parse_value(value.trim())?);
     }
     Ok(Value::Object(root))
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     cli::Global,
+    escape,
     failure::{Failure, listed, nearest},
     registry::{Listing, Registry},
     ui::Ui,
@@ -83,13 +84,9 @@ fn row(l: &Listing<'_>) -> Vec<String> {
         Backend::Cpu => l.name.to_owned(),
         other => format!("{} ({})", l.name, backend(other)),
     };
-    vec![
-        l.kind.into(),
-        name,
-        l.version.into(),
-        l.origin.to_string(),
-        l.summary.into(),
-    ]
+    let origin = l.origin.to_string();
+    let cells = [l.kind, &name, l.version, &origin, l.summary];
+    cells.map(|cell| escape::line(cell).into_owned()).to_vec()
 }
 
 pub fn backend(backend: Backend) -> &'static str {

@@ -5,7 +5,11 @@
 //! JSON values. For every value the tree remembers in which text and at which bytes it stands, so
 //! that an error found much later, even inside a plugin, is drawn with a caret.
 
-use crate::failure::{Failure, listed, nearest};
+use crate::{
+    escape,
+    failure::{Failure, listed, nearest},
+    files,
+};
 use diffaug::{Error, ResultExt, error::ErrorKind};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -18,6 +22,13 @@ use toml::{
     Spanned,
     de::{DeTable, DeValue},
 };
+
+/// Manifests are written by hand.
+const MOST_BYTES: u64 = 4 << 20;
+/// How many manifests may be based on each other.
+const MOST_BASES: usize = 32;
+/// How many tables and lists may lie in each other.
+const MOST_LEVELS: usize = 32;
 
 /// A text that values came from.
 struct Source {
@@ -59,13 +70,23 @@ impl Document {
 
     fn add_file(&mut self, file: &Path, chain: &mut Vec<PathBuf>) -> Result<(), Failure> {
         let shown = file.display();
-        let text = std::fs::read_to_string(file).or_error(ErrorKind::Data, || {
-            format!("cannot read manifest `{shown}`")
-        })?;
-        let real = std::fs::canonicalize(file)?;
+        let cannot = || format!("cannot read manifest `{shown}`");
+        let text = files::read_text(file, MOST_BYTES).or_error(ErrorKind::Data, cannot)?;
+        // What some editors put in front of a text.
+        let text = match text.strip_prefix('\u{feff}') {
+            Some(rest) => rest.to_owned(),
+            None => text,
+        };
+        let real = std::fs::canonicalize(file).or_error(ErrorKind::Data, cannot)?;
         if chain.contains(&real) {
             return Err(Error::config(format!(
                 "manifest `{shown}` is based on itself through `base`"
+            ))
+            .into());
+        }
+        if chain.len() >= MOST_BASES {
+            return Err(Error::config(format!(
+                "more than {MOST_BASES} manifests are based on each other through `base`, up to `{shown}`"
             ))
             .into());
         }
@@ -75,14 +96,21 @@ impl Document {
             name: shown.to_string(),
             text: text.clone(),
         });
-        let table = DeTable::parse(&text).map_err(|error| {
-            let failure = Failure::from(Error::config(error.message()));
-            match error.span() {
-                Some(span) => self.draw(failure, source, span),
-                None => failure,
+        let table = DeTable::parse(&text).map_err(|error| match error.span() {
+            Some(span) => {
+                let failure = Failure::from(Error::config(error.message()));
+                self.draw(failure, source, span)
             }
+            // The parser ends where keys or lists nest too deep, and does not say where.
+            None => Error::config(too_many_levels("a value"))
+                .context(cannot())
+                .into(),
         })?;
         let table = table.into_inner();
+        if let Some(key) = too_deep(&table) {
+            let failure = Failure::from(Error::config(too_many_levels("a value")));
+            return Err(self.draw(failure, source, key));
+        }
         if let Some(base) = table.get("base") {
             let DeValue::String(name) = base.get_ref() else {
                 let failure = Failure::from(Error::config("`base` must be the path of a manifest"));
@@ -110,15 +138,13 @@ impl Document {
             );
         };
         let (path, value) = (path.trim(), value.trim());
-        if path.is_empty() || path.split('.').any(|part| part.trim().is_empty()) {
-            return Err(Error::config(format!("`--set {text}` has an empty key")).into());
-        }
+        check_key(path)?;
         let source = self.sources.len();
         self.sources.push(Source {
             name: "--set".into(),
             text: text.into(),
         });
-        let parsed = parse_value(value);
+        let parsed = parse_value(value)?;
         let span = Origin {
             source,
             key: 0..path.len(),
@@ -197,8 +223,14 @@ impl Document {
     /// Sets the value at `path`, whose parents are tables, and forgets what stood below it.
     fn put(&mut self, path: &str, value: Value, origin: Origin) {
         let below = format!("{path}.");
-        self.origins
-            .retain(|p, _| p != path && !p.starts_with(&below));
+        let old = self.origins.range(below.clone()..);
+        let old: Vec<String> = old
+            .map(|(p, _)| p.clone())
+            .take_while(|p| p.starts_with(&below))
+            .collect();
+        for path in old {
+            self.origins.remove(&path);
+        }
         self.origins.insert(path.to_owned(), origin);
         let mut at = &mut self.root;
         let mut parts: Vec<&str> = path.split('.').collect();
@@ -300,14 +332,61 @@ fn join(prefix: &str, key: &str) -> String {
     }
 }
 
+/// Checks the key of an override: names with dots between them.
+///
+/// # Errors
+/// When a name is empty, or there are too many.
+pub fn check_key(path: &str) -> Result<(), Error> {
+    let shown: String = path.chars().take(60).collect();
+    if path.split('.').any(|part| part.trim().is_empty()) {
+        return Err(Error::config(format!("`--set {shown}=…` has an empty key")));
+    }
+    if path.split('.').count() > MOST_LEVELS {
+        let what = format!("`--set {shown}…`");
+        return Err(Error::config(too_many_levels(&what)));
+    }
+    Ok(())
+}
+
+fn too_many_levels(what: &str) -> String {
+    format!("{what} lies in more than {MOST_LEVELS} tables and lists, expected fewer")
+}
+
+/// Where a table is that lies too deep, if one does. By a list of what is still to be looked at:
+/// keys with dots may nest some thousand tables, which calls of a function would not bear.
+fn too_deep(table: &DeTable<'_>) -> Option<Range<usize>> {
+    let mut left: Vec<(usize, &Spanned<DeValue<'_>>)> =
+        table.iter().map(|(_, value)| (1, value)).collect();
+    while let Some((level, value)) = left.pop() {
+        if level > MOST_LEVELS {
+            return Some(value.span());
+        }
+        match value.get_ref() {
+            DeValue::Array(items) => left.extend(items.iter().map(|item| (level + 1, item))),
+            DeValue::Table(table) => left.extend(table.iter().map(|(_, v)| (level + 1, v))),
+            _ => {}
+        }
+    }
+    None
+}
+
 /// An override's value: TOML where it is TOML, a string where it is not.
-pub fn parse_value(text: &str) -> Value {
+///
+/// # Errors
+/// When tables or lists lie too deep in it.
+pub fn parse_value(text: &str) -> Result<Value, Error> {
     let document = format!("v = {text}");
-    DeTable::parse(&document)
-        .ok()
-        .filter(|table| table.get_ref().len() == 1)
-        .and_then(|table| table.get_ref().get("v").map(|v| to_json(v.get_ref())))
-        .unwrap_or_else(|| Value::String(text.to_owned()))
+    let Ok(table) = DeTable::parse(&document) else {
+        return Ok(Value::String(text.to_owned()));
+    };
+    if too_deep(table.get_ref()).is_some() {
+        return Err(Error::config(too_many_levels("a value of `--set`")));
+    }
+    let value = table.get_ref().get("v");
+    Ok(match value.filter(|_| table.get_ref().len() == 1) {
+        Some(value) => to_json(value.get_ref()),
+        None => Value::String(text.to_owned()),
+    })
 }
 
 fn to_json(value: &DeValue<'_>) -> Value {
@@ -338,27 +417,56 @@ fn to_json(value: &DeValue<'_>) -> Value {
     }
 }
 
+/// Characters of a line that are shown before and behind the place that is meant.
+const AROUND: (usize, usize) = (80, 120);
+
 /// `file:line:column`, the line, and carets below `span`.
 fn snippet(name: &str, text: &str, span: Range<usize>) -> String {
-    let start = span.start.min(text.len());
+    let start = floor(text, span.start);
     let line_start = text[..start].rfind('\n').map_or(0, |at| at + 1);
     let line_end = text[start..].find('\n').map_or(text.len(), |at| start + at);
     let number = text[..start].matches('\n').count() + 1;
     let column = text[line_start..start].chars().count();
-    let end = span.end.clamp(start, line_end);
-    let width = text[start..end].chars().count().max(1);
-    let gutter = " ".repeat(number.to_string().len());
+    let end = floor(text, span.end).clamp(start, line_end);
+    // Of a long line, what is near.
+    let skipped = column.saturating_sub(AROUND.0);
+    let before: String = text[line_start..start].chars().skip(skipped).collect();
+    let meant: String = text[start..end].chars().take(AROUND.1).collect();
+    let behind = text[end..line_end].trim_end_matches('\r').chars();
+    let mut behind: String = behind.take(AROUND.1 + 1).collect();
+    if behind.chars().count() > AROUND.1 {
+        behind.pop();
+        behind.push('…');
+    }
     // Columns of a terminal: a tab is shown as one blank in both lines.
-    let line = text[line_start..line_end].replace('\t', " ");
+    let shown = |text: &str| escape::line(&text.replace('\t', " ")).into_owned();
+    let before = format!("{}{}", if skipped > 0 { "…" } else { "" }, shown(&before));
+    let meant = shown(&meant);
+    let width = |text: &str| text.chars().count();
+    let gutter = " ".repeat(number.to_string().len());
     format!(
-        "{gutter}--> {name}:{number}:{}\n{gutter} |\n{number} | {line}\n{gutter} | {}{}",
+        "{gutter}--> {}:{number}:{}\n{gutter} |\n{number} | {before}{meant}{}\n{gutter} | {}{}",
+        escape::line(name),
         column + 1,
-        " ".repeat(column),
-        "^".repeat(width)
+        shown(&behind),
+        " ".repeat(width(&before)),
+        "^".repeat(width(&meant).max(1))
     )
+}
+
+/// The last place up to `at` where a character begins.
+fn floor(text: &str, at: usize) -> usize {
+    let at = at.min(text.len());
+    (0..=at)
+        .rev()
+        .find(|at| text.is_char_boundary(*at))
+        .unwrap_or(0)
 }
 
 /// A sentence that lists what may stand at a place.
 pub fn one_of<'a>(what: &str, names: impl IntoIterator<Item = &'a str>) -> String {
     format!("{what} must be one of {}", listed(names))
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,9 +5,9 @@
 
 mod document;
 
-pub use document::{Document, parse_value};
+pub use document::{Document, check_key, parse_value};
 
-use crate::failure::Failure;
+use crate::{failure::Failure, files};
 use diffaug::{Error, augment::AugmentOptions, split::SplitOptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -94,7 +94,10 @@ impl StageTable {
 
 /// A plugin library: a path, or a file name that is searched in the plugin folders.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "a library must be a path, or a table of `path` and `sha256`"
+)]
 pub enum Library {
     /// The path or file name alone.
     Path(PathBuf),
@@ -311,11 +314,21 @@ impl Manifest {
         {
             return wrong("images.size", "must be from 16 to 8192");
         }
-        if self.images.max_megapixels == 0 {
-            return wrong("images.max_megapixels", "must be at least 1");
+        let images = &self.images;
+        within("images.max_megapixels", images.max_megapixels, 1, 4_000)?;
+        within("images.cache", images.cache, 0, 16 << 20)?;
+        within("evaluate.runs", self.evaluate.runs, 1, 1_000)?;
+        // The seeds of all trainings are counted up from it.
+        if self.seed > u64::MAX / 2 {
+            return wrong("seed", "must be below 2^63");
         }
-        if self.evaluate.runs == 0 {
-            return wrong("evaluate.runs", "must be at least 1");
+        for (index, library) in self.libraries.iter().enumerate() {
+            if let Library::Pinned(pinned) = library
+                && !files::is_sha256(&pinned.sha256)
+            {
+                let field = format!("libraries[{index}].sha256");
+                return wrong(&field, "must be a SHA-256, 64 hexadecimal digits");
+            }
         }
         if self.synthesis.folds > 1 && self.segmenter.given_weights().is_some() {
             return wrong(
@@ -337,12 +350,8 @@ impl Manifest {
 
 impl Synthesis {
     fn validate(&self) -> Result<(), Error> {
-        if self.variants == 0 {
-            return wrong("synthesis.variants", "must be at least 1");
-        }
-        if self.batch == 0 {
-            return wrong("synthesis.batch", "must be at least 1");
-        }
+        within("synthesis.variants", self.variants, 1, 1_000)?;
+        within("synthesis.batch", self.batch, 1, 1_024)?;
         if let Some(preview) = &self.preview {
             if !(preview.at > 0.0 && preview.at < 1.0) {
                 return wrong("synthesis.preview.at", "must be above 0 and below 1");
@@ -354,8 +363,8 @@ impl Synthesis {
         if !(1..=64).contains(&self.folds) {
             return wrong("synthesis.folds", "must be from 1 to 64");
         }
-        if !self.ratio.is_finite() || self.ratio < 0.0 {
-            return wrong("synthesis.ratio", "must be a number from 0 up");
+        if !(0.0..=1_000.0).contains(&self.ratio) {
+            return wrong("synthesis.ratio", "must be a number from 0 to 1000");
         }
         if !(self.min_crop > 0.0 && self.min_crop <= 1.0) {
             return wrong("synthesis.min_crop", "must be above 0 and at most 1");
@@ -367,6 +376,16 @@ impl Synthesis {
             );
         }
         Ok(())
+    }
+}
+
+fn within(field: &str, value: u32, least: u32, most: u32) -> Result<(), Error> {
+    match (least..=most).contains(&value) {
+        true => Ok(()),
+        false => wrong(
+            field,
+            &format!("is {value}, must be from {least} to {most}"),
+        ),
     }
 }
 

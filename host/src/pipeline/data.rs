@@ -138,7 +138,7 @@ impl Data {
         for digest in digests {
             hash.update(digest?);
         }
-        Ok(crate::registry::hex(&hash.finalize()))
+        Ok(crate::files::hex(&hash.finalize()))
     }
 }
 

@@ -127,7 +127,7 @@ impl Evaluation<'_> {
         };
         let seed = manifest.seed + run;
         let name = format!("evaluate/{arm}/seed-{seed}");
-        if let Some(done) = self.store.read_json(format!("{name}/scores.json"))? {
+        if let Some(done) = self.store.read_marker(&format!("{name}/scores.json"))? {
             return Ok(done);
         }
         let shared = (arm == "real" && run == 0 && *table == manifest.segmenter)
@@ -136,16 +136,18 @@ impl Evaluation<'_> {
         let (trained, weights) = match shared {
             Some(weights) => {
                 let marker = super::gate::marker(super::gate::SINGLE);
-                (self.store.read_json(marker)?, weights.clone())
+                (self.store.read_marker(&marker)?, weights.clone())
             }
             None => {
                 let segmenter: BoxSegmenter = self.wire.build(at, table, &table.json(), seed)?;
                 let real = self.data.train()?;
                 let training = self.data.training(real, more, manifest, seed)?;
                 let validation = self.data.validation()?;
-                let weights = self.store.path(format!("{name}/weights"));
+                let folder = format!("{name}/weights");
+                let weights = self.store.path(&folder);
                 let label = format!("training {} on {arm} images, seed {seed}", table.name);
-                let trained = fit(self.store, &format!("{name}/fit.json"), &label, ui, |r| {
+                let marker = format!("{name}/fit.json");
+                let trained = fit(self.store, (&marker, &folder), &label, ui, |r| {
                     let out = weights.to_string_lossy();
                     segmenter.fit(&training, &validation, (&*out).into(), r)
                 })
@@ -161,15 +163,17 @@ impl Evaluation<'_> {
         let scored = self
             .test(&segmenter, arm, ui)
             .map_err(|error| self.wire.place(at, table, error))?;
-        let csv = self.store.path(format!("{name}/per_image.csv"));
-        scoring::write_csv(&csv, &scored)?;
+        let csv = format!("{name}/per_image.csv");
+        scoring::write_csv(&self.store.path(&csv), &scored)?;
         let done = Trained {
             seed,
             fit: trained,
             report: scoring::report(&scored),
         };
+        let marker = format!("{name}/scores.json");
+        let own = ["fit.json", "weights"].map(|own| format!("{name}/{own}"));
         self.store
-            .write_json(format!("{name}/scores.json"), &done)?;
+            .write_marker(&marker, &done, &[&csv, &own[0], &own[1]])?;
         Ok(done)
     }
 

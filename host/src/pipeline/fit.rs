@@ -35,18 +35,20 @@ impl From<FitReport> for Fit {
     }
 }
 
-/// Runs `work` unless `marker` says that it was done; `None` when there is nothing to train.
+/// Runs `work`, which leaves `folder`, unless `marker` says that it was done; `None` when there is
+/// nothing to train.
 ///
 /// # Errors
-/// Whatever the stage reports, [`ErrorKind::Unsupported`] excepted.
+/// Whatever the stage reports, [`ErrorKind::Unsupported`] excepted; when it was done, but what it
+/// left is no longer what it was.
 pub fn fit(
     store: &Store,
-    marker: &str,
+    (marker, folder): (&str, &str),
     label: &str,
     ui: Ui,
     work: impl FnOnce(&Reporter<'_>) -> Result<FitReport>,
 ) -> Result<Option<Fit>> {
-    if let Some(done) = store.read_json::<Option<Fit>>(marker)? {
+    if let Some(done) = store.read_marker::<Option<Fit>>(marker)? {
         return Ok(done);
     }
     let start = Instant::now();
@@ -56,7 +58,7 @@ pub fn fit(
         Err(error) if error.kind == ErrorKind::Unsupported => None,
         Err(error) => return Err(error),
     };
-    store.write_json(marker, &fit)?;
+    store.write_marker(marker, &fit, &[folder])?;
     if let Some(fit) = &fit {
         let score = fit
             .score

@@ -205,7 +205,8 @@ impl Training<'_, '_> {
             SINGLE => format!("training {} for the validator", table.name),
             name => format!("training {} for the validator ({name})", table.name),
         };
-        let trained = fit(self.store, &marker(name), &label, self.ui, |reporter| {
+        let marker = marker(name);
+        let trained = fit(self.store, (&marker, name), &label, self.ui, |reporter| {
             let out = out.to_string_lossy();
             segmenter.fit(&training, &validation, (&*out).into(), reporter)
         })

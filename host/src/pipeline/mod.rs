@@ -8,8 +8,11 @@ mod candidates;
 mod clock;
 mod data;
 mod evaluate;
+mod fingerprint;
 mod fit;
 pub mod gate;
+mod journal;
+mod outside;
 mod overlap;
 mod painting;
 mod record;
@@ -21,6 +24,7 @@ pub mod wire;
 
 use crate::{
     failure::Failure,
+    files,
     manifest::{Document, Manifest, StageTable},
     registry::Registry,
     ui::Ui,
@@ -28,9 +32,11 @@ use crate::{
 use candidates::Candidates;
 use data::Data;
 use diffaug::{
-    BoxDataset, BoxGenerator, BoxPromptBank, BoxValidator, Error, Generator, Result, Validator,
+    BoxDataset, BoxGenerator, BoxPromptBank, BoxValidator, Error, ErrorKind, Generator, Result,
+    Validator, human_bytes,
 };
 use evaluate::{Arm, Evaluation};
+use fingerprint::Step;
 use fit::{Fit, fit};
 use gate::{Gate, Training};
 use painting::Stages;
@@ -103,7 +109,31 @@ pub fn divide(dataset: BoxDataset, manifest: &Manifest) -> Result<([usize; 3], S
     Ok((data.counts(), data.info.name.to_string()))
 }
 
+/// A list of ids is far smaller.
+const MOST_SPLIT: u64 = 256 << 20;
+
+/// Checks that the file of ids can be read to its end.
+fn check_split(wire: &Wire<'_>) -> Result<(), Failure> {
+    let Some(path) = &wire.manifest.split.file else {
+        return Ok(());
+    };
+    // What is not there is told by who reads it.
+    if !path.exists() {
+        return Ok(());
+    }
+    let length = files::open_regular(path).and_then(|file| Ok(file.metadata()?.len()));
+    let refused = match length {
+        Ok(length) if length <= MOST_SPLIT => return Ok(()),
+        Ok(_) => Error::data(format!("it is larger than {}", human_bytes(MOST_SPLIT))),
+        Err(error) => error,
+    };
+    let mut error = refused.context(format!("cannot read the split `{}`", path.display()));
+    error.kind = ErrorKind::Data;
+    Err(wire.document.failure("", error.at("split.file")))
+}
+
 fn open_data(wire: &Wire<'_>) -> Result<Data, Failure> {
+    check_split(wire)?;
     let table = &wire.manifest.dataset;
     let dataset: BoxDataset = wire.build("dataset", table, &table.json(), wire.manifest.seed)?;
     Data::open(dataset, wire.manifest).map_err(|error| {
@@ -134,7 +164,8 @@ pub fn run(
     };
     wire.check_all()?;
     let data = open_data(&wire)?;
-    let (store, log) = Store::open(&manifest.output())?;
+    let opened = Store::open(&manifest.output());
+    let (store, log) = opened.map_err(|error| wire.document.failure("", error))?;
     crate::logging::to_file(log);
     tracing::info!(
         name = manifest.name,
@@ -181,6 +212,11 @@ impl Run<'_> {
             "{train} to train, {validation} to validate, {test} to test"
         ));
         let split = &self.data.split;
+        let stop = || match crate::ui::stopped() {
+            true => Err(Error::cancelled()),
+            false => Ok(()),
+        };
+        let step = Step::new(&stop);
         let lock = json!({
             "diffaug": env!("CARGO_PKG_VERSION"),
             "manifest": manifest,
@@ -191,32 +227,25 @@ impl Run<'_> {
                 "sha256": fingerprint,
             },
             "split": { "name": split.name, "sha256": split.sha256() },
-            "weights": self.given_weights()?,
+            "weights": outside::weights(&self.wire, &step)?,
+            "files": outside::files(&self.wire, &step)?,
         });
         let toml = toml::to_string_pretty(&manifest).map_err(Error::internal)?;
         self.store.lock(&toml, &lock)?;
-        self.store.write_json("split.json", split)?;
+        // Its hash is in the lock, so one that is there is this one, unless a disk lost it.
+        let same = self.store.read_json::<diffaug::split::Split>("split.json");
+        if !same.is_ok_and(|same| same.as_ref() == Some(split)) {
+            self.store.write_json("split.json", split)?;
+        }
         Ok(())
     }
 
-    /// Hashes of the weights that the manifest names.
-    fn given_weights(&self) -> Result<Value> {
-        let m = self.manifest();
-        let mut hashes = serde_json::Map::new();
-        let tables = [
-            ("generator", &m.generator),
-            ("validator", &m.validator),
-            ("segmenter", &m.segmenter),
-            ("evaluate.segmenter", m.downstream()),
-        ];
-        // What is not asked need not be there.
-        let idle = if m.paints() { 0 } else { 3 };
-        for (name, table) in tables.into_iter().skip(idle) {
-            if let Some(path) = table.given_weights() {
-                hashes.insert(name.into(), store::fingerprint(path.as_ref())?);
-            }
+    /// Notes which models of a hub the stage of table `at` has, or compares with what was noted.
+    fn pin(&self, at: &str, table: &StageTable, without: &[&str]) -> Result<(), Failure> {
+        for (field, commit) in outside::hub_models(at, table, without) {
+            self.store.pin(&field, &commit)?;
         }
-        Ok(Value::Object(hashes))
+        Ok(())
     }
 
     fn go(&self, goal: Goal) -> Result<Outcome, Failure> {
@@ -255,6 +284,7 @@ impl Run<'_> {
             return Ok(outcome);
         }
         let gate = self.gate(asked)?;
+        self.pin("segmenter", &self.manifest().segmenter, &["base"])?;
         let weights = gate.weights.clone();
         let stages = Stages {
             bank,
@@ -286,6 +316,8 @@ impl Run<'_> {
             gate,
         };
         outcome.arms = evaluation.run(self.ui)?;
+        let downstream = self.manifest().downstream();
+        self.pin("evaluate.segmenter", downstream, &["base"])?;
         let weights = self.trained_weights()?;
         let result = evaluation.result(&json!(outcome.summary), &outcome.arms, &weights);
         self.store.write_json("result.json", &result)?;
@@ -304,24 +336,31 @@ impl Run<'_> {
         let bank: BoxPromptBank = self.build("prompts", &m.prompts)?;
         let generator: BoxGenerator = self.build("generator", &m.generator)?;
         if m.generator.given_weights().is_some() {
+            self.pin("generator", &m.generator, &["base"])?;
             return Ok((bank, generator, None));
         }
         let training = self.data.unaugmented()?;
         let validation = self.data.validation()?;
         let out = self.store.path("generator");
         let label = format!("fitting generator {}", m.generator.name);
-        let fitted = fit(&self.store, "generator.json", &label, self.ui, |reporter| {
+        let marker = ("generator.json", "generator");
+        let trains = !self.store.path(marker.0).exists();
+        let fitted = fit(&self.store, marker, &label, self.ui, |reporter| {
             let out = out.to_string_lossy();
             generator.fit(&training, &validation, &bank, (&*out).into(), reporter)
         })
         .map_err(|error| self.wire.place("generator", &m.generator, error))?;
         if fitted.is_none() {
+            self.pin("generator", &m.generator, &["base"])?;
             return Ok((bank, generator, None));
         }
         let options = m.generator.with_weights(&out);
         let generator = self
             .wire
             .build("generator", &m.generator, &options, m.seed)?;
+        // What it was trained from is looked up by the training alone.
+        let without: &[&str] = if trains { &[] } else { &["base"] };
+        self.pin("generator", &m.generator, without)?;
         Ok((bank, generator, fitted))
     }
 
@@ -365,7 +404,7 @@ impl Run<'_> {
             Some(summary) => summary,
             None => synthesis.run(stages, self.ui)?,
         };
-        if !self.store.path("contact-sheet.png").exists() {
+        if !sheet::is_drawn(&self.store) {
             let shown = synthesis.examples(sheet::SHOWN.0, sheet::SHOWN.1)?;
             let targets = self.data.targets();
             clock::stage(|| {
@@ -391,7 +430,8 @@ impl Run<'_> {
         for name in folders {
             let folder = self.store.path(&name);
             if folder.is_dir() {
-                hashes.insert(name, store::fingerprint(&folder)?);
+                let hash = self.store.fingerprint(&name)?;
+                hashes.insert(name, hash);
             }
         }
         Ok(Value::Object(hashes))

@@ -1,5 +1,9 @@
 //! What is written down of a candidate, and what many candidates add up to.
 
+use super::{
+    candidates::{Candidate, Skipped},
+    painting::Outcome,
+};
 use crate::manifest::Preview;
 use diffaug::{AttributeKind, Attributes, DatasetInfo, lesion::SMALL_AREA, metrics::mean};
 use serde::{Deserialize, Serialize};
@@ -60,6 +64,62 @@ pub struct Record {
 }
 
 impl Record {
+    /// Of a candidate that was painted and judged.
+    pub fn of(index: u64, candidate: &Candidate, outcome: &Outcome) -> Record {
+        let verdict = &outcome.verdict;
+        let file = |folder: &str| {
+            let name = file_name(index);
+            verdict.accepted.then(|| format!("{folder}/{name}"))
+        };
+        Record {
+            file_name: file("images"),
+            mask_file_name: file("masks"),
+            id: candidate.id.clone(),
+            index,
+            source: candidate.source.clone(),
+            variant: candidate.variant,
+            skipped: false,
+            preview: outcome.preview,
+            given_up: outcome.image.is_none(),
+            seed: candidate.seed,
+            prompt: candidate.prompt.positive.to_string(),
+            negative: candidate.prompt.negative.to_string(),
+            tags: candidate
+                .prompt
+                .tags
+                .iter()
+                .map(|t| t.to_string())
+                .collect(),
+            score: verdict.score,
+            reason: verdict.reason.to_string(),
+            measures: to_json(&verdict.measures),
+            attributes: to_json(&candidate.attributes),
+        }
+    }
+
+    /// Of a background on which nothing could be placed.
+    pub fn skipped(index: u64, skipped: Skipped) -> Self {
+        Record {
+            file_name: None,
+            mask_file_name: None,
+            id: skipped.id,
+            index,
+            source: skipped.source,
+            variant: skipped.variant,
+            skipped: true,
+            preview: None,
+            given_up: false,
+            seed: 0,
+            prompt: String::new(),
+            negative: String::new(),
+            tags: Vec::new(),
+            score: 0.0,
+            reason: "the image has no lesion-free part of the size wanted".into(),
+            measures: Map::new(),
+            attributes: Map::new(),
+        }
+    }
+
     /// Whether the image was kept.
     pub fn accepted(&self) -> bool {
         self.file_name.is_some()
@@ -69,6 +129,12 @@ impl Record {
     pub fn painted(&self) -> bool {
         !self.skipped
     }
+}
+
+/// A number and not the id: an id may hold what a file name cannot, and a word such as `train` in a
+/// file's name makes Hugging Face's loader guess splits.
+pub fn file_name(index: u64) -> String {
+    format!("{index:06}.png")
 }
 
 /// What the synthesis came to.

@@ -203,7 +203,7 @@ pub fn csv(all: &[Scored]) -> Result<String> {
 
 /// Writes [`csv`] to a file, whole.
 pub fn write_csv(path: &Path, all: &[Scored]) -> Result<()> {
-    super::store::write_atomic(path, csv(all)?.as_bytes())
+    crate::files::write_atomic(path, csv(all)?.as_bytes())
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use super::{
     painting::{self, Stages},
     store::Store,
 };
+use crate::files;
 use diffaug::{
     Image, Mask, Result,
     image::{resize_image, resize_mask, save_image},
@@ -14,10 +15,15 @@ use diffaug::{
 
 /// How many accepted and how many rejected candidates are shown.
 pub const SHOWN: (usize, usize) = (6, 4);
+const NAME: &str = "contact-sheet.png";
+/// How every PNG ends.
+const END: &[u8] = b"IEND\xae\x42\x60\x82";
 /// Candidates beside each other.
 const COLUMNS: u32 = 2;
 /// Tiles of a candidate.
 const TILES: u32 = 4;
+/// Most bytes of a sheet, which has some million pixels.
+const MOST_BYTES: u64 = 64 << 20;
 /// Side of a tile in pixels.
 const TILE: u32 = 160;
 /// Between candidates beside each other.
@@ -30,6 +36,12 @@ const FOUND: [u8; 3] = [255, 220, 0];
 const ACCEPTED: [u8; 3] = [40, 170, 80];
 const REJECTED: [u8; 3] = [210, 50, 50];
 const PLAIN: [u8; 3] = [32, 32, 32];
+
+/// Whether the sheet is there and whole.
+pub fn is_drawn(store: &Store) -> bool {
+    let bytes = files::read(&store.path(NAME), MOST_BYTES);
+    bytes.is_ok_and(|bytes| bytes.ends_with(END))
+}
 
 /// Draws `contact-sheet.png`; tiles of a candidate: background, wanted mask, painted image, verdict (wanted mask
 /// and what the segmenter found, framed green when accepted, red when not).
@@ -81,7 +93,7 @@ pub fn draw(
             put(&mut sheet, tile, left + column * TILE, top);
         }
     }
-    save_image(sheet.view(), &store.path("contact-sheet.png"))
+    save_image(sheet.view(), &store.path(NAME))
 }
 
 /// The target region that the segmenter (of several, the first) sees, where the validator has one.

@@ -1,59 +1,91 @@
-//! The run folder: what lies where, written so that a kill at any moment loses nothing.
+//! The run folder: what lies where, written so that a kill or a power cut at any moment loses
+//! nothing.
 //!
-//! Files appear whole or not at all (temporary name, then rename). Nothing in them depends on when
-//! or how often the run was started; times live in `log.jsonl` alone.
+//! Files appear whole or not at all (see [`crate::files`]). Nothing in them depends on when or how
+//! often the run was started; times live in `log.jsonl` alone.
+//!
+//! A *marker* is a JSON file that says that a step is done. It holds hashes of what the step left,
+//! which is on the disk before the marker is; so a later start notices when that is no longer what
+//! it was.
+//!
+//! A folder is a run folder if it is empty or has the `lock.json` of a run; nothing is written into
+//! any other.
 
-use crate::registry::hash_file;
+use super::fingerprint::{self, Step};
+use crate::files::{self, is_partial, write_atomic};
 use diffaug::{Error, Result, ResultExt, error::ErrorKind};
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
+use serde_json::{Map, Value, json};
 use std::{
-    fs::{self, File},
-    io::{BufWriter, Write},
+    collections::BTreeMap,
+    fs::{self, File, TryLockError},
+    io::{self, BufRead, Read},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
-use tempfile::NamedTempFile;
 
-/// How the names of files on their way end, here and wherever stages write; a killed run leaves
-/// some, the next start removes them.
-const PARTIAL: &str = ".partial";
+const LOCK: &str = "lock.json";
+const LOG: &str = "log.jsonl";
+/// Most bytes of a JSON file in a run folder; the ids of a large dataset take some megabytes.
+const MOST_JSON: u64 = 1 << 30;
+/// Where a marker keeps the hashes of what it vouches for.
+const FILES: &str = "files";
+/// Fields of `lock.json` that older runs do not have, and that say nothing against them.
+const LATER: [&str; 1] = [FILES];
+/// The field of `lock.json` that is filled while the run goes on.
+const HUB: &str = "hub";
+/// Set where a file system knows no locks and the user knows that nobody else works there.
+const NO_LOCK: &str = "DIFFAUG_NO_LOCK";
+
+/// Folders that stages leave their weights in, below the run folder.
+const TRAINED: [&str; 4] = ["generator", "segmenter", "segmenters", "evaluate"];
+/// Folders in which lists and images are written, and those below them.
+const PAINTED: [&str; 2] = ["synthetic", "rejected"];
+const IMAGES: [&str; 2] = ["images", "masks"];
+/// What the names of files end with that stages write under `NAME.partial` first.
+const WRITTEN: [&str; 4] = [".json", ".jsonl", ".safetensors", ".txt"];
 
 /// An open run folder; no other process has it open.
 pub struct Store {
     root: PathBuf,
     /// Held for its lock, which the system releases whenever the process ends.
     _lock: File,
+    /// Fingerprints that were taken in this process, of what does not change any more.
+    known: Mutex<BTreeMap<String, Value>>,
 }
 
 impl Store {
     /// Opens or makes the run folder and takes it for this process.
     ///
     /// # Errors
-    /// When it cannot be made or another process works in it.
+    /// When it holds what no run made, cannot be made, or another process works in it. Until then
+    /// nothing in it has changed.
     pub fn open(root: &Path) -> Result<(Self, File)> {
         let shown = root.display();
-        fs::create_dir_all(root).or_error(ErrorKind::Data, || {
+        recognise(root).map_err(|error| error.at("output"))?;
+        files::make_folder(root).or_error(ErrorKind::Data, || {
             format!("cannot make run folder `{shown}`")
         })?;
-        let path = root.join("log.jsonl");
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .or_error(ErrorKind::Data, || {
-                format!("cannot write `{}`", path.display())
-            })?;
-        log.try_lock().map_err(|_| {
-            Error::data(format!(
-                "run folder `{shown}` is in use by another diffaug process"
-            ))
+        let path = root.join(LOG);
+        let mut options = File::options();
+        options.create(true).append(true);
+        // A link that took its place meanwhile is not followed.
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::custom_flags(
+            &mut options,
+            rustix::fs::OFlags::NOFOLLOW.bits() as i32,
+        );
+        let log = options.open(&path).or_error(ErrorKind::Data, || {
+            format!("cannot write `{}`", path.display())
         })?;
+        if let Err(error) = log.try_lock() {
+            refuse_lock(root, error, std::env::var_os(NO_LOCK).is_some())?;
+        }
         let store = Store {
             root: root.to_owned(),
             _lock: log.try_clone()?,
+            known: Mutex::default(),
         };
-        sweep(root)?;
         Ok((store, log))
     }
 
@@ -80,40 +112,299 @@ impl Store {
     /// Reads a value that [`Store::write_json`] wrote; `None` where there is no such file.
     pub fn read_json<T: DeserializeOwned>(&self, name: impl AsRef<Path>) -> Result<Option<T>> {
         let path = self.path(name);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => {
-                let message = format!("cannot read `{}`", path.display());
-                return Err(Error::from(error).context(message));
-            }
+        match path.symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            _ => {}
+        }
+        let damaged = || {
+            let shown = path.display();
+            format!("`{shown}` is damaged; remove it to make it anew")
         };
+        let text = files::read_text(&path, MOST_JSON).or_error(ErrorKind::Data, damaged)?;
         serde_json::from_str(&text)
             .map(Some)
+            .or_error(ErrorKind::Data, damaged)
+    }
+
+    /// Writes a marker: `value`, and that `done` (files or folders below the run folder) are what
+    /// they are now. Those are flushed to the disk first.
+    ///
+    /// # Errors
+    /// When something cannot be read or written.
+    pub fn write_marker(&self, name: &str, value: &impl Serialize, done: &[&str]) -> Result<()> {
+        let mut value = serde_json::to_value(value)?;
+        if let Value::Object(fields) = &mut value {
+            let mut hashes = Map::new();
+            for name in done {
+                let path = self.path(name);
+                let failed = || format!("cannot flush `{}` to the disk", path.display());
+                if path.is_dir() {
+                    files::sync_tree(&path).or_error(ErrorKind::Data, failed)?;
+                }
+                files::sync_folder(files::parent(&path)).or_error(ErrorKind::Data, failed)?;
+                if path.exists() {
+                    hashes.insert((*name).to_owned(), self.fingerprint(name)?);
+                }
+            }
+            fields.insert(FILES.to_owned(), Value::Object(hashes));
+        }
+        self.write_json(name, &value)
+    }
+
+    /// Reads what [`Store::write_marker`] wrote; `None` where there is no such marker.
+    ///
+    /// # Errors
+    /// When it is damaged, or something that it vouches for is not what it was.
+    pub fn read_marker<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        let Some(mut value) = self.read_json::<Value>(name)? else {
+            return Ok(None);
+        };
+        let done = value.as_object_mut().and_then(|v| v.remove(FILES));
+        if let Some(Value::Object(done)) = done {
+            for (what, hash) in &done {
+                self.vouch(name, what, hash)?;
+            }
+        }
+        serde_json::from_value(value)
+            .map(Some)
             .or_error(ErrorKind::Data, || {
-                format!("`{}` is damaged; remove it to make it anew", path.display())
+                let shown = self.path(name).display().to_string();
+                format!("`{shown}` is damaged; remove it to make it anew")
             })
     }
 
-    /// Writes `lock.json`, or compares with the one that is there.
+    fn vouch(&self, marker: &str, what: &str, hash: &Value) -> Result<()> {
+        let path = self.path(what);
+        let found = match path.exists() {
+            true => self.fingerprint(what)?,
+            false => Value::Null,
+        };
+        if found == *hash {
+            return Ok(());
+        }
+        let how = match (found, fingerprint::first_empty(&path)) {
+            (Value::Null, _) => "is gone".to_owned(),
+            (_, Some(empty)) if empty == path => "is empty".to_owned(),
+            (_, Some(empty)) => format!("is damaged (`{}` is empty)", empty.display()),
+            _ => "is not what it was".to_owned(),
+        };
+        Err(self.broken(marker, &path, &how))
+    }
+
+    /// The error that `path`, which `marker` vouches for, is not what it was.
+    pub fn broken(&self, marker: &str, path: &Path, how: &str) -> Error {
+        Error::data(format!(
+            "`{}` {how} since `{marker}` was written: put it back, or remove it and `{}` to make it \
+             anew",
+            path.display(),
+            self.path(marker).display()
+        ))
+    }
+
+    /// The fingerprint of a file or folder below the run folder that does not change any more.
+    pub fn fingerprint(&self, name: &str) -> Result<Value> {
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = known().get(name) {
+            return Ok(found.clone());
+        }
+        let found = fingerprint::of(&self.path(name), &Step::none())?;
+        known().insert(name.to_owned(), found.clone());
+        Ok(found)
+    }
+
+    /// Writes `lock.json`, or compares with the one that is there; then removes what a killed run
+    /// left half-written.
     ///
     /// # Errors
     /// When the run was begun with something else; the message names the first difference.
     pub fn lock(&self, manifest: &str, lock: &Value) -> Result<()> {
-        let old: Option<Value> = self.read_json("lock.json")?;
-        let Some(old) = old else {
+        match self.read_json::<Value>(LOCK)? {
+            None => self.write_json(LOCK, lock)?,
+            Some(old) => self.compare(old, lock.clone())?,
+        }
+        // It may be edited by the user, who then has it, or have been lost with an old run.
+        let path = self.path("manifest.toml");
+        if path.symlink_metadata().map_or(0, |m| m.len()) == 0 {
             self.write("manifest.toml", manifest)?;
-            return self.write_json("lock.json", lock);
-        };
-        let Some((field, was, is)) = difference("", &old, lock) else {
-            return Ok(());
-        };
-        Err(Error::config(format!(
+        }
+        sweep(&self.root).or_error(ErrorKind::Data, || {
+            format!("cannot clear up `{}`", self.root.display())
+        })
+    }
+
+    fn compare(&self, mut old: Value, mut new: Value) -> Result<()> {
+        if let (Some(old), Some(new)) = (old.as_object_mut(), new.as_object_mut()) {
+            old.remove(HUB);
+            for field in LATER {
+                if !old.contains_key(field) {
+                    new.remove(field);
+                }
+            }
+        }
+        match difference("", &old, &new) {
+            Some(found) => Err(self.begun_otherwise(found)),
+            None => Ok(()),
+        }
+    }
+
+    fn begun_otherwise(&self, (field, was, is): (String, String, String)) -> Error {
+        Error::config(format!(
             "run folder `{}` was begun with `{field}` = {was}, now it is {is}: choose another \
              `output` (`--set output=…`) or remove the folder",
             self.root.display()
-        )))
+        ))
     }
+
+    /// Notes in `lock.json` that the model of a hub behind the option `field` is `commit`, or
+    /// compares with what is noted there.
+    ///
+    /// # Errors
+    /// When the run was begun with another commit.
+    pub fn pin(&self, field: &str, commit: &str) -> Result<()> {
+        let mut lock: Value = self.read_json(LOCK)?.unwrap_or_default();
+        let Some(fields) = lock.as_object_mut() else {
+            return Ok(());
+        };
+        let hub = fields.entry(HUB).or_insert_with(|| json!({}));
+        match hub.get(field).and_then(Value::as_str) {
+            Some(was) if was == commit => Ok(()),
+            Some(was) => {
+                let field = format!("{HUB}.{field}");
+                Err(self.begun_otherwise((field, was.to_owned(), commit.to_owned())))
+            }
+            None => {
+                hub[field] = json!(commit);
+                self.write_json(LOCK, &lock)
+            }
+        }
+    }
+}
+
+/// Checks that `root` may become or is a run folder, without changing anything.
+fn recognise(root: &Path) -> Result<()> {
+    let shown = root.display();
+    let failed = || format!("cannot read run folder `{shown}`");
+    match fs::metadata(root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if root.symlink_metadata().is_ok() {
+                let message = format!("run folder `{shown}` is a link to nothing");
+                return Err(Error::data(message));
+            }
+            return Ok(());
+        }
+        Err(error) => return Err(error).or_error(ErrorKind::Data, failed),
+        Ok(metadata) if !metadata.is_dir() => {
+            let message = format!("`{shown}` is to become a run folder, but is a file");
+            return Err(Error::data(message));
+        }
+        Ok(_) => {}
+    }
+    let mut names = Vec::new();
+    for entry in fs::read_dir(root).or_error(ErrorKind::Data, failed)? {
+        let entry = entry.or_error(ErrorKind::Data, failed)?;
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        names.push((entry.file_name().to_string_lossy().into_owned(), is_file));
+    }
+    names.sort();
+    let has = |wanted: &str| names.iter().any(|(name, _)| name == wanted);
+    if has(LOCK) {
+        return match is_lock(&root.join(LOCK)) {
+            true if !has(LOG) || names.contains(&(LOG.to_owned(), true)) => Ok(()),
+            true => Err(Error::data(format!("`{shown}/{LOG}` is not a file"))),
+            false => Err(Error::data(format!(
+                "`{shown}/{LOCK}` is damaged or not of diffaug: choose another `output` (`--set \
+                 output=…`), or remove the folder if a run made it"
+            ))),
+        };
+    }
+    // A run that ended before it was locked leaves its log, and a killed one half a lock.
+    let begun = names.contains(&(LOG.to_owned(), true)) && is_log(&root.join(LOG));
+    let ours =
+        |(name, is_file): &&(String, bool)| *is_file && begun && (name == LOG || is_partial(name));
+    match names.iter().find(|entry| !ours(entry)) {
+        None => Ok(()),
+        Some((name, _)) => Err(Error::data(format!(
+            "`{shown}` is no folder of a run and not empty (there is `{name}`), so nothing is \
+             written there: choose another `output` (`--set output=…`)"
+        ))),
+    }
+}
+
+/// Whether a file is the `lock.json` of a run.
+fn is_lock(path: &Path) -> bool {
+    let is_file = path.symlink_metadata().is_ok_and(|m| m.is_file());
+    let text = files::read_text(path, MOST_JSON).ok().filter(|_| is_file);
+    let lock: Option<Value> = text.and_then(|text| serde_json::from_str(&text).ok());
+    lock.is_some_and(|lock| lock["diffaug"].is_string() && lock["manifest"].is_object())
+}
+
+/// Whether a file is the log of a run that wrote nothing else: empty, or begun as ours are.
+fn is_log(path: &Path) -> bool {
+    let Ok(file) = files::open_regular(path) else {
+        return false;
+    };
+    let mut first = Vec::new();
+    let mut reader = io::BufReader::new(file).take(1 << 16);
+    if reader.read_until(b'\n', &mut first).is_err() {
+        return false;
+    }
+    let event: Option<Value> = serde_json::from_slice(&first).ok();
+    let is_ours = |event: Value| {
+        event["fields"]["message"].is_string()
+            && event["target"]
+                .as_str()
+                .is_some_and(|target| target.starts_with("diffaug") || target == "plugin")
+    };
+    first.is_empty() || event.is_some_and(is_ours)
+}
+
+/// Says why a run folder was not locked, or goes on without a lock where the user allows that.
+fn refuse_lock(root: &Path, error: TryLockError, allowed: bool) -> Result<()> {
+    let shown = root.display();
+    let error = match error {
+        TryLockError::WouldBlock => {
+            return Err(Error::data(format!(
+                "run folder `{shown}` is in use by another diffaug process"
+            )));
+        }
+        TryLockError::Error(error) => error,
+    };
+    if !knows_no_locks(&error) {
+        let message = format!("cannot lock run folder `{shown}`");
+        return Err(error).or_error(ErrorKind::Data, || message);
+    }
+    if allowed {
+        tracing::warn!(
+            "run folder `{shown}` is not locked ({error}): no other process may work in it"
+        );
+        return Ok(());
+    }
+    Err(error).or_error(ErrorKind::Data, || {
+        format!(
+            "the file system of run folder `{shown}` keeps no locks: choose an `output` elsewhere \
+             (`--set output=…`), or set {NO_LOCK}=1 if no other process works in it"
+        )
+    })
+}
+
+/// Whether a lock failed for the file system has none: some network file systems, and old kernels.
+fn knows_no_locks(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    {
+        use rustix::io::Errno;
+        let codes = [
+            Errno::NOLCK,
+            Errno::OPNOTSUPP,
+            Errno::NOTSUP,
+            Errno::NOSYS,
+            Errno::INVAL,
+        ];
+        let code = error.raw_os_error();
+        if codes.iter().any(|errno| code == Some(errno.raw_os_error())) {
+            return true;
+        }
+    }
+    error.kind() == io::ErrorKind::Unsupported
 }
 
 /// The first field in which two values differ, with both.
@@ -145,153 +436,49 @@ fn difference(path: &str, old: &Value, new: &Value) -> Option<(String, String, S
     Some((path.to_owned(), show(old), show(new)))
 }
 
-/// Writes `bytes` to `path` whole.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = WholeFile::create(path)?;
-    file.write(bytes)?;
-    file.finish()
-}
-
-/// A file on its way: it appears under its name when it is finished and not before.
-pub struct WholeFile {
-    path: PathBuf,
-    writer: BufWriter<NamedTempFile>,
-}
-
-impl WholeFile {
-    /// Begins a file; its folder is made where it is missing.
-    pub fn create(path: &Path) -> Result<Self> {
-        let failed = || format!("cannot write `{}`", path.display());
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
-        let folder = folder.unwrap_or(Path::new("."));
-        fs::create_dir_all(folder).or_error(ErrorKind::Data, failed)?;
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".").suffix(PARTIAL);
-        #[cfg(unix)]
-        builder.permissions(shared());
-        let file = builder.tempfile_in(folder);
-        Ok(WholeFile {
-            path: path.to_owned(),
-            writer: BufWriter::new(file.or_error(ErrorKind::Data, failed)?),
-        })
+/// Removes what a killed run left half-written: files by our own temporary names, in the folders
+/// that a run makes. Links are neither followed nor removed.
+fn sweep(root: &Path) -> io::Result<()> {
+    sweep_folder(root, is_partial, false)?;
+    for folder in PAINTED.map(|name| root.join(name)) {
+        if is_real(&folder) {
+            sweep_folder(&folder, is_partial, false)?;
+            for folder in IMAGES.map(|name| folder.join(name)) {
+                if is_real(&folder) {
+                    sweep_folder(&folder, is_partial, false)?;
+                }
+            }
+        }
     }
-
-    /// Appends bytes.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let done = self.writer.write_all(bytes);
-        done.or_error(ErrorKind::Data, || {
-            format!("cannot write `{}`", self.path.display())
-        })
-    }
-
-    /// Flushes to disk and renames.
-    pub fn finish(self) -> Result<()> {
-        let failed = || format!("cannot write `{}`", self.path.display());
-        let file = self.writer.into_inner().map_err(|e| e.into_error());
-        let file = file.or_error(ErrorKind::Data, failed)?;
-        let synced = file.as_file().sync_data();
-        synced.or_error(ErrorKind::Data, failed)?;
-        let renamed = file.persist(&self.path).map_err(|e| e.error);
-        renamed.map(drop).or_error(ErrorKind::Data, failed)
-    }
-}
-
-/// Results are for sharing: as any new file, less what the umask takes away.
-#[cfg(unix)]
-fn shared() -> fs::Permissions {
-    use std::os::unix::fs::PermissionsExt;
-    fs::Permissions::from_mode(0o666)
-}
-
-/// Removes what a killed run left half-written.
-fn sweep(folder: &Path) -> Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let path = entry.path();
-        if entry.file_type()?.is_dir() {
-            sweep(&path)?;
-        } else if entry.file_name().to_string_lossy().ends_with(PARTIAL) {
-            fs::remove_file(&path)?;
+    let on_its_way = |name: &str| {
+        let whole = name.strip_suffix(files::PARTIAL);
+        is_partial(name) || whole.is_some_and(|w| WRITTEN.iter().any(|end| w.ends_with(end)))
+    };
+    for folder in TRAINED.map(|name| root.join(name)) {
+        if is_real(&folder) {
+            sweep_folder(&folder, on_its_way, true)?;
         }
     }
     Ok(())
 }
 
-/// What holds times, in the folders that training leaves.
-const TIMES: [&str; 2] = ["log.jsonl", "tensorboard"];
-
-/// Names and SHA-256 of a file, or of all files below a folder in natural order, logs left out.
-pub fn fingerprint(path: &Path) -> Result<Value> {
-    // Not a path but a name by which the plugin knows the weights.
-    if !path.exists() {
-        return Ok(json!(path.to_string_lossy()));
-    }
-    if path.is_file() {
-        return Ok(json!(hash_file(path)?));
-    }
-    let mut files = Vec::new();
-    collect(path, &mut files)?;
-    files.sort();
-    let mut hash = Sha256::new();
-    for file in &files {
-        let name = file.strip_prefix(path).unwrap_or(file);
-        hash.update(name.to_string_lossy().as_bytes());
-        hash.update([0]);
-        hash.update(hash_file(file)?);
-    }
-    Ok(json!(crate::registry::hex(&hash.finalize())))
+/// Whether a folder is there, and no link to one.
+fn is_real(folder: &Path) -> bool {
+    folder.symlink_metadata().is_ok_and(|m| m.is_dir())
 }
 
-fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    let failed = || format!("cannot read `{}`", folder.display());
-    for entry in fs::read_dir(folder).or_error(ErrorKind::Data, failed)? {
-        let path = entry.or_error(ErrorKind::Data, failed)?.path();
-        if TIMES.iter().any(|name| path.ends_with(name)) {
-            continue;
-        }
-        if path.is_dir() {
-            collect(&path, files)?;
-        } else {
-            files.push(path);
+fn sweep_folder(folder: &Path, ours: impl Fn(&str) -> bool + Copy, below: bool) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() && below {
+            sweep_folder(&entry.path(), ours, below)?;
+        } else if kind.is_file() && entry.file_name().to_str().is_some_and(ours) {
+            fs::remove_file(entry.path())?;
         }
     }
     Ok(())
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_difference_is_named_with_its_path() {
-        let old = json!({"a": 1, "b": {"c": 2, "d": 3}});
-        let new = json!({"a": 1, "b": {"c": 5, "d": 3}});
-        let found = difference("", &old, &new).unwrap();
-        assert_eq!(found, ("b.c".into(), "2".into(), "5".into()));
-        assert_eq!(difference("", &old, &old), None);
-    }
-
-    #[test]
-    fn a_folder_is_taken_once_and_swept() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("sub")).unwrap();
-        fs::write(dir.path().join("sub/.abc.partial"), "half").unwrap();
-        let first = Store::open(dir.path()).unwrap();
-        assert!(!dir.path().join("sub/.abc.partial").exists());
-        let second = Store::open(dir.path()).err().unwrap().to_string();
-        assert!(second.contains("in use by another"), "{second}");
-        drop(first);
-        Store::open(dir.path()).unwrap();
-    }
-
-    #[test]
-    fn a_lock_refuses_another_run() {
-        let dir = tempfile::tempdir().unwrap();
-        let (store, _log) = Store::open(dir.path()).unwrap();
-        store.lock("name = 1", &json!({"seed": 1})).unwrap();
-        store.lock("name = 1", &json!({"seed": 1})).unwrap();
-        let error = store.lock("name = 1", &json!({"seed": 2})).unwrap_err();
-        assert!(error.message.contains("`seed` = 1, now it is 2"), "{error}");
-    }
-}
+mod tests;

@@ -1,19 +1,22 @@
 //! Paints, judges, keeps: from candidates to a labelled folder of synthetic images.
 //!
 //! The journal is the one record of progress. It grows by one line for each candidate, a batch at a
-//! time, in order; the images of a batch are in place before its lines are written. Lists for users
-//! (`metadata.jsonl`, `rejected.jsonl`) and the summary are made from it at the end.
+//! time, in order; the images of a batch are on the disk before its lines are written. Lists for users
+//! (`metadata.jsonl`, `rejected.jsonl`), the checksums of everything and the summary are made from it
+//! at the end.
 
 use super::{
     candidates::{Candidate, Candidates, Skipped},
     clock,
+    journal::{Contents, Entry, Journal, Left},
     overlap::{self, Enough},
-    painting::{self, Outcome, Painted, Stages},
-    record::{Record, Summary, Tally, to_json},
-    store::{Store, WholeFile},
+    painting::{self, Painted, Stages},
+    record::{Record, Summary, Tally, file_name},
+    store::Store,
 };
 use crate::{
     failure::Failure,
+    files::{self, WholeFile, hash_file},
     manifest::Manifest,
     ui::{Bar, Ui},
 };
@@ -26,16 +29,18 @@ use diffaug::{
 };
 use serde_json::{Map, Value, json};
 use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    io::{BufRead, BufReader, Write},
+    collections::{BTreeMap, BTreeSet},
+    io::{BufRead, BufReader},
     ops::ControlFlow,
+    path::Path,
     time::{Duration, Instant},
 };
 
-const JOURNAL: &str = "synthetic/journal.jsonl";
 const METADATA: &str = "synthetic/metadata.jsonl";
 const REJECTED: &str = "rejected.jsonl";
+const CLASSES: &str = "synthetic/classes.json";
+/// Of all that the summary vouches for, as `sha256sum -c` reads it.
+const CHECKSUMS: &str = "synthetic.sha256";
 const SUMMARY: &str = "synthetic.json";
 
 /// The synthesis of a run.
@@ -96,10 +101,50 @@ struct Judged {
     images: Option<(Image, Mask)>,
 }
 
+impl Judged {
+    /// Folder and name of its image or mask.
+    fn place(&self, kind: &str) -> (String, String) {
+        let list = match self.record.accepted() {
+            true => "synthetic",
+            false => "rejected",
+        };
+        (format!("{list}/{kind}"), file_name(self.record.index))
+    }
+}
+
 impl Synthesis<'_> {
     /// The summary of a finished synthesis.
+    ///
+    /// # Errors
+    /// When it is damaged, or what was painted is no longer what it was.
     pub fn finished(&self) -> Result<Option<Summary>> {
-        self.store.read_json(SUMMARY)
+        let Some(summary) = self.store.read_marker(SUMMARY)? else {
+            return Ok(None);
+        };
+        if self.store.path(CHECKSUMS).exists() {
+            self.check_files()?;
+        }
+        Ok(Some(summary))
+    }
+
+    /// Compares every file with its checksum.
+    fn check_files(&self) -> Result<()> {
+        use rayon::prelude::*;
+        let path = self.store.path(CHECKSUMS);
+        let text = files::read_text(&path, u64::MAX)?;
+        let lines: Vec<(&str, &str)> = text.lines().filter_map(|l| l.split_once("  ")).collect();
+        // The first, whatever the number of threads.
+        let broken = lines.par_iter().find_map_first(|(hash, name)| {
+            let path = self.store.path(name);
+            let how = match hash_file(&path) {
+                Ok(found) if found == *hash => return None,
+                Ok(_) if path.metadata().is_ok_and(|m| m.len() == 0) => "is empty",
+                Ok(_) => "is not what it was",
+                Err(_) => "is gone or cannot be read",
+            };
+            Some(self.store.broken(SUMMARY, &path, how))
+        });
+        broken.map_or(Ok(()), Err)
     }
 
     /// How many accepted images are wanted.
@@ -113,12 +158,24 @@ impl Synthesis<'_> {
     /// When a stage fails or the user stops the run; everything judged so far is kept.
     pub fn run(&self, stages: &Stages, ui: Ui) -> Result<Summary, Failure> {
         let batch = u64::from(self.manifest.synthesis.batch);
-        let mut done = self.resume(batch)?;
+        let left = self.resume(batch)?;
+        let mut done = Done {
+            judged: left.entries.len() as u64,
+            accepted: left.accepted(),
+        };
         let bar = ui.bar("painting");
         let quota = self.quota();
-        let outcome = self.line(&mut done, batch, stages, &bar);
+        // What was lost was within the quota: it is painted again as it was, whole.
+        let mut outcome = match left.lost.is_empty() {
+            true => Ok(()),
+            false => self.line(&mut done, left.lost.into_iter(), None, stages, &bar),
+        };
+        if outcome.is_ok() {
+            let starts = (left.next..self.candidates.len()).step_by(batch as usize);
+            outcome = self.line(&mut done, starts, Some(quota), stages, &bar);
+        }
         let accepted = done.accepted;
-        let summary = self.publish()?;
+        let (summary, lists) = self.publish()?;
         bar.finish(&format!("{accepted} of {} accepted", summary.candidates));
         outcome?;
         if accepted < quota {
@@ -128,21 +185,30 @@ impl Synthesis<'_> {
                 self.candidates.len()
             );
         }
-        self.store.write_json(SUMMARY, &summary)?;
-        let _ = fs::remove_file(self.store.path(JOURNAL));
+        self.store.write(CHECKSUMS, &lists)?;
+        self.store.write_marker(SUMMARY, &summary, &[CHECKSUMS])?;
+        Journal::new(self.store).remove();
         Ok(summary)
     }
 
-    /// Paints, judges and keeps, all three at the same time, one batch behind the other.
-    fn line(&self, done: &mut Done, batch: u64, stages: &Stages, bar: &Bar) -> Result<()> {
-        let (quota, end) = (self.quota(), self.candidates.len());
-        done.show(bar, quota);
-        if done.accepted >= quota {
+    /// Paints, judges and keeps the batches that begin at `starts`, all three at the same time, one
+    /// batch behind the other, until `quota` is filled.
+    fn line(
+        &self,
+        done: &mut Done,
+        mut starts: impl Iterator<Item = u64> + Send,
+        quota: Option<u64>,
+        stages: &Stages,
+        bar: &Bar,
+    ) -> Result<()> {
+        let (shown, end) = (self.quota(), self.candidates.len());
+        let batch = u64::from(self.manifest.synthesis.batch);
+        done.show(bar, shown);
+        if quota.is_some_and(|quota| done.accepted >= quota) {
             return Ok(());
         }
         let begun = Instant::now();
         let [mut painting, mut judging, mut keeping] = [Duration::ZERO; 3];
-        let mut starts = (done.judged..end).step_by(batch as usize);
         let paint = |enough: &Enough| {
             // Here and not where images are kept, so that all that is judged already is kept.
             if enough.reached() {
@@ -155,11 +221,13 @@ impl Synthesis<'_> {
         let judge =
             |batch, enough: &Enough| timed(&mut judging, || self.judge(batch, stages, enough));
         let keep = |mut judged: Vec<Judged>| {
-            truncate_at_quota(&mut judged, quota - done.accepted);
+            if let Some(quota) = quota {
+                truncate_at_quota(&mut judged, quota - done.accepted);
+            }
             done.add(&judged);
             timed(&mut keeping, || self.keep(&judged))?;
-            done.show(bar, quota);
-            Ok(match done.accepted >= quota {
+            done.show(bar, shown);
+            Ok(match quota.is_some_and(|quota| done.accepted >= quota) {
                 true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),
             })
@@ -175,34 +243,25 @@ impl Synthesis<'_> {
         outcome
     }
 
-    /// What an earlier start left, whole batches only.
-    fn resume(&self, batch: u64) -> Result<Done> {
+    /// What an earlier start left and is still true.
+    fn resume(&self, batch: u64) -> Result<Left> {
         for folder in ["synthetic/images", "synthetic/masks"] {
-            fs::create_dir_all(self.store.path(folder))?;
+            files::make_folder(&self.store.path(folder))?;
         }
-        let path = self.store.path(JOURNAL);
-        let text = fs::read_to_string(&path).unwrap_or_default();
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        let mut accepted: Vec<bool> = whole
-            .lines()
-            .map_while(|line| serde_json::from_str::<Record>(line).ok())
-            .map(|record| record.accepted())
-            .collect();
-        let count = |some: &[bool]| some.iter().filter(|&&yes| yes).count() as u64;
-        let left = self.candidates.len() - (accepted.len() as u64).min(self.candidates.len());
-        if count(&accepted) < self.quota() && left > 0 {
-            accepted.truncate((accepted.len() as u64 / batch * batch) as usize);
+        let journal = Journal::new(self.store);
+        let end = self.candidates.len();
+        let Contents { entries, damaged } = journal.read_true(end)?;
+        let images = self.store.path("synthetic/images");
+        let painted = images.read_dir().map_or(0, |all| all.count() as u64);
+        if entries.is_empty() && damaged == 0 && painted > batch {
+            tracing::warn!(
+                "the journal says nothing of the {painted} images in `{}`: they are painted again",
+                images.display()
+            );
         }
-        let mut kept = String::new();
-        for line in whole.lines().take(accepted.len()) {
-            kept += line;
-            kept.push('\n');
-        }
-        self.store.write(JOURNAL, &kept)?;
-        Ok(Done {
-            judged: accepted.len() as u64,
-            accepted: count(&accepted),
-        })
+        let left = Left::of(entries, end, batch, self.quota());
+        journal.write(left.entries.values())?;
+        Ok(left)
     }
 
     fn paint(
@@ -231,14 +290,14 @@ impl Synthesis<'_> {
             .into_iter()
             .map(|(index, candidate)| match candidate {
                 Err(skipped) => Ok(Judged {
-                    record: skipped_record(index, skipped),
+                    record: Record::skipped(index, skipped),
                     images: None,
                 }),
                 Ok(candidate) => {
                     let outcome = outcomes
                         .next()
                         .ok_or_else(|| Error::internal("a candidate without a verdict"))?;
-                    let record = record(index, &candidate, &outcome);
+                    let record = Record::of(index, &candidate, &outcome);
                     let keep = record.accepted() || self.manifest.synthesis.keep_rejected;
                     let image = outcome.image.filter(|_| keep);
                     Ok(Judged {
@@ -253,56 +312,66 @@ impl Synthesis<'_> {
     /// Saves images, then writes the journal lines that speak of them.
     fn keep(&self, judged: &[Judged]) -> Result<()> {
         use rayon::prelude::*;
-        judged
-            .par_iter()
-            .filter_map(|j| Some((&j.record, j.images.as_ref()?)))
-            .try_for_each(|(record, (image, mask))| {
-                let folder = if record.accepted() {
-                    "synthetic"
-                } else {
-                    "rejected"
-                };
-                let name = file_name(record.index);
-                let folder = self.store.path(folder);
-                for kind in ["images", "masks"] {
-                    fs::create_dir_all(folder.join(kind))?;
-                }
-                save_image(image.view(), &folder.join("images").join(&name))?;
-                let grey = to_grey(mask.view(), self.info)?;
-                save_gray(grey.view(), &folder.join("masks").join(&name))
-            })?;
-        let mut text = String::new();
-        for j in judged {
-            text += &(serde_json::to_string(&j.record)? + "\n");
+        let mut folders: BTreeSet<String> = BTreeSet::new();
+        for judged in judged.iter().filter(|j| j.images.is_some()) {
+            let names = ["images", "masks"].map(|kind| judged.place(kind).0);
+            folders.extend(names);
         }
-        let path = self.store.path(JOURNAL);
-        let failed = || format!("cannot write `{}`", path.display());
-        let mut file = File::options()
-            .append(true)
-            .open(&path)
-            .or_error(ErrorKind::Data, failed)?;
-        file.write_all(text.as_bytes())
-            .and_then(|()| file.sync_data())
-            .or_error(ErrorKind::Data, failed)
+        for folder in &folders {
+            files::make_folder(&self.store.path(folder))?;
+        }
+        let entries: Vec<Entry> = judged
+            .par_iter()
+            .map(|judged| self.save(judged))
+            .collect::<Result<_>>()?;
+        for folder in &folders {
+            files::sync_folder(&self.store.path(folder))?;
+        }
+        Journal::new(self.store).append(&entries)
     }
 
-    /// The lists that users read, made also after an interruption; line by line, for there may be
-    /// many.
-    fn publish(&self) -> Result<Summary> {
+    /// Saves the images of a candidate and answers its line.
+    fn save(&self, judged: &Judged) -> Result<Entry> {
+        let mut entry = Entry {
+            record: judged.record.clone(),
+            files: BTreeMap::new(),
+        };
+        let Some((image, mask)) = &judged.images else {
+            return Ok(entry);
+        };
+        let mut add = |kind, save: &dyn Fn(&Path) -> Result<()>| {
+            let (folder, name) = judged.place(kind);
+            let name = format!("{folder}/{name}");
+            let path = self.store.path(&name);
+            save(&path)?;
+            entry.files.insert(name, hash_file(&path)?);
+            Ok::<_, Error>(())
+        };
+        add("images", &|path| save_image(image.view(), path))?;
+        let grey = to_grey(mask.view(), self.info)?;
+        add("masks", &|path| save_gray(grey.view(), path))?;
+        Ok(entry)
+    }
+
+    /// The lists that users read, made also after an interruption, and the checksums of everything.
+    fn publish(&self) -> Result<(Summary, String)> {
         let mut metadata = WholeFile::create(&self.store.path(METADATA))?;
         let mut rejected = WholeFile::create(&self.store.path(REJECTED))?;
         let mut tally = Tally::new(self.info, self.manifest.synthesis.preview.as_ref());
-        self.each(JOURNAL, |record| {
-            let line = serde_json::to_string(&record)? + "\n";
-            let list = if record.accepted() {
+        let mut checksums = String::new();
+        for entry in Journal::new(self.store).entries()? {
+            let line = serde_json::to_string(&entry.record)? + "\n";
+            let list = if entry.record.accepted() {
                 &mut metadata
             } else {
                 &mut rejected
             };
             list.write(line.as_bytes())?;
-            tally.add(&record);
-            Ok(())
-        })?;
+            tally.add(&entry.record);
+            for (name, hash) in &entry.files {
+                checksums += &format!("{hash}  {name}\n");
+            }
+        }
         metadata.finish()?;
         rejected.finish()?;
         let classes: Map<String, Value> = self
@@ -311,15 +380,18 @@ impl Synthesis<'_> {
             .iter()
             .map(|class| (class.name.to_string(), json!(grey(class.label, self.info))))
             .collect();
-        self.store.write_json("synthetic/classes.json", &classes)?;
-        Ok(tally.summary(self.quota()))
+        self.store.write_json(CLASSES, &classes)?;
+        for name in [METADATA, REJECTED, CLASSES] {
+            checksums += &format!("{}  {name}\n", hash_file(&self.store.path(name))?);
+        }
+        Ok((tally.summary(self.quota()), checksums))
     }
 
     /// Calls `work` with every record of a list.
     fn each(&self, name: &str, mut work: impl FnMut(Record) -> Result<()>) -> Result<()> {
         let path = self.store.path(name);
         let failed = || format!("cannot read `{}`", path.display());
-        let file = File::open(&path).or_error(ErrorKind::Data, failed)?;
+        let file = files::open_regular(&path).or_error(ErrorKind::Data, failed)?;
         for line in BufReader::new(file).lines() {
             let line = line.or_error(ErrorKind::Data, failed)?;
             let record = serde_json::from_str(&line).or_error(ErrorKind::Data, failed)?;
@@ -367,12 +439,6 @@ impl Synthesis<'_> {
     }
 }
 
-/// A number and not the id: an id may hold what a file name cannot, and a word such as `train` in a
-/// file's name makes Hugging Face's loader guess splits.
-fn file_name(index: u64) -> String {
-    format!("{index:06}.png")
-}
-
 /// Grey value of a label in saved masks: classes spread evenly up to white, so that a mask can be
 /// looked at.
 fn grey(label: u8, info: &DatasetInfo) -> u8 {
@@ -405,64 +471,10 @@ fn truncate_at_quota(judged: &mut Vec<Judged>, left: u64) {
     }
 }
 
-fn record(index: u64, candidate: &Candidate, outcome: &Outcome) -> Record {
-    let verdict = &outcome.verdict;
-    let file = |folder: &str| {
-        let name = file_name(index);
-        verdict.accepted.then(|| format!("{folder}/{name}"))
-    };
-    Record {
-        file_name: file("images"),
-        mask_file_name: file("masks"),
-        id: candidate.id.clone(),
-        index,
-        source: candidate.source.clone(),
-        variant: candidate.variant,
-        skipped: false,
-        preview: outcome.preview,
-        given_up: outcome.image.is_none(),
-        seed: candidate.seed,
-        prompt: candidate.prompt.positive.to_string(),
-        negative: candidate.prompt.negative.to_string(),
-        tags: candidate
-            .prompt
-            .tags
-            .iter()
-            .map(|t| t.to_string())
-            .collect(),
-        score: verdict.score,
-        reason: verdict.reason.to_string(),
-        measures: to_json(&verdict.measures),
-        attributes: to_json(&candidate.attributes),
-    }
-}
-
 /// `count` of them from all over, in their order; all, should there be fewer.
 fn spread(all: &[u64], count: usize) -> impl Iterator<Item = u64> {
     let count = count.min(all.len());
     (0..count).map(move |i| all[i * all.len() / count])
-}
-
-fn skipped_record(index: u64, skipped: Skipped) -> Record {
-    Record {
-        file_name: None,
-        mask_file_name: None,
-        id: skipped.id,
-        index,
-        source: skipped.source,
-        variant: skipped.variant,
-        skipped: true,
-        preview: None,
-        given_up: false,
-        seed: 0,
-        prompt: String::new(),
-        negative: String::new(),
-        tags: Vec::new(),
-        score: 0.0,
-        reason: "the image has no lesion-free part of the size wanted".into(),
-        measures: Map::new(),
-        attributes: Map::new(),
-    }
 }
 
 #[cfg(test)]

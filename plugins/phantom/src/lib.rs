@@ -26,6 +26,9 @@ use serde::Serialize;
 /// Smallest and largest side, in pixels.
 const SIZES: std::ops::RangeInclusive<u32> = 32..=1024;
 
+/// Most samples of a part.
+const MOST: u32 = 100_000;
+
 /// What is painted.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -53,11 +56,11 @@ pub struct Options {
     pub kind: Kind,
     /// Width and height in pixels, 32 to 1024.
     pub size: u32,
-    /// Number of training samples.
+    /// Number of training samples, at most 100,000.
     pub train: u32,
-    /// Number of validation samples.
+    /// Number of validation samples, at most 100,000.
     pub validation: u32,
-    /// Number of test samples.
+    /// Number of test samples, at most 100,000.
     pub test: u32,
     /// Which data set is painted; it does not follow the run's seed, so that runs share their data.
     pub seed: u64,
@@ -115,6 +118,17 @@ impl FromConfig for Phantom {
                 SIZES.end()
             ))
             .at("size"));
+        }
+        let parts = [
+            ("train", options.train),
+            ("validation", options.validation),
+            ("test", options.test),
+        ];
+        for (part, count) in parts {
+            if count > MOST {
+                let message = format!("`{part}` is `{count}`, expected at most {MOST} samples");
+                return Err(Error::config(message).at(part));
+            }
         }
         if !(0.0..=1.0).contains(&options.normal) {
             return Err(Error::config(format!(
@@ -444,7 +458,10 @@ mod tests {
     #[test]
     fn bad_options_are_named() {
         type Change = fn(&mut Options);
-        let cases: [(Change, &str); 5] = [
+        let cases: [(Change, &str); 8] = [
+            (|o| o.train = MOST + 1, "train"),
+            (|o| o.validation = u32::MAX, "validation"),
+            (|o| o.test = 100_000_000, "test"),
             (|o| o.size = 16, "size"),
             (|o| o.size = 2000, "size"),
             (|o| o.normal = -0.5, "normal"),
