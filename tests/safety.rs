@@ -355,6 +355,38 @@ fn files_behind_options_belong_to_a_run() {
     sandbox.run(args).ok();
 }
 
+/// A cache with the model `org/tiny`, whose branch `main` is at a commit of that digit.
+#[cfg(feature = "builtin")]
+fn hub_cache(sandbox: &Sandbox, digit: &str) {
+    let model = "cache/hub/models--org--tiny";
+    let commit = digit.repeat(40);
+    sandbox.write(&format!("{model}/refs/main"), &commit);
+    let fixture = crate::util::root().join("plugins/sdxl-inpaint/fixtures/sd");
+    for (name, bytes) in files(&fixture) {
+        sandbox.write(&format!("{model}/snapshots/{commit}/{name}"), bytes);
+    }
+}
+
+#[test]
+#[cfg(feature = "builtin")]
+fn a_branch_of_a_hub_that_moved_is_another_model() {
+    let sandbox = crate::pipeline::tiny();
+    let args = "train generator m.toml -q --set generator.use=sdxl-inpaint \
+                --set generator.weights=org/tiny";
+    let run = || {
+        let mut command = sandbox.command(args);
+        command.env("HF_HOME", "cache").env("HF_HUB_OFFLINE", "1");
+        sandbox.finish(command)
+    };
+    hub_cache(&sandbox, "1");
+    run().ok();
+    let lock = sandbox.read_json("runs/tiny/lock.json");
+    assert_eq!(lock["hub"]["generator.weights"], "1".repeat(40));
+    run().ok();
+    hub_cache(&sandbox, "2");
+    run().refused("was begun with `hub.generator.weights` = 1111");
+}
+
 #[test]
 #[cfg(all(unix, feature = "builtin"))]
 fn weights_with_links_in_circles_and_pipes_come_to_an_end() {
@@ -493,6 +525,62 @@ fn no_terminal_obeys_a_name() {
         "seed=x\u{7}",
     ]);
     assert!(stderr.starts_with("error: "), "{stderr}");
+    let [_, stderr] = run(&["frob\u{9b}2J\r\u{202e}"]);
+    assert!(stderr.contains(r"frob\u{9b}2J\r\u{202e}"), "{stderr}");
+}
+
+/// Makes the nth flush or renaming of the program fail, as a broken disk does.
+#[cfg(target_os = "linux")]
+const BROKEN_DISK: &str = r#"
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+static int calls;
+static int fails(void) {
+    const char *at = getenv("FAIL_AT");
+    if (!at || __sync_fetch_and_add(&calls, 1) != atoi(at)) return 0;
+    errno = EIO;
+    return 1;
+}
+int fsync(int file) { return fails() ? -1 : syscall(SYS_fsync, file); }
+int fdatasync(int file) { return fails() ? -1 : syscall(SYS_fdatasync, file); }
+int rename(const char *from, const char *to) {
+    return fails() ? -1 : syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0);
+}
+"#;
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_disk_that_fails_ends_the_run_and_the_next_goes_on() {
+    let whole = sandbox();
+    whole.run("run m.toml -q").ok();
+    let cut = sandbox();
+    cut.write("disk.c", BROKEN_DISK);
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-o", "disk.so", "disk.c"]);
+    crate::util::built({
+        cc.current_dir(cut.path(""));
+        cc
+    });
+    let mut failed = 0;
+    // Each start goes on where the one before it ended, and comes to other calls.
+    for at in (0..12).chain([15, 20, 30]) {
+        let mut command = cut.command("run m.toml -q");
+        command.env("LD_PRELOAD", cut.path("disk.so"));
+        command.env("FAIL_AT", at.to_string());
+        let output = cut.finish(command);
+        if output.code != Some(0) {
+            output.refused("Input/output error");
+            failed += 1;
+        }
+    }
+    assert!(failed > 5, "only {failed} starts failed");
+    cut.run("run m.toml -q").ok();
+    let times = ["log.jsonl"];
+    assert_same(&whole.files("runs/m", &times), &cut.files("runs/m", &times));
 }
 
 #[test]

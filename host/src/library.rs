@@ -3,7 +3,8 @@
 
 mod elf;
 
-use diffaug::{Error, Result, ResultExt, error::ErrorKind, files};
+use diffaug::files;
+use diffaug::{Error, Result, ResultExt, error::ErrorKind};
 use std::{
     fs::{self, File},
     io::{self, Write},

@@ -59,21 +59,19 @@ fn main() -> ExitCode {
 
 /// Prints help, the version or what is wrong with the command line.
 fn told(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() {
+        // It repeats what was typed, which may come from a script.
+        ui::write_talk(&escape::text(&error.render().to_string()));
+        return ExitCode::FAILURE;
+    }
     let lost = error.print().err();
     match lost.filter(|lost| lost.kind() != std::io::ErrorKind::BrokenPipe) {
-        Some(lost) if !error.use_stderr() => {
+        Some(lost) => {
             ui::tell(format_args!("error: {}", ui::unprinted(lost)));
             ExitCode::FAILURE
         }
-        _ => ExitCode::from(u8::from(error.use_stderr())),
+        None => ExitCode::SUCCESS,
     }
-}
-
-/// How many changed inputs a test tries; `DIFFAUG_MUTATIONS` sets more.
-#[cfg(test)]
-fn mutations() -> u64 {
-    let set = std::env::var("DIFFAUG_MUTATIONS").ok();
-    set.and_then(|count| count.parse().ok()).unwrap_or(400)
 }
 
 /// Lets candle's own threads sleep between two sums. By default each spins for up to a millisecond

@@ -81,7 +81,7 @@ pub fn check(file: &[u8]) -> Result<Elf, String> {
 
 fn truncated(file: &[u8], wanted: u64) -> String {
     format!(
-        "is truncated: it has {} bytes, but its headers speak of {wanted}",
+        "is truncated: it ends after {} bytes, but its headers speak of byte {wanted}",
         file.len()
     )
 }
@@ -223,8 +223,6 @@ impl Image<'_> {
 #[allow(clippy::unwrap_used)]
 pub mod tests {
     use super::*;
-    use diffaug::rng;
-    use rand::RngExt;
 
     /// A library of nothing but headers: one part to load, a dynamic table with a search path.
     pub fn small(search: &str) -> Vec<u8> {
@@ -301,22 +299,8 @@ pub mod tests {
     }
 
     #[test]
-    fn no_change_of_a_library_makes_the_check_fall_over() {
+    fn mutated_libraries_are_answered() {
         let whole = small("$ORIGIN");
-        for index in 0..crate::mutations() {
-            let mut draw = rng::stream(3, "elf", index);
-            let mut file = whole.clone();
-            for _ in 0..draw.random_range(1..9) {
-                let at = draw.random_range(0..file.len());
-                file[at] = match draw.random_range(0..4) {
-                    0 => 0xff,
-                    1 => 0,
-                    2 => 0x7f,
-                    _ => draw.random(),
-                };
-            }
-            file.truncate(draw.random_range(0..=file.len()));
-            let _ = check(&file);
-        }
+        diffaug::mutate::each("elf", &[whole], 2000, |file| drop(check(file)));
     }
 }

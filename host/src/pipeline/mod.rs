@@ -374,7 +374,13 @@ impl Run<'_> {
             let out = out.to_string_lossy();
             generator.fit(&training, &validation, &bank, (&*out).into(), reporter)
         })
-        .map_err(|error| self.wire.place("generator", &m.generator, error))?;
+        .map_err(|error| self.wire.place("generator", &m.generator, error));
+        let stopped = |failure: &Failure| failure.error.kind == ErrorKind::Cancelled;
+        if trains && fitted.as_ref().err().is_none_or(stopped) {
+            // What it was trained from is looked up by the training alone.
+            self.pin("generator", &m.generator, &[])?;
+        }
+        let fitted = fitted?;
         if fitted.is_none() {
             self.pin("generator", &m.generator, &["base"])?;
             return Ok((bank, generator, None));
@@ -383,9 +389,7 @@ impl Run<'_> {
         let generator = self
             .wire
             .build("generator", &m.generator, &options, m.seed)?;
-        // What it was trained from is looked up by the training alone.
-        let without: &[&str] = if trains { &[] } else { &["base"] };
-        self.pin("generator", &m.generator, without)?;
+        self.pin("generator", &m.generator, &["base"])?;
         Ok((bank, generator, fitted))
     }
 

@@ -9,7 +9,7 @@ use crate::{
     manifest::StageTable,
     registry::{Kind, Listing},
 };
-use diffaug::{BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator, Result};
+use diffaug::{BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator, ErrorKind, Result};
 use serde_json::{Map, Value};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -59,7 +59,7 @@ pub fn weights(wire: &Wire<'_>, step: &Step<'_>) -> Result<Map<String, Value>> {
     let mut hashes = Hashes::new(step);
     for (name, _, table) in tables(wire) {
         if let Some(path) = table.given_weights() {
-            hashes.add(name.to_owned(), path)?;
+            hashes.add(name.to_owned(), &format!("{name}.{WEIGHTS}"), path)?;
         }
     }
     Ok(hashes.by_field)
@@ -78,12 +78,14 @@ pub fn files(wire: &Wire<'_>, step: &Step<'_>) -> Result<Map<String, Value>> {
         for (option, text) in texts(table) {
             let is_path = reads_like_a_path(&option, text) && !words.contains(text);
             if option != WEIGHTS && is_path && Path::new(text).exists() {
-                hashes.add(format!("{name}.{option}"), text)?;
+                let field = format!("{name}.{option}");
+                hashes.add(field.clone(), &field, text)?;
             }
         }
     }
     if let Some(folder) = &wire.manifest.synthesis.external {
-        hashes.add("synthesis.external".into(), &folder.to_string_lossy())?;
+        let field = "synthesis.external";
+        hashes.add(field.into(), field, &folder.to_string_lossy())?;
     }
     Ok(hashes.by_field)
 }
@@ -111,14 +113,19 @@ impl<'a> Hashes<'a> {
         }
     }
 
-    fn add(&mut self, field: String, path: &str) -> Result<()> {
+    /// Adds the hash of `path`, which the option `field` names, as `key`.
+    fn add(&mut self, key: String, field: &str, path: &str) -> Result<()> {
         let hash = match self.by_path.get(path) {
             Some(hash) => hash.clone(),
-            None => fingerprint::of(path.as_ref(), self.step)
-                .map_err(|e| e.context(format!("cannot read what `{field}` names")))?,
+            None => {
+                fingerprint::of(path.as_ref(), self.step).map_err(|error| match error.kind {
+                    ErrorKind::Cancelled => error,
+                    _ => error.context(format!("cannot read what `{field}` names")),
+                })?
+            }
         };
         self.by_path.insert(path.to_owned(), hash.clone());
-        self.by_field.insert(field, hash);
+        self.by_field.insert(key, hash);
         Ok(())
     }
 }
@@ -140,8 +147,11 @@ pub fn hub_models(at: &str, table: &StageTable, without: &[&str]) -> Vec<(String
 
 /// The folder in which clients of the hub keep models.
 fn cache() -> Option<PathBuf> {
-    let set = env::var_os("HF_HOME").filter(|home| !home.is_empty());
-    let home = match set {
+    let set = |name| env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(cache) = set("HF_HUB_CACHE") {
+        return Some(PathBuf::from(cache));
+    }
+    let home = match set("HF_HOME") {
         Some(home) => PathBuf::from(home),
         None => env::home_dir()?.join(".cache/huggingface"),
     };

@@ -12,11 +12,8 @@
 //! any other.
 
 use super::fingerprint::{self, Step};
-use diffaug::{
-    Error, Result, ResultExt,
-    error::ErrorKind,
-    files::{self, is_partial, write_atomic},
-};
+use diffaug::files::{self, is_partial, write_atomic};
+use diffaug::{Error, Result, ResultExt, error::ErrorKind};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 use std::{

@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_changed_there_is_an_answer() {
+    fn mutated_safetensors_are_answered() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("w");
         let half = random("h", &[5]).to_dtype(DType::F16).unwrap();

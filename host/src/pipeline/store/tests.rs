@@ -187,16 +187,17 @@ fn what_the_user_made_of_the_manifest_stays() {
 
 #[test]
 fn a_marker_vouches_for_what_it_names() {
-    let spoil: [(&dyn Fn(&Path), &str); 3] = [
+    type Spoil = fn(&Path);
+    let spoil: [(Spoil, &str); 3] = [
         (
-            &|path| fs::write(path.join("weights"), "").unwrap(),
+            |path| fs::write(path.join("weights"), "").unwrap(),
             "weights` is empty)",
         ),
         (
-            &|path| fs::write(path.join("weights"), "othr").unwrap(),
+            |path| fs::write(path.join("weights"), "othr").unwrap(),
             "is not what it was since `fit.json` was written",
         ),
-        (&|path| fs::remove_dir_all(path).unwrap(), "is gone"),
+        (|path| fs::remove_dir_all(path).unwrap(), "is gone"),
     ];
     for (spoil, sentence) in spoil {
         let dir = tempfile::tempdir().unwrap();

@@ -151,7 +151,7 @@ fn hostile_files_are_refused_with_a_sentence() {
 }
 
 #[test]
-fn whatever_is_changed_there_is_an_answer() {
+fn mutated_tokenizers_are_answered() {
     let folder = TempDir::new().unwrap();
     for (from, name, count) in [
         ("tokenizer", "vocab.json", 150),

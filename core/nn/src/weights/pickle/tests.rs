@@ -346,7 +346,7 @@ fn a_file_that_is_cut_while_it_is_open_is_told() {
 }
 
 #[test]
-fn whatever_is_changed_there_is_an_answer() {
+fn mutated_pickles_are_answered() {
     for (name, count) in [
         ("types", 300),
         ("lightning", 300),
