@@ -536,9 +536,11 @@ const BROKEN_DISK: &str = r#"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 static int calls;
+static long written;
 static int fails(void) {
     const char *at = getenv("FAIL_AT");
     if (!at || __sync_fetch_and_add(&calls, 1) != atoi(at)) return 0;
@@ -550,21 +552,62 @@ int fdatasync(int file) { return fails() ? -1 : syscall(SYS_fdatasync, file); }
 int rename(const char *from, const char *to) {
     return fails() ? -1 : syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0);
 }
+ssize_t write(int file, const void *bytes, size_t count) {
+    const char *room = getenv("ROOM");
+    struct stat is;
+    /* Files in memory have no link. */
+    if (room && !fstat(file, &is) && S_ISREG(is.st_mode) && is.st_nlink > 0
+        && __sync_add_and_fetch(&written, (long)count) > atol(room)) {
+        errno = ENOSPC;
+        return -1;
+    }
+    return syscall(SYS_write, file, bytes, count);
+}
 "#;
+
+/// A sandbox with a library that makes the disk fail, to be loaded before all others.
+#[cfg(target_os = "linux")]
+fn with_broken_disk() -> Sandbox {
+    let sandbox = sandbox();
+    sandbox.write("disk.c", BROKEN_DISK);
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-o", "disk.so", "disk.c"]);
+    crate::util::built({
+        cc.current_dir(sandbox.path(""));
+        cc
+    });
+    sandbox
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_ends_the_run_and_the_next_goes_on() {
+    let whole = sandbox();
+    whole.run("run m.toml -q").ok();
+    let cut = with_broken_disk();
+    let mut failed = 0;
+    for size in 0..24u32 {
+        let mut command = cut.command("run m.toml -q");
+        command.env("LD_PRELOAD", cut.path("disk.so"));
+        command.env("ROOM", (size * size * 50).to_string());
+        let output = cut.finish(command);
+        if output.code != Some(0) {
+            output.refused("No space left on device");
+            failed += 1;
+        }
+    }
+    assert!(failed > 5, "only {failed} starts failed");
+    cut.run("run m.toml -q").ok();
+    let times = ["log.jsonl"];
+    assert_same(&whole.files("runs/m", &times), &cut.files("runs/m", &times));
+}
 
 #[test]
 #[cfg(target_os = "linux")]
 fn a_disk_that_fails_ends_the_run_and_the_next_goes_on() {
     let whole = sandbox();
     whole.run("run m.toml -q").ok();
-    let cut = sandbox();
-    cut.write("disk.c", BROKEN_DISK);
-    let mut cc = Command::new("cc");
-    cc.args(["-shared", "-fPIC", "-o", "disk.so", "disk.c"]);
-    crate::util::built({
-        cc.current_dir(cut.path(""));
-        cc
-    });
+    let cut = with_broken_disk();
     let mut failed = 0;
     // Each start goes on where the one before it ended, and comes to other calls.
     for at in (0..12).chain([15, 20, 30]) {

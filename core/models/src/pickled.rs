@@ -228,7 +228,10 @@ mod tests {
             ),
             ("pytorch_model.bin", "model.safetensors"),
             ("adapter_model.bin", "adapter_model.safetensors"),
-            ("pytorch_lora_weights.bin", "pytorch_lora_weights.safetensors"),
+            (
+                "pytorch_lora_weights.bin",
+                "pytorch_lora_weights.safetensors",
+            ),
             (
                 "pytorch_model-00001-of-00002.bin",
                 "model-00001-of-00002.safetensors",

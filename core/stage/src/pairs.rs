@@ -315,23 +315,17 @@ pub fn pair_up_named(
     unique_stems(images.clone())?;
     let all: Vec<String> = by_stem.keys().cloned().collect();
     let mut pairs = Vec::with_capacity(images.len());
+    let mut missing: Vec<&Path> = Vec::new();
     for image in &images {
         let stem = stem(image)?;
-        let Some(mask) = by_stem.remove(&stem) else {
-            let mut message = format!(
-                "image `{}` has no mask in `{}`",
-                image.display(),
-                folder.display()
-            );
-            if let Some(found) = common_suffix(&images, &all) {
-                message += &format!("; names of masks end in `{found}`");
-                if let Some(option) = names.option {
-                    message += &format!(", which `{option}` can say");
-                }
-            }
-            return Err(Error::data(message));
-        };
-        pairs.push((stem, image.clone(), mask));
+        match by_stem.remove(&stem) {
+            Some(mask) => pairs.push((stem, image.clone(), mask)),
+            None => missing.push(image),
+        }
+    }
+    if !missing.is_empty() {
+        let suffix = common_suffix(&images, &all);
+        return Err(no_masks(&missing, &folder, suffix, names.option));
     }
     if let Some(mask) = by_stem.values().next() {
         tracing::warn!(
@@ -342,6 +336,36 @@ pub fn pair_up_named(
         );
     }
     Ok(pairs)
+}
+
+/// The error for images without masks; all are named, as far as a sentence can hold them.
+fn no_masks(missing: &[&Path], folder: &Path, suffix: Option<&str>, option: Option<&str>) -> Error {
+    const SHOWN: usize = 8;
+    let mut message = String::new();
+    if let [first, others @ ..] = missing {
+        message = format!(
+            "image `{}` has no mask in `{}`",
+            first.display(),
+            folder.display()
+        );
+        let shown = others.iter().take(SHOWN).map(|path| {
+            let name = path.file_name().unwrap_or_default();
+            format!("`{}`", name.to_string_lossy())
+        });
+        let shown: Vec<String> = shown.collect();
+        if !shown.is_empty() {
+            let more = if others.len() > SHOWN { ", …" } else { "" };
+            let list = shown.join(", ");
+            message += &format!(", nor have {} others: {list}{more}", others.len());
+        }
+    }
+    if let Some(suffix) = suffix {
+        message += &format!("; names of masks end in `{suffix}`");
+        if let Some(option) = option {
+            message += &format!(", which `{option}` can say");
+        }
+    }
+    Error::data(message)
 }
 
 /// What has to be added to the name of every image to get that of a mask, if anything does.

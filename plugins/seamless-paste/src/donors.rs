@@ -11,7 +11,13 @@ use crate::{
     frame,
     shape::{Nearest, Shape, patches},
 };
-use diffaug::{files::write_atomic, image, pairs, prelude::*, rng::Rng};
+use diffaug::{
+    files::write_atomic,
+    image::{self, ReadOptions},
+    pairs,
+    prelude::*,
+    rng::Rng,
+};
 use rand::RngExt;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -106,7 +112,7 @@ pub(crate) struct Wanted<'a> {
 pub(crate) struct Donors {
     root: PathBuf,
     all: Vec<Donor>,
-    max_pixels: u64,
+    reading: ReadOptions,
 }
 
 /// A donor and where its pixels are.
@@ -139,11 +145,11 @@ fn cut_by(bbox: [usize; 4], (width, height): (u32, u32)) -> bool {
 
 impl Donors {
     /// Opens a folder that [`collect`] made, or one with `images/` and `masks/`.
-    pub(crate) fn open(root: &Path, max_pixels: u64) -> Result<Self> {
+    pub(crate) fn open(root: &Path, reading: ReadOptions) -> Result<Self> {
         let all = if root.join(INDEX).is_file() {
             indexed(root)?
         } else if root.join("images").is_dir() && root.join("masks").is_dir() {
-            listed(root, max_pixels)?
+            listed(root, reading)?
         } else {
             return Err(Error::data(format!(
                 "`{}` holds no donors: expected `{INDEX}` (made by `fit`) or folders `images` and `masks`",
@@ -162,7 +168,7 @@ impl Donors {
         Ok(Donors {
             root: root.to_owned(),
             all,
-            max_pixels,
+            reading,
         })
     }
 
@@ -225,8 +231,8 @@ impl Donors {
     /// The donor's pixels.
     pub(crate) fn patch(&self, index: usize) -> Result<Patch> {
         let donor = &self.all[index];
-        let image = image::open_image(&donor.image, self.max_pixels)?;
-        let lesion = lesion_mask(&donor.mask, self.max_pixels)?;
+        let image = image::open_image(&donor.image, self.reading)?;
+        let lesion = lesion_mask(&donor.mask, self.reading)?;
         if image.size() != lesion.size() {
             return Err(Error::data(format!(
                 "`{}` is {}x{}, but its mask `{}` is {}x{}",
@@ -313,18 +319,18 @@ fn read_index(root: &Path) -> Result<Index> {
 }
 
 /// A mask of lesions as 0 and 255.
-fn lesion_mask(path: &Path, max_pixels: u64) -> Result<Mask> {
-    image::open_mask(path, max_pixels, &image::MaskRule::Auto { label: 255 })
+fn lesion_mask(path: &Path, reading: ReadOptions) -> Result<Mask> {
+    image::open_mask(path, reading, &image::MaskRule::Auto { label: 255 })
 }
 
 /// The donors of a folder with whole images and masks.
-fn listed(root: &Path, max_pixels: u64) -> Result<Vec<Donor>> {
+fn listed(root: &Path, reading: ReadOptions) -> Result<Vec<Donor>> {
     let files = |folder: &str| pairs::list_files(&root.join(folder));
     let pairs = pairs::pair_up(files("images")?, files("masks")?)?;
     let per_mask: Vec<Vec<Donor>> = pairs
         .par_iter()
         .map(|(stem, image, mask)| {
-            let gray = lesion_mask(mask, max_pixels)?;
+            let gray = lesion_mask(mask, reading)?;
             let lesions = patches(gray.view(), |v| v > THRESHOLD);
             let donor = |(part, shape): (usize, &Shape)| {
                 let facts = facts(format!("{stem}-{part}"), stem, "", shape, gray.size());

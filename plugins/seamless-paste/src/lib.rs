@@ -112,7 +112,7 @@ impl FromConfig for SeamlessPaste {
     }
 
     fn from_config(options: Options, context: &Context) -> Result<Self> {
-        let open = |folder: &PathBuf| Donors::open(folder, context.max_pixels);
+        let open = |folder: &PathBuf| Donors::open(folder, context.into());
         Ok(SeamlessPaste {
             donors: options.weights.as_ref().map(open).transpose()?,
             style: Style {

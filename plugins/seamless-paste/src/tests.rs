@@ -242,7 +242,7 @@ fn every_size_and_place_of_a_mask_can_be_filled() {
 fn a_donor_never_comes_from_the_image_itself_nor_from_its_video() {
     let folder = tempfile::tempdir().unwrap();
     fit(tissue(8), folder.path()).unwrap();
-    let donors = Donors::open(folder.path(), 1 << 20).unwrap();
+    let donors = Donors::open(folder.path(), (1 << 20).into()).unwrap();
     let shape = shape::patches(two_squares().view(), |label| label == 1).remove(0);
     let mut sources = std::collections::BTreeSet::new();
     for seed in 0..200 {
