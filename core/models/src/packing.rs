@@ -45,12 +45,13 @@ pub fn pack(from: &Path, to: &Path, skip: &[&str]) -> Result<Packed> {
     Ok(packed)
 }
 
-/// What lies in a folder, in order of names.
+/// What lies in a folder, in order of names; last what describes the rest, and vouches for it.
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let read = || -> std::io::Result<Vec<PathBuf>> {
         let paths = fs::read_dir(folder)?.map(|entry| Ok(entry?.path()));
         let mut paths = paths.collect::<std::io::Result<Vec<_>>>()?;
-        paths.sort();
+        let describes = |path: &PathBuf| path.extension().is_some_and(|end| end == "json");
+        paths.sort_by_key(|path| (describes(path), path.clone()));
         Ok(paths)
     };
     read().or_error(ErrorKind::Data, || {

@@ -14,8 +14,13 @@ use std::{
 const METADATA: &[(&str, &str)] = &[("format", "pt")];
 /// The ends of names of PyTorch's files.
 const ENDS: [&str; 4] = ["bin", "ckpt", "pt", "pth"];
-/// What the files of weights in the folder of a network begin with.
-const STEMS: [&str; 2] = ["diffusion_pytorch_model", "pytorch_model"];
+/// What the files of weights in the folder of a network, or of a LoRA, begin with.
+const STEMS: [&str; 4] = [
+    "diffusion_pytorch_model",
+    "pytorch_model",
+    "adapter_model",
+    "pytorch_lora_weights",
+];
 
 /// What converting made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -163,9 +168,9 @@ fn is_list(name: &str) -> bool {
 
 /// What diffusers and transformers call the same as safetensors.
 fn renamed(name: &str) -> String {
-    let bare = match name.strip_prefix("pytorch_") {
-        Some(rest) => rest,
-        None => name,
+    let bare = match name.strip_prefix("pytorch_model") {
+        Some(rest) => format!("model{rest}"),
+        None => name.to_owned(),
     };
     bare.replace(".bin", ".safetensors")
 }
@@ -222,6 +227,11 @@ mod tests {
                 "diffusion_pytorch_model.fp16.safetensors",
             ),
             ("pytorch_model.bin", "model.safetensors"),
+            ("adapter_model.bin", "adapter_model.safetensors"),
+            (
+                "pytorch_lora_weights.bin",
+                "pytorch_lora_weights.safetensors",
+            ),
             (
                 "pytorch_model-00001-of-00002.bin",
                 "model-00001-of-00002.safetensors",

@@ -203,16 +203,11 @@ impl Network {
     }
 
     /// Masks' latents from `z`, noise at the last timestep, in `steps` steps: with one, the estimate
-    /// of Eq. 11.
+    /// of Eq. 11. `watch` is given the number of each step, from 1, and its estimate.
     ///
     /// # Errors
-    /// When the shapes do not fit.
-    pub fn denoise(&self, z: Tensor, condition: &Tensor, steps: usize) -> Result<Tensor> {
-        self.denoise_watched(z, condition, steps, |_, _| Ok(()))
-    }
-
-    /// [`Network::denoise`]; `watch` is given each step, from 1, and its estimate.
-    fn denoise_watched(
+    /// When the shapes do not fit, and those of `watch`.
+    pub fn denoise(
         &self,
         z: Tensor,
         condition: &Tensor,
@@ -317,7 +312,7 @@ impl Network {
         let shape = (images.len(), shape[1], height, width);
         let z = Tensor::from_vec(starts, shape, self.device())?;
         let steps = options.steps;
-        let latents = self.denoise_watched(z, &condition, steps, |step, clean| {
+        let latents = self.denoise(z, &condition, steps, |step, clean| {
             Ok(seen.note(Stage::Step(step, steps), clean)?)
         })?;
         let pixels = self.decoded(&latents)?;

@@ -3,7 +3,7 @@
 use bytemuck::Pod;
 use candle_core::{DType, Device, Tensor, WithDType};
 use diffaug::{Error, Result};
-use half::{bf16, f16};
+use half::{bf16, f16, vec::HalfBitsVecExt};
 use safetensors::tensor::Dtype;
 
 /// What puts the bytes of a tensor into the slice that it is given.
@@ -22,8 +22,15 @@ pub(super) fn load(dtype: Dtype, shape: &[usize], fill: Fill<'_>) -> Result<Tens
         Dtype::I16 => values::<i16>(shape, fill),
         Dtype::I32 => values::<i32>(shape, fill),
         Dtype::I64 => values::<i64>(shape, fill),
-        Dtype::BF16 => values::<bf16>(shape, fill),
-        Dtype::F16 => values::<f16>(shape, fill),
+        // Read as whole numbers of the same bits, which are the same memory.
+        Dtype::BF16 => {
+            let values: Vec<bf16> = read::<u16>(shape, fill)?.reinterpret_into();
+            Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+        }
+        Dtype::F16 => {
+            let values: Vec<f16> = read::<u16>(shape, fill)?.reinterpret_into();
+            Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+        }
         Dtype::F32 => values::<f32>(shape, fill),
         Dtype::F64 => values::<f64>(shape, fill),
         Dtype::I8 => widened::<i8, i64>(shape, fill),
@@ -53,7 +60,8 @@ pub(super) fn check_shape(shape: &[usize]) -> Result<()> {
 }
 
 fn read<T: Pod>(shape: &[usize], fill: Fill<'_>) -> Result<Vec<T>> {
-    let mut values = vec![T::zeroed(); shape.iter().product()];
+    // Zeros that the system gives, not a pass over the memory.
+    let mut values: Vec<T> = bytemuck::zeroed_vec(shape.iter().product());
     fill(bytemuck::cast_slice_mut(&mut values))?;
     Ok(values)
 }

@@ -101,7 +101,7 @@ fn a_checkpoint_of_the_reference_becomes_a_folder_of_weights() {
     let condition = network.condition(&seen, None).unwrap();
     close(&condition, &rest["condition"], 1e-4);
     let clean = network
-        .denoise(rest["noise"].clone(), &condition, 1)
+        .denoise(rest["noise"].clone(), &condition, 1, |_, _| Ok(()))
         .unwrap();
     close(&clean, &rest["clean"], 1e-4);
     let probability = network.probabilities(&clean).unwrap();

@@ -228,9 +228,12 @@ fn read(file: &LoraFile, pairs: &mut Vec<Pair>) -> Result<()> {
 
 /// The file of a LoRA, which may be the folder that PEFT or diffusers saved.
 fn located(path: &Path) -> PathBuf {
+    // The last two are refused, by what they are.
     let names = [
         "adapter_model.safetensors",
         "pytorch_lora_weights.safetensors",
+        "adapter_model.bin",
+        "pytorch_lora_weights.bin",
     ];
     let inside = names
         .iter()

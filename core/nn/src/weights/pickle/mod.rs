@@ -98,6 +98,15 @@ impl Pickle {
         Ok(Pickle { archive, left })
     }
 
+    /// The names of the tensors that a pickle by itself describes, the entry `data.pkl` of an archive.
+    ///
+    /// # Errors
+    /// When it is broken, or larger than a pickle is.
+    pub fn names_in(pickle: &[u8]) -> Result<Vec<String>> {
+        let described = tensors::described(&machine::run(pickle)?)?;
+        Ok(described.into_keys().collect())
+    }
+
     fn read(&self, place: &Place) -> Result<Tensor> {
         let dtype = place.dtype.clone().map_err(|name| {
             let name = name.escape_default();

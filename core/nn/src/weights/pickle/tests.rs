@@ -370,8 +370,6 @@ fn whatever_is_changed_there_is_an_answer() {
     let (_, entry) = pickle(&whole).unwrap();
     let seed = whole.whole(entry, LONGEST_PICKLE).unwrap();
     mutations(&seed, 3000, |bytes| {
-        if let Ok(values) = machine::run(bytes) {
-            tensors::described(&values).ok();
-        }
+        Pickle::names_in(bytes).ok();
     });
 }
