@@ -203,7 +203,7 @@ impl Network {
     }
 
     /// Masks' latents from `z`, noise at the last timestep, in `steps` steps: with one, the estimate
-    /// of Eq. 11. `watch` is given each step, from 1, and its estimate.
+    /// of Eq. 11. `watch` is given the number of each step, from 1, and its estimate.
     ///
     /// # Errors
     /// When the shapes do not fit, and those of `watch`.

@@ -14,6 +14,7 @@ mod options;
 mod picture;
 mod pipeline;
 mod seam;
+mod stages;
 pub mod text;
 mod training;
 

@@ -159,7 +159,7 @@ pub fn convert(from: &Path, to: &Path) -> Result<String> {
         .any(|name| from.join(name).is_file())
     {
         return Err(Error::model(format!(
-            "`{}` is neither a file or folder with weights of PyTorch's (`.bin`, `.ckpt`) nor a folder that training left, with `model_index.json` or `{BASE}` in it",
+            "`{}` is no folder that training left, with `model_index.json` or `{BASE}` in it, and no file or folder with weights of PyTorch's (`.bin`, `.ckpt`)",
             from.display()
         )));
     }

@@ -6,18 +6,15 @@ use crate::{
     noise::Source,
     options::Noise,
     picture::latent_mask,
+    stages::{self, Seen, Stage},
     text::{Embedding, TextEncoders},
 };
 use candle_core::{DType, Device, Tensor};
 use diffaug::{Error, Result};
-use diffaug_nn::{
-    diffusion::{
-        Added, ToldUNet, UNet,
-        scheduler::{Sampler, SchedulerConfig},
-    },
-    finite::Witnesses,
+use diffaug_nn::diffusion::{
+    Added, ToldUNet, UNet,
+    scheduler::{Sampler, SchedulerConfig},
 };
-use std::fmt;
 
 /// A loaded model.
 pub struct Pipeline {
@@ -90,55 +87,6 @@ pub struct Watch<'a> {
     /// What looks.
     pub look: &'a mut Look<'a>,
 }
-
-/// Where a value was made that may be no number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    /// A text encoder, counted from 1.
-    Text(usize),
-    /// What the autoencoder makes of the source, or of the source without the hole.
-    Encoded,
-    /// A step, counted from 1, of so many.
-    Step(usize, usize),
-    /// The preview after a step.
-    Preview(usize, usize),
-    /// The end.
-    Pixels(usize),
-}
-
-impl fmt::Display for Stage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Stage::Text(which) => write!(f, "text encoder {which}"),
-            Stage::Encoded => write!(f, "the latents that the autoencoder's encoder made"),
-            Stage::Step(step, total) => write!(f, "denoising step {step} of {total}"),
-            Stage::Preview(step, total) => {
-                write!(
-                    f,
-                    "the preview that was decoded after step {step} of {total}"
-                )
-            }
-            Stage::Pixels(total) => write!(f, "the decoded pixels, after {total} denoising steps"),
-        }
-    }
-}
-
-impl Stage {
-    /// What usually helps.
-    fn cure(self) -> &'static str {
-        match self {
-            Stage::Text(_) | Stage::Step(..) => {
-                "another `dtype` (`f32` or `bf16`) is the usual cure; with `f32` it is the weights that are broken"
-            }
-            Stage::Encoded | Stage::Preview(..) | Stage::Pixels(_) => {
-                "another `dtype` (`f32` or `bf16`) or an autoencoder that is made for half precision (`vae = \"madebyollin/sdxl-vae-fp16-fix\"` for SDXL) is the usual cure; with `f32` it is the weights that are broken"
-            }
-        }
-    }
-}
-
-/// What was computed: the stage, and the place of its first row among the scenes that go on.
-type Seen = Witnesses<(Stage, usize)>;
 
 /// What the network is told besides the noisy latent, for a batch.
 struct Condition {
@@ -227,7 +175,7 @@ impl Pipeline {
                 for (row, preview) in previews.iter().enumerate() {
                     seen.note((Stage::Preview(i + 1 - first, total - first), row), preview)?;
                 }
-                check(&mut seen, scenes, &places)?;
+                stages::check(&mut seen, |row| name(scenes, &places, row))?;
                 let kept = look(watch, &places, &previews)?;
                 if kept.len() < places.len() {
                     places = kept.iter().map(|at| places[*at]).collect();
@@ -250,7 +198,7 @@ impl Pipeline {
         for (row, pixels) in decoded.iter().enumerate() {
             seen.note((Stage::Pixels(total - first), row), pixels)?;
         }
-        check(&mut seen, scenes, &places)?;
+        stages::check(&mut seen, |row| name(scenes, &places, row))?;
         let mut painted: Vec<Option<Tensor>> = scenes.iter().map(|_| None).collect();
         for (place, pixels) in places.into_iter().zip(decoded) {
             painted[place] = Some(pixels);
@@ -472,17 +420,10 @@ fn look(watch: &mut Watch<'_>, places: &[usize], previews: &[Tensor]) -> Result<
     Ok((0..places.len()).filter(|row| goes_on[*row]).collect())
 }
 
-/// Checks that all values that were made are numbers; `places` are those of the rows among `scenes`.
-fn check(seen: &mut Seen, scenes: &[Scene<'_>], places: &[usize]) -> Result<()> {
-    let Some(((stage, start), row)) = seen.first()? else {
-        return Ok(());
-    };
-    let scene = places.get(start + row).and_then(|place| scenes.get(*place));
-    let name = scene.map_or("", |scene| scene.name.as_str());
-    Err(Error::model(format!(
-        "image `{name}` cannot be painted: in {stage} a value became NaN or infinite; {}",
-        stage.cure()
-    )))
+/// What the scene of a row is called; `places` are those of the rows among `scenes`.
+fn name(scenes: &[Scene<'_>], places: &[usize], row: usize) -> String {
+    let scene = places.get(row).and_then(|place| scenes.get(*place));
+    scene.map(|scene| scene.name.clone()).unwrap_or_default()
 }
 
 /// Rows as an index.

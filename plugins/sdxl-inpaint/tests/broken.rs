@@ -156,17 +156,11 @@ fn the_stage_of_the_first_value_that_is_no_number_is_named() {
 
 #[test]
 fn an_autoencoder_that_overflows_paints_nothing() {
-    for name in [
-        "decoder.conv_in.weight",
-        "decoder.conv_out.weight",
-        "encoder.conv_in.weight",
-    ] {
+    for name in ["decoder.conv_in.weight", "encoder.conv_in.weight"] {
         let folder = multiplied("xl", VAE, name, 1e38);
         let text = refused(folder.path(), json!({}));
-        assert!(
-            text.contains("a value became NaN or infinite"),
-            "{name}: {text}"
-        );
+        let told = text.contains("a value became NaN or infinite");
+        assert!(told, "{name}: {text}");
     }
 }
 

@@ -12,6 +12,7 @@ pub(crate) use layout::{Chosen, ModelIndex, choose, read_shard_list, shards};
 use diffaug::{Error, ErrorKind, Result, ResultExt};
 use diffaug_nn::{
     diffusion::{AutoencoderConfig, UNetConfig, original::Original},
+    limits,
     weights::{Files, Renamed, Source, input},
 };
 use serde_json::Value;
@@ -140,8 +141,9 @@ impl Component {
         Ok(match kind {
             Kind::Unet => Box::new(Original::unet(own, &self.unet_config()?)?),
             Kind::Autoencoder => {
-                let config = self.autoencoder_config()?;
+                let config: AutoencoderConfig = input::typed(&self.config)?;
                 let (levels, layers) = (config.block_out_channels.len(), config.layers_per_block);
+                limits::within("layers_per_block", layers, 1..=limits::LAYERS)?;
                 Box::new(Original::autoencoder(own, levels, layers)?)
             }
             Kind::Clip { projection } => {

@@ -64,7 +64,12 @@ impl<'a> Norm<'a> {
             .into_par_iter()
             .enumerate()
             .for_each(|(channel, parts)| {
-                let inverse = 1.0 / (moments.variance[channel] + self.epsilon).sqrt();
+                let variance = moments.variance[channel];
+                // An infinite variance would make zeros, and hide that there is one.
+                let inverse = match variance.is_finite() {
+                    true => 1.0 / (variance + self.epsilon).sqrt(),
+                    false => f32::NAN,
+                };
                 let scale = self.affine[channel] * inverse;
                 let shift = self.affine[self.channels + channel] - moments.mean[channel] * scale;
                 let floor = if self.relu { 0.0 } else { f32::NEG_INFINITY };

@@ -24,7 +24,11 @@ impl Moments {
         let count = row.len() as f64;
         let mean = (sums(simd, row, 0.0)[0] / count) as f32;
         let [_, squares] = sums(simd, row, mean);
-        let inverse = 1.0 / (squares / count + f64::from(epsilon)).sqrt();
+        // Squares that overflow would make zeros of the row, and hide that it is none of numbers.
+        let inverse = match squares.is_finite() {
+            true => 1.0 / (squares / count + f64::from(epsilon)).sqrt(),
+            false => f64::NAN,
+        };
         Moments {
             mean,
             inverse: inverse as f32,

@@ -85,7 +85,8 @@ fn composed(
         }
         Statistics::Given(mean, variance) => (of_channels(mean)?, of_channels(variance)?),
     };
-    let root = (&variance + f64::from(epsilon))?.sqrt()?;
+    // NaN where the variance is infinite, which would make zeros and hide it.
+    let root = ((&variance + f64::from(epsilon))?.sqrt()? + (&variance * 0.0)?)?;
     let y = x.broadcast_sub(&mean)?.broadcast_div(&root)?;
     let y = y.broadcast_mul(&of_channels(weight)?)?;
     let y = y.broadcast_add(&of_channels(bias)?)?.to_dtype(dtype)?;

@@ -83,7 +83,9 @@ fn composed(
 fn normalised(x: &Tensor, epsilon: f32) -> Result<Tensor> {
     let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
     let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-    centred.broadcast_div(&(variance + f64::from(epsilon))?.sqrt()?)
+    let root = (&variance + f64::from(epsilon))?.sqrt()?;
+    // NaN where the squares overflow, which would make zeros and hide it.
+    centred.broadcast_div(&(root + (variance * 0.0)?)?)
 }
 
 struct GroupNorm {
@@ -285,6 +287,23 @@ mod tests {
         let (ours, theirs) = (grads(ours), grads(theirs));
         for var in vars {
             close(ours.get(var).unwrap(), theirs.get(var).unwrap(), 2e-4);
+        }
+    }
+
+    #[test]
+    fn squares_that_overflow_are_not_hidden() {
+        let ones = random("w", &[4]).ones_like().unwrap();
+        let vast = (random("x", &[2, 4, 3, 3]) * 1e37).unwrap();
+        let rows = vast.flatten_from(2).unwrap().transpose(1, 2).unwrap();
+        let rows = rows.contiguous().unwrap();
+        for y in [
+            group_norm(&vast, 2, &ones, &ones, 1e-5, None).unwrap(),
+            composed(&vast, 2, &ones, &ones, 1e-5, None).unwrap(),
+            layer_norm(&rows, &ones, &ones, 1e-5).unwrap(),
+            normalised(&rows, 1e-5).unwrap(),
+        ] {
+            let values: Vec<f32> = y.flatten_all().unwrap().to_vec1().unwrap();
+            assert!(values.iter().all(|value| value.is_nan()), "{values:?}");
         }
     }
 

@@ -133,8 +133,9 @@ fn hostile_files_are_refused_with_a_sentence() {
         assert!(error.len() < 2000 && !error.contains('\u{1b}'), "{error}");
         error
     };
-    let deep = "[".repeat(200_000);
-    assert!(refused("vocab.json", &deep).contains("recursion limit exceeded"));
+    let deep = format!("{{\"pad_token\": {}", "[".repeat(200_000));
+    let text = refused("tokenizer_config.json", &deep);
+    assert!(text.contains("recursion limit exceeded"), "{text}");
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n";
     for name in ["vocab.json", "merges.txt", "tokenizer_config.json"] {
         assert!(
@@ -147,7 +148,7 @@ fn hostile_files_are_refused_with_a_sentence() {
     assert!(refused("merges.txt", "#\n\u{1b}[31m\n").contains("expected two tokens"));
     let many: Vec<String> = (0..10_001).map(|i| format!("\"t{i}\": {i}")).collect();
     let many = format!("{{{}}}", many.join(","));
-    assert!(refused("added_tokens.json", &many).contains("adds 10001 tokens, expected at most"));
+    assert!(refused("added_tokens.json", &many).contains("tokens, expected at most 10000"));
 }
 
 #[test]
@@ -240,7 +241,7 @@ fn broken_tokenizers_are_refused_with_a_sentence() {
 
     let message = error("tokenizer", &[("vocab.json", Some(r#"{"p": 0, "#))]);
     assert!(
-        message.contains("cannot read `") && message.contains("vocab.json`: EOF"),
+        message.contains("vocab.json`: at `p`: EOF while"),
         "{message}"
     );
     let vocab = r#"{"p": 0, "o": 1, "po": 2, "<|startoftext|>": 3}"#;

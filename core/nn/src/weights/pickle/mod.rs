@@ -222,7 +222,8 @@ fn gather(span: &[u8], shape: &[usize], strides: &[u64], width: usize, bytes: &m
 
 /// Checks that the tensors do not have many times the bytes of the archive.
 fn check_total(archive: &Archive, tensors: &BTreeMap<String, Place>) -> Result<()> {
-    let held: u64 = archive.entries().values().map(|entry| entry.len).sum();
+    let lengths = archive.entries().values().map(|entry| entry.len);
+    let held = lengths.fold(0, u64::saturating_add);
     let bytes = |place: &Place| {
         let width = place.dtype.as_ref().map_or(1, |dtype| dtype.bitsize() / 8);
         let count = place

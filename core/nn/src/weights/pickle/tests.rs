@@ -371,8 +371,6 @@ fn mutated_pickles_are_answered() {
     let (_, entry) = pickle(&whole).unwrap();
     let seed = whole.whole(entry, LONGEST_PICKLE).unwrap();
     mutate::each("pickle", &[seed], 3000, |bytes| {
-        if let Ok(values) = machine::run(bytes) {
-            tensors::described(&values).ok();
-        }
+        Pickle::names_in(bytes).ok();
     });
 }
