@@ -131,13 +131,20 @@ impl Machine<'_> {
         match code {
             b'.' => return Ok(false),
             0x80 => self.protocol()?,
-            0x95 => drop(self.take(8)?),
+            // The length of a frame, which tells nothing.
+            0x95 => {
+                self.take(8)?;
+            }
             b'(' => {
                 self.count(1)?;
                 self.marks.push(self.stack.len());
             }
-            b'0' => drop(self.pop()?),
-            b'1' => drop(self.above_mark()?),
+            b'0' => {
+                self.pop()?;
+            }
+            b'1' => {
+                self.above_mark()?;
+            }
             b'2' => {
                 let top = self.top()?;
                 self.put(top)?;

@@ -32,7 +32,7 @@ fn tensor(offset: u64, shape: &[u64], strides: &[u64]) -> Vec<u8> {
         let numbers: Vec<u8> = n.iter().flat_map(|n| number(*n)).collect();
         [b"(".as_slice(), &numbers, b"t"].concat()
     };
-    let storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\00X\x03\0\0\0cpuK\x02tQ";
+    let storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x02tQ";
     let start = b"\x80\x02}X\x01\0\0\0xctorch._utils\n_rebuild_tensor_v2\n(";
     let end = b"\x89NtRs.";
     let middle = [number(offset), tuple(shape), tuple(strides)].concat();
