@@ -184,8 +184,9 @@ pub struct ConvertArgs {
     pub kind: String,
     /// Name of the plugin.
     pub name: String,
-    /// The checkpoint: safetensors, or a PyTorch file, which is read as data and not executed; or a
-    /// folder that training left, of which the weights are kept, in half precision.
+    /// The checkpoint: safetensors, or PyTorch files (`.ckpt`, `.pt`, or a folder with `.bin`), which are
+    /// read as data and not executed; or a folder that training left, of which the weights are kept, in
+    /// half precision.
     pub file: PathBuf,
     /// The folder to write; it must not be there yet.
     pub output: PathBuf,

@@ -25,6 +25,9 @@ impl Dataset for Shared {
     fn items(&self) -> Result<RVec<Item>> {
         (**self).items()
     }
+    fn check(&self, index: u64) -> Result<()> {
+        (**self).check(index)
+    }
     fn sample(&self, index: u64) -> Result<Sample> {
         (**self).sample(index)
     }
@@ -70,12 +73,22 @@ impl Dataset for Subset {
     fn items(&self) -> Result<RVec<Item>> {
         Ok(self.items.clone().into())
     }
+    fn check(&self, index: u64) -> Result<()> {
+        self.inner.check(self.inner_index(index)?)
+    }
     fn sample(&self, index: u64) -> Result<Sample> {
+        self.inner.sample(self.inner_index(index)?)
+    }
+}
+
+impl Subset {
+    fn inner_index(&self, index: u64) -> Result<u64> {
         let inner = usize::try_from(index)
             .ok()
             .and_then(|i| self.indices.get(i));
-        let inner = inner.ok_or_else(|| beyond(index, self.indices.len()))?;
-        self.inner.sample(*inner)
+        inner
+            .copied()
+            .ok_or_else(|| beyond(index, self.indices.len()))
     }
 }
 
