@@ -82,7 +82,7 @@ fn labels_are_scored_by_value() {
     }
     assert_snapshot!(sandbox.run(SCORE), @r"
     exit 1
-    error: `truth/a.png` has no value above 2: if its values are labels, name the ones to score (`--labels 2`), otherwise set `--threshold`
+    error: mask `truth/a.png` has the values 1, 2 besides 0; expected 0 and 255 (white on black, edges may be soft) or 0 and 1: name the labels to score (`--labels 1,2`), or set `--threshold 127` if what is brighter counts
     ");
     let report = sandbox
         .run(&format!("{SCORE} --labels 2 --json"))
@@ -251,7 +251,7 @@ fn a_manifest_can_be_checked_with_its_data() {
     exit 0
     m.toml is in order
     ");
-    assert_snapshot!(sandbox.run("check m.toml --data --json"), @r#"
+    assert_snapshot!(sandbox.run("check m.toml --data --json -q"), @r#"
     exit 0
     {
       "manifest": "m.toml",
@@ -259,7 +259,8 @@ fn a_manifest_can_be_checked_with_its_data() {
       "dataset": "squares",
       "train": 7,
       "validation": 1,
-      "test": 2
+      "test": 2,
+      "looked_at": "headers"
     }
     "#);
 }

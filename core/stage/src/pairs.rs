@@ -356,7 +356,7 @@ fn no_masks(missing: &[&Path], folder: &Path, suffix: Option<&str>, option: Opti
         if !shown.is_empty() {
             let more = if others.len() > SHOWN { ", …" } else { "" };
             let list = shown.join(", ");
-            message += &format!(", nor have {} others: {list}{more}", others.len());
+            message += &format!(" (and {} more: {list}{more})", others.len());
         }
     }
     if let Some(suffix) = suffix {

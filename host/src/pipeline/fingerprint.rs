@@ -183,7 +183,7 @@ mod tests {
         assert!(made.unwrap().success());
         for path in [dir.path(), &pipe] {
             let error = now(path).unwrap_err().to_string();
-            assert!(error.contains("it is a pipe"), "{error}");
+            assert!(error.contains("it is a named pipe"), "{error}");
         }
     }
 
