@@ -197,7 +197,7 @@ fn names_of_masks_may_have_a_suffix() {
     let error = message(pair("", Some("mask_suffix")));
     assert!(
         error.ends_with(
-            "masks`; names of masks end in `_segmentation`, which `mask_suffix` can say"
+            "masks` (and 1 more: `b.png`); names of masks end in `_segmentation`, which `mask_suffix` can say"
         ),
         "{error}"
     );
