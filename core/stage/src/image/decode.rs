@@ -7,7 +7,9 @@ use ::image::{
     metadata::Orientation,
 };
 use std::{
+    fs::File,
     io::{BufRead, BufReader, Cursor, Read, Seek},
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
 };
 
@@ -42,6 +44,12 @@ pub(super) struct Raster {
 
 /// Decodes the file at `path` and turns it upright.
 pub(super) fn decode(path: &Path, max_pixels: u64) -> Result<Raster> {
+    // Decoders of others may panic over a file that is broken cleverly enough.
+    let decoded = catch_unwind(AssertUnwindSafe(|| decode_unguarded(path, max_pixels)));
+    decoded.unwrap_or_else(|_| Err(broken(path, "its decoder failed")))
+}
+
+fn decode_unguarded(path: &Path, max_pixels: u64) -> Result<Raster> {
     let (reader, format) = open(path)?;
     let (raster, orientation) = match format {
         Format::Png => png::decode(reader, path, max_pixels)?,
@@ -80,23 +88,86 @@ fn decode_jpeg(
 }
 
 fn decode_bmp(
-    reader: impl BufRead + Seek,
+    mut reader: BufReader<File>,
     path: &Path,
     max_pixels: u64,
 ) -> Result<(Raster, Orientation)> {
-    let mut decoder = BmpDecoder::new(reader).map_err(|e| broken(path, e))?;
-    check_size(path, decoder.dimensions(), max_pixels)?;
-    let palette = decoder.get_palette().map(<[_]>::to_vec);
+    let header = BmpDecoder::new(&mut reader).map_err(|e| broken(path, e))?;
+    check_size(path, header.dimensions(), max_pixels)?;
+    reader.rewind().map_err(|e| broken(path, e))?;
+    let limit = max_bytes(max_pixels).saturating_add(1 << 20);
+    let mut bytes = read_all(&mut reader, limit, path)?;
+    let place = BmpPalette::find(&bytes);
+    let palette = place.as_ref().map(|place| place.colours(&bytes));
     // Grey images are stored with a palette too, since BMP has no other way.
-    let grey = palette.as_deref().is_some_and(is_grey_ramp);
-    decoder.set_indexed_color(palette.is_some() && !grey);
-    let mut raster = from_dynamic(decoder, path, max_pixels)?;
-    if grey {
-        raster = first_channel(raster);
-    } else {
-        raster.palette = palette;
+    let palette = palette.filter(|colours| !is_grey_ramp(colours));
+    if let (Some(_), Some(place)) = (&palette, &place) {
+        place.show_indices(&mut bytes);
     }
+    let decoder = BmpDecoder::new(Cursor::new(bytes)).map_err(|e| broken(path, e))?;
+    let mut raster = from_dynamic(decoder, path, max_pixels)?;
+    if place.is_some() {
+        raster = first_channel(raster);
+    }
+    raster.palette = palette;
     Ok((raster, Orientation::NoTransforms))
+}
+
+/// Where the colours of a BMP with a palette stand.
+struct BmpPalette {
+    start: usize,
+    /// Bytes of a colour: blue, green, red and perhaps one more.
+    entry: usize,
+    count: usize,
+}
+
+impl BmpPalette {
+    /// None for a file without a palette, or with one that does not lie in it.
+    fn find(bytes: &[u8]) -> Option<Self> {
+        /// Length of the file's own header, before the one that describes the image.
+        const FILE_HEADER: usize = 14;
+        /// Length of the oldest such header, whose colours have three bytes instead of four.
+        const CORE_HEADER: usize = 12;
+        let number = |at: usize, length: usize| -> Option<usize> {
+            let field = bytes.get(at..at + length)?;
+            let add = |sum, byte: &u8| sum << 8 | usize::from(*byte);
+            Some(field.iter().rev().fold(0, add))
+        };
+        let header = number(FILE_HEADER, 4)?;
+        let (bits, entry, used) = match header {
+            CORE_HEADER => (number(24, 2)?, 3, 0),
+            _ => (number(28, 2)?, 4, number(46, 4)?),
+        };
+        if !matches!(bits, 1 | 2 | 4 | 8) {
+            return None;
+        }
+        let start = FILE_HEADER.checked_add(header)?;
+        let room = number(10, 4)?.min(bytes.len()).checked_sub(start)? / entry;
+        let most = room.min(1 << bits);
+        let count = if used == 0 { most } else { used.min(most) };
+        (count > 0).then_some(BmpPalette {
+            start,
+            entry,
+            count,
+        })
+    }
+
+    fn colours(&self, bytes: &[u8]) -> Vec<[u8; 3]> {
+        let colours = bytes[self.start..].chunks_exact(self.entry);
+        colours
+            .take(self.count)
+            .map(|c| [c[2], c[1], c[0]])
+            .collect()
+    }
+
+    /// Makes the colour of each index the index itself, so that decoding gives indices, also where
+    /// several of them share a byte or are run-length encoded.
+    fn show_indices(&self, bytes: &mut [u8]) {
+        let colours = bytes[self.start..].chunks_exact_mut(self.entry);
+        for (index, colour) in colours.take(self.count).enumerate() {
+            colour[..3].fill(index as u8);
+        }
+    }
 }
 
 /// Whether a palette does nothing but spread indices evenly from black to white.

@@ -544,6 +544,26 @@ fn palette_masks_are_indices_and_palette_images_are_colours() {
         );
         assert_eq!(read_header(&path).unwrap().size(), (3, 2), "{name}");
     }
+    // Several indices in a byte, from the highest bits on.
+    for (bits, rows, values) in [
+        (1u8, [0b0110_0000, 0b1010_0000], [0u8, 1, 1, 1, 0, 1]),
+        (4, [0x01, 0x20], [0, 1, 2, 2, 1, 0]),
+    ] {
+        let mut bytes = palette_bmp(4, 2, &[0; 8], &colours);
+        bytes[18] = 3;
+        bytes[28] = bits;
+        let pixels = bytes.len() - 8;
+        bytes[pixels + 4] = rows[0];
+        bytes[pixels] = rows[1];
+        if bits == 4 {
+            bytes[pixels + 4..pixels + 6].copy_from_slice(&[0x01, 0x20]);
+            bytes[pixels..pixels + 2].copy_from_slice(&[0x21, 0x00]);
+        }
+        let path = write(&dir, "few.bmp", &bytes);
+        let found = read_values(&path, 6).unwrap();
+        assert_eq!(found.values.labels(), values, "{bits} bits");
+        assert!(found.indexed, "{bits} bits");
+    }
     // White as a colour does not make an index 255.
     let white = palette_png(
         3,

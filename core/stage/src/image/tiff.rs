@@ -262,6 +262,13 @@ fn raster(samples: Samples, color: ColorType, layout: &Layout, path: &Path) -> R
         (ColorType::YCbCr(8), Samples::U8(v)) if layout.jpeg => (3, Samples::U8(from_ycbcr(&v))),
         (other, _) => return Err(unusual(path, format_args!("{other:?}"))),
     };
+    let is_index = channels == 1 && matches!(samples, Samples::U8(_));
+    if layout.palette.is_some() && !is_index {
+        return Err(unusual(
+            path,
+            "a palette for other samples than one of 8 bits",
+        ));
+    }
     Ok(Raster {
         width: layout.width,
         height: layout.height,
