@@ -124,6 +124,8 @@ impl Synthesis<'_> {
         if self.store.path(CHECKSUMS).exists() {
             self.check_files()?;
         }
+        // A run that was killed between the marker and this leaves it.
+        Journal::new(self.store).remove();
         Ok(Some(summary))
     }
 

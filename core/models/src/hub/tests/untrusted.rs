@@ -161,18 +161,18 @@ fn shards_that_are_no_names_or_too_many_are_refused() {
         let home = tempfile::tempdir().unwrap();
         refusal(&hub(&server, home.path()))
     };
-    for name in ["../x.safetensors", "/x.safetensors", "a\\x.safetensors"] {
+    for name in [
+        "../x.safetensors",
+        "/x.safetensors",
+        "a\\x.safetensors",
+        "x\u{1b}[2J\0.safetensors",
+    ] {
         let text = refused(serde_json::json!({"a": name}));
         assert!(
             text.contains("expected a safetensors file beside it"),
             "{text}"
         );
     }
-    let text = refused(serde_json::json!({"a": "x\u{1b}[2J\0.safetensors"}));
-    assert_eq!(
-        text,
-        "`org/tiny` has no file `unet/x\\u{1b}[2J\\u{0}.safetensors` on the hub"
-    );
     let many: serde_json::Map<_, _> = (0..1025)
         .map(|i| (i.to_string(), format!("{i}.safetensors").into()))
         .collect();
