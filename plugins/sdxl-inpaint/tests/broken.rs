@@ -379,7 +379,7 @@ fn configurations_beyond_all_networks_name_their_field() {
     fs::write(&path, format!("{{\"a\": {}", "[".repeat(1 << 20))).unwrap();
     assert!(refused(folder.path(), json!({})).contains("recursion limit exceeded"));
     fs::write(&path, format!("{{\"a\": \"{}\"}}", "x".repeat(5 << 20))).unwrap();
-    assert!(refused(folder.path(), json!({})).contains("longer than 4194304 bytes"));
+    assert!(refused(folder.path(), json!({})).contains("it is larger than 4.0 MiB"));
 }
 
 #[test]

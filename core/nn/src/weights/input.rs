@@ -209,10 +209,10 @@ mod tests {
         fs::write(&path, "version https://").unwrap();
         assert_eq!(read(&path, 16).unwrap().len(), 16);
         let error = read(&path, 15).unwrap_err().to_string();
-        assert!(error.contains("longer than 15 bytes"), "{error}");
+        assert!(error.contains("larger than 15 B"), "{error}");
         fs::write(&path, b"ab\xff").unwrap();
         let error = read_text(&path, 9).unwrap_err().to_string();
-        assert_eq!(error, "byte 2 of it is no UTF-8");
+        assert_eq!(error, "it is no text in UTF-8, as its byte 2 shows");
     }
 
     #[test]

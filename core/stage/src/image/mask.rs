@@ -224,8 +224,10 @@ fn threshold_of(found: &MaskValues, count: &[u64; 256]) -> Result<u8, MaskFault>
     // ignore; a soft edge has more.
     let different = values.len() + usize::from(count[0] > 0);
     let extreme = |value: &u8| *value <= NOISE || *value >= 255 - NOISE;
-    let plain = different <= 2 && values.iter().all(extreme);
-    if !found.lossy && different <= 3 && !plain {
+    if different <= 2 && values.iter().all(extreme) {
+        return Ok(THRESHOLD);
+    }
+    if !found.lossy && different <= 3 {
         return refuse(format!("has the values {} besides 0", list_values(&values)));
     }
     match plateau(found, values.len()) {
