@@ -105,7 +105,7 @@ fn number(bytes: &mut [u8], at: usize, rng: &mut Rng) {
     let value = NUMBERS[rng.random_range(0..NUMBERS.len())];
     let width = 1usize << rng.random_range(0..4);
     let mut raw = value.to_le_bytes();
-    if rng.next_u32() % 2 == 0 {
+    if rng.next_u32().is_multiple_of(2) {
         raw[..width].reverse();
     }
     for (byte, new) in bytes[at..].iter_mut().zip(&raw[..width]) {
