@@ -21,7 +21,9 @@ fuzz_target!(|bytes: &[u8]| FILE.with(|file| {
         ..SplitOptions::default()
     };
     if let Ok(split) = split(&DatasetInfo::single_class("D", "polyp"), &items, &options) {
-        split.indices(&items).expect("a split speaks of what there is");
+        split
+            .indices(&items)
+            .expect("a split speaks of what there is");
     }
     Table::read(file.path()).ok();
 }));
