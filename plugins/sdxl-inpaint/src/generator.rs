@@ -72,16 +72,21 @@ impl SdxlInpaint {
         let window = options.window.or(model.own.window);
         let window = window.unwrap_or(options.window());
         let own = model.own.resolution.or(model.side);
+        let resolution = match window {
+            Window::Full => options.resolution,
+            Window::Mask => options.resolution.or(own),
+        };
         Layout {
             window,
             margin: options
                 .margin
                 .or(model.own.margin)
                 .unwrap_or(options.margin()),
-            resolution: match window {
-                Window::Full => options.resolution,
-                Window::Mask => options.resolution.or(own),
-            },
+            smallest: options
+                .min_window
+                .or(model.own.min_window)
+                .unwrap_or_else(|| options.min_window(resolution)),
+            resolution,
             multiple: model.pipeline.vae.factor() as u32,
         }
     }

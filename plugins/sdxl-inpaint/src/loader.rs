@@ -55,6 +55,9 @@ pub struct Own {
     /// Their size.
     #[serde(default)]
     pub resolution: Option<u32>,
+    /// Their least side in pixels of the image.
+    #[serde(default)]
+    pub min_window: Option<u32>,
 }
 
 impl Own {
@@ -68,6 +71,12 @@ impl Own {
                 ))),
             };
         within("margin", self.margin.unwrap_or(0.0), 0.0, 10.0)?;
+        within(
+            "min_window",
+            f64::from(self.min_window.unwrap_or(16)),
+            1.0,
+            4096.0,
+        )?;
         within(
             "resolution",
             f64::from(self.resolution.unwrap_or(16)),

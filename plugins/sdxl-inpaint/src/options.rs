@@ -1,6 +1,6 @@
 //! The options of `sdxl-inpaint`.
 
-use crate::{lora::LoraFile, training::Training};
+use crate::{lora::LoraFile, picture, training::Training};
 use diffaug::{Error, Result};
 use diffaug_nn::{
     DType,
@@ -48,7 +48,7 @@ pub struct Options {
     /// Steps of the sampler.
     pub steps: usize,
     /// Guidance scale (Eq. 8): how far the text pulls. At 1 or below the negative text is not used
-    /// and a step costs half.
+    /// and a step costs half; at 0 no text is used at all, so that the model paints without guidance.
     pub guidance: f64,
     /// Brings the contrast that guidance exaggerates back, 0 (off) to 1.
     pub guidance_rescale: f64,
@@ -63,6 +63,9 @@ pub struct Options {
     /// Share of the lesion's longer side that a window shows on every side of it; without it what
     /// the model was trained for here, or 0.35.
     pub margin: Option<f64>,
+    /// Least side of a window in pixels of the image, for small lesions; without it what the model was
+    /// trained for here, or half of the side at which is painted.
+    pub min_window: Option<u32>,
     /// Longer side, in pixels, at which is painted. Without it: with `window = "full"` the image's
     /// own, with `"mask"` the model's.
     pub resolution: Option<u32>,
@@ -108,6 +111,7 @@ impl Default for Options {
             strength: None,
             window: None,
             margin: None,
+            min_window: None,
             resolution: None,
             composite: Composite::Feather,
             feather: 3,
@@ -220,6 +224,9 @@ impl Options {
         if let Some(side) = self.resolution {
             within("resolution", side, 16..=4096)?;
         }
+        if let Some(side) = self.min_window {
+            within("min_window", side, 8..=4096)?;
+        }
         within("feather", self.feather, 0..=64)?;
         within("batch", self.batch, 1..=1024)?;
         if self.lora.len() > MOST_LORAS {
@@ -270,6 +277,12 @@ impl Options {
     /// What the model sees, where neither options nor model say it.
     pub fn window(&self) -> Window {
         self.window.unwrap_or(Window::Full)
+    }
+
+    /// The least side of a window at `resolution`, where the model does not say it.
+    pub fn min_window(&self, resolution: Option<u32>) -> u32 {
+        self.min_window
+            .unwrap_or_else(|| picture::smallest_window(resolution))
     }
 
     /// The margin of a window, where neither options nor model say it.

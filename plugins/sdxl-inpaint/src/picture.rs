@@ -15,6 +15,12 @@ use diffaug_nn::batch::{self, Frame};
 /// The shortest side of an image that is painted into, in pixels.
 pub const SHORTEST: u32 = 64;
 
+/// The least side of a window for models that paint at `resolution`, where nothing else is said: half of
+/// it, so that a small lesion is enlarged by two and not drawn on a few latent cells.
+pub fn smallest_window(resolution: Option<u32>) -> u32 {
+    resolution.map_or(SHORTEST, |side| (side / 2).max(1))
+}
+
 /// A rectangle of an image, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
@@ -44,6 +50,8 @@ pub struct Layout {
     pub window: Window,
     /// Share of the lesion's longer side that a window shows on every side of it.
     pub margin: f64,
+    /// Least side of a window, in pixels of the image.
+    pub smallest: u32,
     /// The longer side that the part is brought to; without it the part keeps its size.
     pub resolution: Option<u32>,
     /// What heights and widths have to be a multiple of.
@@ -86,7 +94,7 @@ pub fn plan(job: &Job<'_>, layout: &Layout) -> Result<Plan> {
             width,
             height,
         },
-        Window::Mask => around(bounds, layout.margin, (width, height)),
+        Window::Mask => around(bounds, layout, (width, height)),
     };
     Ok(Plan {
         part,
@@ -122,11 +130,11 @@ pub fn bounds(mask: MaskRef<'_>) -> Option<Part> {
     })
 }
 
-/// A square around `bounds` with a margin, moved and, if need be, cut so that it lies in an image
-/// of that size.
-pub fn around(bounds: Part, margin: f64, (width, height): (u32, u32)) -> Part {
-    let side = f64::from(bounds.width.max(bounds.height)) * (1.0 + 2.0 * margin);
-    let side = (side.round() as u32).max(SHORTEST);
+/// A square around `bounds` with the layout's margin and of its least side or more, moved and, if need
+/// be, cut so that it lies in an image of that size.
+pub fn around(bounds: Part, layout: &Layout, (width, height): (u32, u32)) -> Part {
+    let side = f64::from(bounds.width.max(bounds.height)) * (1.0 + 2.0 * layout.margin);
+    let side = (side.round() as u32).max(layout.smallest);
     let place = |start: u32, length: u32, whole: u32| {
         let side = side.min(whole);
         let middle = i64::from(start) + i64::from(length) / 2;
@@ -268,6 +276,7 @@ mod tests {
         Layout {
             window,
             margin: 0.5,
+            smallest: 64,
             resolution,
             multiple: 8,
         }
@@ -318,7 +327,8 @@ mod tests {
             width: 40,
             ..LESION
         };
-        let part = around(large, 0.5, (200, 150));
+        let mut layout = layout(Window::Mask, Some(64));
+        let part = around(large, &layout, (200, 150));
         assert_eq!((part.width, part.height), (80, 80));
         assert_eq!((part.x, part.y), (50, 0));
         // Larger than the image is high: cut there.
@@ -327,10 +337,20 @@ mod tests {
                 width: 100,
                 ..LESION
             },
-            0.5,
+            &layout,
             (400, 150),
         );
         assert_eq!((part.width, part.height, part.y), (200, 150, 0));
+        // A small lesion has a window of the least side, which is not that of the painting.
+        let small = Part {
+            width: 6,
+            height: 6,
+            ..LESION
+        };
+        assert_eq!(around(small, &layout, (200, 150)).width, 64);
+        layout.smallest = smallest_window(layout.resolution);
+        assert_eq!(around(small, &layout, (200, 150)).width, 32);
+        assert_eq!(around(large, &layout, (200, 150)).width, 80);
     }
 
     #[test]

@@ -289,7 +289,12 @@ impl Pipeline {
         seen: &mut Seen,
     ) -> Result<Condition> {
         let guided = style.guidance > 1.0;
-        let positive = scenes.iter().map(|scene| self.text.encode(scene.prompt));
+        // Without guidance at all nothing is said: what the empty text stands for.
+        let positive = scenes.iter().map(|scene| match style.guidance == 0.0 {
+            true if self.force_zeros => self.text.zeros(),
+            true => self.text.encode(""),
+            false => self.text.encode(scene.prompt),
+        });
         let positive = positive.collect::<Result<Vec<_>>>()?;
         let negative = scenes.iter().filter(|_| guided).map(|scene| {
             match self.force_zeros && scene.negative.is_empty() {

@@ -3,7 +3,8 @@
 
 use super::{
     holes::inside,
-    options::{Loss, Training},
+    objective::{Noisy, Objective},
+    options::Training,
     prompts::Prompts,
     store::Store,
     views::{View, Views},
@@ -302,62 +303,22 @@ impl Denoiser<'_> {
     /// The loss of each picture, `[n]`.
     fn losses(&self, batch: &Batch) -> Result<Tensor> {
         let (output, noisy) = self.forward(batch)?;
-        let each = match self.training.loss {
-            Loss::Mse => {
-                let (z0, noise, t) = (&batch.z0, &batch.noise, &batch.t);
-                let target = self.schedule.target(self.prediction, z0, noise, t)?;
-                (output - target)?.sqr()?
-            }
-            Loss::Masked => self.noise_error(batch, &output, &noisy)?,
-            Loss::Paper => {
-                let noise = self.noise_error(batch, &output, &noisy)?;
-                (noise + (self.preserve_error(batch, &output, &noisy)? * self.training.preserve)?)?
-            }
+        let batch = Noisy {
+            z0: &batch.z0,
+            noise: &batch.noise,
+            noisy: &noisy,
+            mask: &batch.mask,
+            t: &batch.t,
         };
-        Ok(each.flatten_from(1)?.mean(1)?)
+        self.objective().losses(&batch, &output)
     }
 
-    /// The squared error of the noise, under the mask.
-    fn noise_error(&self, batch: &Batch, output: &Tensor, noisy: &Tensor) -> Result<Tensor> {
-        let found = self
-            .schedule
-            .noise(self.prediction, output, noisy, &batch.t)?;
-        let error = (found - &batch.noise)?.sqr()?;
-        Ok(error.broadcast_mul(&batch.mask)?)
-    }
-
-    /// Outside the mask, how far the clean latent that the network sees, times √ᾱ, is from that of
-    /// the masked picture. With √ᾱ the noise is merely taken off, so that nothing is divided by a
-    /// small number.
-    fn preserve_error(&self, batch: &Batch, output: &Tensor, noisy: &Tensor) -> Result<Tensor> {
-        let found = self
-            .schedule
-            .noise(self.prediction, output, noisy, &batch.t)?;
-        let expected = self.schedule.add_noise(&batch.masked, &found, &batch.t)?;
-        let error = (noisy - expected)?.sqr()?;
-        Ok(error.broadcast_mul(&batch.mask.affine(-1.0, 1.0)?)?)
-    }
-
-    /// The weight of each timestep (Hang et al., 2023), `[n]`.
-    fn weights(&self, t: &[u32], gamma: f64) -> Result<Tensor> {
-        let weight = |snr: f64| match self.prediction {
-            Prediction::Epsilon => snr.min(gamma) / snr,
-            Prediction::Velocity => snr.min(gamma) / (snr + 1.0),
-            Prediction::Sample => snr.min(gamma),
-        };
-        let snr = self.schedule.snr(t)?;
-        // Noise without signal, where the limit of the first case is 1.
-        let weights = snr
-            .into_iter()
-            .map(|snr| match (snr == 0.0, self.prediction) {
-                (true, Prediction::Epsilon) => 1.0,
-                _ => weight(snr) as f32,
-            });
-        Ok(Tensor::from_vec(
-            weights.collect::<Vec<_>>(),
-            t.len(),
-            self.device(),
-        )?)
+    fn objective(&self) -> Objective<'_> {
+        Objective {
+            training: &self.training,
+            prediction: self.prediction,
+            schedule: &self.schedule,
+        }
     }
 }
 
@@ -417,11 +378,8 @@ impl Learner for Denoiser<'_> {
 
     fn loss(&self, batch: Batch, _: u64) -> Result<Tensor> {
         let losses = self.losses(&batch)?;
-        let weighted = match self.training.min_snr {
-            Some(gamma) => (losses * self.weights(&batch.t, gamma)?)?,
-            None => losses,
-        };
-        Ok(weighted.mean_all()?)
+        let weights = self.objective().weights(&batch.t, self.device())?;
+        Ok((losses * weights)?.mean_all()?)
     }
 
     fn score(&self, validation: &BoxDataset, reporter: &Reporter<'_>) -> Result<f64> {

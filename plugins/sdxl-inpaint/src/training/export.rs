@@ -84,6 +84,7 @@ pub fn own(out: &Path, options: &Options, side: usize) -> Result<()> {
     let own = json!({
         "window": options.window(),
         "margin": options.margin(),
+        "min_window": options.min_window((side > 0).then_some(side as u32)),
         "resolution": if side > 0 { Some(side) } else { None },
     });
     write_json(&out.join(OWN), &own)

@@ -1,5 +1,5 @@
-//! What is cut out of a picture in training: mostly lesions, grown a little, as they will be asked
-//! for; and now and then other shapes, so that the network learns to paint whatever is missing.
+//! What is cut out of a picture in training: mostly lesions, as they will be asked for; and now and
+//! then other shapes, so that the network learns to paint whatever is missing.
 
 use crate::{options::within, picture::bounds, seam::distances};
 use diffaug::{MaskRef, Result, rng::Rng};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Holes {
-    /// The lesion itself, grown.
+    /// The lesion itself, grown by at most `grow`.
     pub lesion: f64,
     /// The outline of another lesion, at any place.
     pub other: f64,
@@ -19,7 +19,8 @@ pub struct Holes {
     pub rectangle: f64,
     /// Everything.
     pub full: f64,
-    /// How far a lesion is grown at most, as a share of the root of its area.
+    /// How far a lesion is grown at most, as a share of the root of its area. Painting cuts out the mask as
+    /// it is, so at anything but 0 the network learns lesions that are smaller than their holes.
     pub grow: f64,
 }
 
@@ -30,7 +31,7 @@ impl Default for Holes {
             other: 0.2,
             rectangle: 0.1,
             full: 0.1,
-            grow: 0.15,
+            grow: 0.0,
         }
     }
 }
@@ -149,7 +150,9 @@ mod tests {
     }
 
     fn only(kind: &str) -> Holes {
-        let mut weights = serde_json::json!({"lesion": 0, "other": 0, "rectangle": 0, "full": 0});
+        let mut weights = serde_json::json!({
+            "lesion": 0, "other": 0, "rectangle": 0, "full": 0, "grow": 0.15,
+        });
         weights[kind] = serde_json::json!(1);
         serde_json::from_value(weights).unwrap()
     }
@@ -172,6 +175,18 @@ mod tests {
             sizes.insert(count);
         }
         assert_eq!(sizes.into_iter().collect::<Vec<_>>(), [64, 96]);
+    }
+
+    #[test]
+    fn a_lesion_is_cut_out_as_painting_does() {
+        let own = inside(lesion().view());
+        let holes = Holes {
+            other: 0.0,
+            rectangle: 0.0,
+            full: 0.0,
+            ..Holes::default()
+        };
+        assert!(draws(holes).iter().all(|hole| *hole == own));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod denoiser;
 mod export;
 mod finetune;
 mod holes;
+mod objective;
 mod options;
 mod prompts;
 mod scratch;
@@ -83,11 +84,13 @@ impl Fit<'_, '_> {
             layout: Layout {
                 window: options.window(),
                 margin: options.margin(),
+                smallest: options.min_window(resolution),
                 resolution,
                 multiple: factor as u32,
             },
             count: train.views,
             flip: train.flip,
+            targets: self.train.info()?.targets(),
             jitter: train.jitter,
             seed: self.seed,
         })
@@ -119,6 +122,7 @@ impl Fit<'_, '_> {
             "options": train,
             "window": options.window(),
             "margin": options.margin(),
+            "min_window": options.min_window,
             "resolution": options.resolution,
         }))
     }

@@ -42,11 +42,15 @@ pub struct Training {
     pub ema: Option<f64>,
     /// What is minimised.
     pub loss: Loss,
-    /// Weight of what must be preserved outside the mask (lambda of Eq. 7), for `loss = "paper"`.
+    /// Weight of what must be preserved outside the mask (lambda of Eq. 7), for `loss = "paper"`. Either
+    /// error is the mean over its own region, so that small lesions count like large ones.
     pub preserve: f64,
     /// Limit of the signal-to-noise ratio in the weight of a timestep (Hang et al., 2023), 5 say;
-    /// without it every timestep weighs the same.
+    /// without it every timestep weighs the same, which small models paint better with.
     pub min_snr: Option<f64>,
+    /// What is added to that limited ratio for networks that predict velocities: without it a schedule
+    /// that ends in pure noise has steps of no weight.
+    pub snr_floor: f64,
     /// Share of noise that is equal over a whole channel, 0 (none) to 1.
     pub noise_offset: f64,
     /// How often the text is left out, 0 to 1, so that guidance has something to push away from.
@@ -106,6 +110,7 @@ impl Default for Training {
             loss: Loss::Paper,
             preserve: 1.0,
             min_snr: None,
+            snr_floor: 0.25,
             noise_offset: 0.0,
             prompt_dropout: 0.1,
             views: 4,
@@ -155,13 +160,14 @@ pub enum Init {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Loss {
-    /// Eq. 7: the noise under the mask, and outside of it the distance of the clean latent, as the
-    /// network sees it, from that of the masked image, times `preserve`. (The printed formula has
-    /// the noisy latent there, which does not depend on the network.)
+    /// Eq. 7: the noise under the mask (the velocity, for networks that predict it), and outside of it
+    /// the distance of the clean latent, as the network sees it, from the true one, times `preserve`.
+    /// (The printed formula has the noisy latent there, which does not depend on the network, and the
+    /// latent of the masked image, whose cells at the border are tinged with the grey of the hole.)
     Paper,
     /// The squared error of the network's target over the whole latent, as diffusers trains.
     Mse,
-    /// The noise under the mask alone.
+    /// The noise (or velocity) under the mask alone.
     Masked,
 }
 
@@ -212,6 +218,7 @@ impl Training {
             ("train.weight_decay", self.weight_decay),
             ("train.clip", self.clip),
             ("train.preserve", self.preserve),
+            ("train.snr_floor", self.snr_floor),
         ] {
             within(field, value, 0.0..=1e6)?;
         }

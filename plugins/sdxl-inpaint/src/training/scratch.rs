@@ -34,7 +34,7 @@ impl Fit<'_, '_> {
         let views = self.views(architecture.autoencoder(1).downsampling())?;
         let side = views.layout.resolution.unwrap_or(0) as usize;
         let config = architecture.autoencoder(side);
-        self.autoencoder(&config, views)?;
+        self.autoencoder(&config, views.clone())?;
         let vocabulary = self.vocabulary(architecture.tokens)?;
         let text = architecture.text(vocabulary);
         export::write_json(&self.out.join("text_encoder/config.json"), &text)?;

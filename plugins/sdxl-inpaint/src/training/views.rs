@@ -12,7 +12,7 @@ use diffaug_nn::batch::Frame;
 use rand::RngExt;
 
 /// How views are made.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Views {
     /// The window and its size.
     pub layout: Layout,
@@ -20,6 +20,8 @@ pub struct Views {
     pub count: u32,
     /// Whether they may be mirrored.
     pub flip: bool,
+    /// The labels of what is painted; others are background here, as they are in painting.
+    pub targets: Vec<u8>,
     /// How far the margin of a window may differ, as a share of it.
     pub jitter: f64,
     /// Of the draws.
@@ -30,7 +32,7 @@ pub struct Views {
 pub struct View {
     /// `[1, 3, height, width]`, values -1 to 1, on the processor.
     pub pixels: Tensor,
-    /// The lesion, of that size.
+    /// The target labels, of that size.
     pub mask: Mask,
 }
 
@@ -51,14 +53,15 @@ impl Views {
             shift = (off(), off());
         }
         let flips = [0, 1].map(|_| index > 0 && self.flip && rng.random::<bool>());
-        let part = self.part(sample, &layout, shift)?;
+        let targets = targets_alone(&sample.mask, &self.targets);
+        let part = part(sample, &targets, &layout, shift)?;
         let plan = Plan {
             part,
             frame: square(frame(part, &layout), &layout),
         };
         let (image, mask) = (
             mirrored(&sample.image, flips),
-            mirrored_mask(&sample.mask, flips)?,
+            mirrored_mask(&targets, flips)?,
         );
         let plan = Plan {
             part: mirrored_part(part, sample.image.size(), flips),
@@ -69,29 +72,42 @@ impl Views {
             mask: framed(&mask, &plan)?,
         })
     }
+}
 
-    fn part(&self, sample: &Sample, layout: &Layout, shift: (f64, f64)) -> Result<Part> {
-        let (width, height) = sample.image.size();
-        if layout.window == Window::Full {
-            return Ok(Part {
-                x: 0,
-                y: 0,
-                width,
-                height,
-            });
-        }
-        let Some(mut lesion) = bounds(sample.mask.view()) else {
-            return Err(Error::data(format!(
-                "sample `{}` has no lesion to put a window around",
-                sample.id
-            )));
-        };
-        let longer = f64::from(lesion.width.max(lesion.height));
-        let moved = |start: u32, by: f64| (f64::from(start) + by * longer).max(0.0) as u32;
-        lesion.x = moved(lesion.x, shift.0);
-        lesion.y = moved(lesion.y, shift.1);
-        Ok(around(lesion, layout.margin, (width, height)))
+/// The window of a sample whose lesion is `targets`, moved by shares of the lesion's longer side.
+fn part(sample: &Sample, targets: &Mask, layout: &Layout, shift: (f64, f64)) -> Result<Part> {
+    let (width, height) = sample.image.size();
+    if layout.window == Window::Full {
+        return Ok(Part {
+            x: 0,
+            y: 0,
+            width,
+            height,
+        });
     }
+    let Some(mut lesion) = bounds(targets.view()) else {
+        return Err(Error::data(format!(
+            "sample `{}` has no lesion to put a window around",
+            sample.id
+        )));
+    };
+    let longer = f64::from(lesion.width.max(lesion.height));
+    let moved = |start: u32, by: f64| (f64::from(start) + by * longer).max(0.0) as u32;
+    lesion.x = moved(lesion.x, shift.0);
+    lesion.y = moved(lesion.y, shift.1);
+    Ok(around(lesion, layout, (width, height)))
+}
+
+/// The mask with labels other than `targets` as background: what the generator is asked to paint is a
+/// mask of target labels, so training must cut out the same (an eye's cup, not its disc).
+fn targets_alone(mask: &Mask, targets: &[u8]) -> Mask {
+    let mut alone = mask.clone();
+    for label in alone.bytes_mut() {
+        if !targets.contains(label) {
+            *label = 0;
+        }
+    }
+    alone
 }
 
 /// Windows of one training are all of one size: what is cut off at the border of a picture is
@@ -207,11 +223,13 @@ mod tests {
             layout: Layout {
                 window,
                 margin: 0.5,
+                smallest: 64,
                 resolution,
                 multiple: 8,
             },
             count: 8,
             flip: true,
+            targets: vec![1],
             jitter: 0.5,
             seed: 3,
         }
@@ -256,6 +274,31 @@ mod tests {
         let views = views(Window::Mask, Some(64));
         let draw = |index| views.view(&sample(), index).unwrap().mask.labels().to_vec();
         assert_eq!(draw(3), draw(3));
+    }
+
+    #[test]
+    fn a_cup_is_cut_out_and_not_its_disc() {
+        let mut eye = sample();
+        // The target is label 2, within the 20x16 of label 1.
+        for y in 24..30 {
+            for x in 66..74 {
+                eye.mask.bytes_mut()[y * 100 + x] = 2;
+            }
+        }
+        for (window, resolution) in [(Window::Full, None), (Window::Mask, Some(64))] {
+            let mut views = views(window, resolution);
+            views.targets = vec![2];
+            views.layout.smallest = 16;
+            for index in 0..4 {
+                let view = views.view(&eye, index).unwrap();
+                assert_eq!(view.mask.view().classes(), [2]);
+                let (_, _, height, width) = view.pixels.dims4().unwrap();
+                let share = view.mask.view().foreground() as f64 / (width * height) as f64;
+                // 8 of 100 by 6 of 80 pixels, or 8x6 in a window of about twice the longer side.
+                let wanted = if window == Window::Full { 0.006 } else { 0.19 };
+                assert!((share / wanted).ln().abs() < 0.8, "{share} for {wanted}");
+            }
+        }
     }
 
     #[test]
