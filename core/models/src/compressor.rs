@@ -55,7 +55,7 @@ impl Default for AutoencoderTraining {
             steps: 2000,
             batch: 16,
             lr: 1e-3,
-            kl: 3e-3,
+            kl: 1e-4,
             gradient: 0.5,
             lpips: None,
             perceptual: 0.1,
@@ -225,7 +225,14 @@ impl Compression<'_> {
         )?;
         weights::load(&folder.join(WEIGHTS), &learner.params)?;
         let count = MEASURED.min(train.items()?.len() as u64);
-        let (means, deviations) = learner.statistics(train, count)?;
+        let Statistics {
+            means,
+            deviations,
+            noise,
+        } = learner.statistics(train, count)?;
+        if let Some(warning) = dead_channels(&noise) {
+            tracing::warn!("the autoencoder of `{}`: {warning}", self.field);
+        }
         if let Some(wrong) = means.iter().chain(&deviations).find(|v| !v.is_finite()) {
             return Err(Error::model(format!(
                 "the latents of the trained autoencoder have a mean or deviation of {wrong}"
@@ -290,32 +297,64 @@ impl<P: Pictures> Compressor<'_, P> {
         Ok(Tensor::cat(pictures, 0)?.to_device(self.params.device())?)
     }
 
-    /// Mean and standard deviation of each channel of the latents as they are drawn, over `count`
-    /// samples.
-    fn statistics(&self, train: &BoxDataset, count: u64) -> Result<(Vec<f64>, Vec<f64>)> {
-        let (mut sums, mut values) = (Vec::new(), 0.0);
+    /// What the channels of the latents are like as they are drawn, over `count` samples.
+    fn statistics(&self, train: &BoxDataset, count: u64) -> Result<Statistics> {
+        let (mut sums, mut values) = (Vec::<[f64; 3]>::new(), 0.0);
         for index in 0..count {
             let pixels = self.pictures.plain(&train.sample(index)?)?;
             let posterior = self.net.encode(&pixels.to_device(self.params.device())?)?;
             let channels = |x: &Tensor| x.detach().flatten_from(2)?.squeeze(0)?.to_vec2::<f32>();
             let means = channels(&posterior.mean)?;
             let variances = channels(&posterior.logvar.exp()?)?;
-            sums.resize(means.len(), [0.0f64; 2]);
+            sums.resize(means.len(), [0.0; 3]);
             for (sums, (means, variances)) in sums.iter_mut().zip(means.iter().zip(&variances)) {
                 for (mean, variance) in means.iter().zip(variances) {
                     sums[0] += f64::from(*mean);
                     sums[1] += f64::from(*mean).powi(2) + f64::from(*variance);
+                    sums[2] += f64::from(*variance);
                 }
             }
             values += means.first().map_or(0.0, |channel| channel.len() as f64);
         }
-        let mean = |sums: &[f64; 2]| sums[0] / values;
-        let deviation = |sums: &[f64; 2]| (sums[1] / values - mean(sums).powi(2)).max(1e-12).sqrt();
-        Ok((
-            sums.iter().map(mean).collect(),
-            sums.iter().map(deviation).collect(),
-        ))
+        let mean = |sums: &[f64; 3]| sums[0] / values;
+        let deviation = |sums: &[f64; 3]| (sums[1] / values - mean(sums).powi(2)).max(1e-12).sqrt();
+        let noise = |sums: &[f64; 3]| (sums[2] / values).sqrt() / deviation(sums);
+        Ok(Statistics {
+            means: sums.iter().map(mean).collect(),
+            deviations: sums.iter().map(deviation).collect(),
+            noise: sums.iter().map(noise).collect(),
+        })
     }
+}
+
+/// What the channels of latents are like.
+struct Statistics {
+    means: Vec<f64>,
+    deviations: Vec<f64>,
+    /// The share of the deviation that is the posterior's own noise, 0 to 1.
+    noise: Vec<f64>,
+}
+
+/// The share of noise in a channel's deviation above which it says little of the picture.
+const DEAD: f64 = 0.7;
+
+/// Names the channels that are mostly noise. They are scaled to variance 1 like the others, so a denoising
+/// network is trained to predict noise that means nothing.
+fn dead_channels(noise: &[f64]) -> Option<String> {
+    let dead: Vec<String> = noise
+        .iter()
+        .enumerate()
+        .filter(|(_, share)| **share > DEAD)
+        .map(|(channel, share)| format!("{channel} ({share:.2})"))
+        .collect();
+    (!dead.is_empty()).then(|| {
+        format!(
+            "noise is more than {DEAD} of the deviation of {} of {} latent channels: {}; a smaller `kl` or fewer `latent` channels help",
+            dead.len(),
+            noise.len(),
+            dead.join(", ")
+        )
+    })
 }
 
 /// Mean absolute error of the differences of neighbours along `dim`.
@@ -447,6 +486,16 @@ fn normalised(
 mod tests {
     use super::*;
     use diffaug_nn::testing::{close, random};
+
+    #[test]
+    fn channels_of_noise_are_named() {
+        assert_eq!(dead_channels(&[0.1, 0.5]), None);
+        let warning = dead_channels(&[0.1, 0.98, 0.71]).unwrap();
+        assert!(
+            warning.contains("2 of 3 latent channels: 1 (0.98), 2 (0.71)"),
+            "{warning}"
+        );
+    }
 
     #[test]
     fn latents_are_shifted_and_scaled_and_images_stay() {

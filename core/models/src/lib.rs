@@ -7,6 +7,7 @@ pub mod hub;
 pub mod original;
 pub mod packing;
 pub mod pickled;
+pub mod unshuffle;
 mod vae;
 
 pub use vae::{Moments, Vae};

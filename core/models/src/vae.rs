@@ -4,6 +4,7 @@
 use crate::{
     checkpoint::{self, Component},
     hub, original,
+    unshuffle::Unshuffle,
 };
 use candle_core::{DType, Device, Tensor};
 use diffaug::{Error, ErrorKind, Result, ResultExt};
@@ -25,6 +26,8 @@ enum Kind {
     Full(Box<Autoencoder>),
     /// Its small copy, which encodes without chance.
     Tiny(TinyAutoencoder),
+    /// Blocks of pixels.
+    Blocks(Unshuffle),
 }
 
 /// What a latent is drawn from.
@@ -76,6 +79,9 @@ impl Vae {
     /// # Errors
     /// Naming what is missing or does not fit.
     pub fn of(component: &Component, dtype: DType, device: &Device) -> Result<Self> {
+        if Unshuffle::is(&component.config) {
+            return Ok(Vae::blocks(Unshuffle::open(component, device)?));
+        }
         let config = component.autoencoder_config()?;
         Vae::built(&config, component.source()?, dtype, device)
     }
@@ -114,6 +120,16 @@ impl Vae {
         }
     }
 
+    /// Latents that are blocks of pixels.
+    pub fn blocks(unshuffle: Unshuffle) -> Self {
+        Vae {
+            factor: unshuffle.factor(),
+            channels: unshuffle.channels(),
+            kind: Kind::Blocks(unshuffle),
+            dtype: DType::F32,
+        }
+    }
+
     fn tiny(net: TinyAutoencoder, device: &Device) -> Result<Self> {
         const SIDE: usize = 64;
         let probe = Tensor::zeros((1, 3, SIDE, SIDE), DType::F32, device)?;
@@ -144,6 +160,10 @@ impl Vae {
         match &self.kind {
             Kind::Tiny(tiny) => Ok(Moments {
                 mean: tiny.encode(pixels)?,
+                logvar: None,
+            }),
+            Kind::Blocks(blocks) => Ok(Moments {
+                mean: blocks.encode(pixels)?,
                 logvar: None,
             }),
             Kind::Full(full) => {
@@ -185,7 +205,7 @@ impl Vae {
     pub fn mode(&self, moments: &Moments) -> Result<Tensor> {
         match &self.kind {
             Kind::Full(full) => Ok(full.to_latent(&moments.mean)?),
-            Kind::Tiny(_) => Ok(moments.mean.clone()),
+            Kind::Tiny(_) | Kind::Blocks(_) => Ok(moments.mean.clone()),
         }
     }
 
@@ -197,6 +217,7 @@ impl Vae {
         let pixels = match &self.kind {
             Kind::Full(full) => full.decode(&full.from_latent(latent)?.to_dtype(self.dtype)?)?,
             Kind::Tiny(tiny) => tiny.decode(latent)?,
+            Kind::Blocks(blocks) => blocks.decode(latent)?,
         };
         Ok(pixels.to_dtype(DType::F32)?)
     }

@@ -13,7 +13,10 @@ use crate::{
 };
 use candle_core::Device;
 use diffaug::{Component, Context, Inspection, Result};
-use diffaug_models::checkpoint::{Checkpoint, Component as Part};
+use diffaug_models::{
+    checkpoint::{Checkpoint, Component as Part},
+    unshuffle::Unshuffle,
+};
 use diffaug_nn::{
     budget::{self, F32, Upkeep},
     diffusion::{Autoencoder, AutoencoderConfig, PerBlock, UNet, UNetConfig},
@@ -123,10 +126,13 @@ fn model(
     push("vae", count(&checkpoint.vae)?, 0, F32);
     push("unet", unet, trainable, bytes);
     let weights: u64 = inspection.components.iter().map(|part| part.bytes).sum();
-    let vae = checkpoint.vae.autoencoder_config()?;
+    let maps = match Unshuffle::is(&checkpoint.vae.config) {
+        true => Maps::blocks(checkpoint.vae.config["factor"].as_u64().unwrap_or(1)),
+        false => Maps::of(&checkpoint.vae.autoencoder_config()?),
+    };
     memory(
         &config,
-        &vae,
+        maps,
         options,
         (side, weights, trainable),
         inspection,
@@ -143,12 +149,18 @@ fn scratch(
 ) -> Result<()> {
     let side = options.resolution.map_or(side, u64::from);
     let (config, vae) = (architecture.unet(), architecture.autoencoder(side as usize));
+    let maps = match &vae {
+        Some(vae) => Maps::of(vae),
+        None => Maps::blocks(architecture.downsampling() as u64),
+    };
     // Small enough to be built.
     let mut params = Params::new(&Device::Cpu, 0);
     UNet::new(params.root(), &config)?;
     let unet = params.count() as u64;
     let mut params = Params::new(&Device::Cpu, 0);
-    Autoencoder::new(params.root(), &vae)?;
+    if let Some(vae) = &vae {
+        Autoencoder::new(params.root(), vae)?;
+    }
     let parts = [("vae", params.count() as u64), ("unet", unet)];
     for (name, parameters) in parts {
         inspection.components.push(Component {
@@ -160,24 +172,50 @@ fn scratch(
     }
     inspection.note("the text encoder is not counted: its vocabulary comes from the prompts");
     let weights: u64 = inspection.components.iter().map(|part| part.bytes).sum();
-    memory(&config, &vae, options, (side, weights, unet), inspection);
+    memory(&config, maps, options, (side, weights, unet), inspection);
     Ok(())
+}
+
+/// How large the maps of an autoencoder are.
+#[derive(Clone, Copy)]
+struct Maps {
+    /// Pixels along a side of a latent's pixel.
+    factor: u64,
+    /// Channels of the first level.
+    channels: u64,
+}
+
+impl Maps {
+    fn of(config: &AutoencoderConfig) -> Self {
+        Maps {
+            factor: config.downsampling() as u64,
+            channels: config.block_out_channels.first().copied().unwrap_or(0) as u64,
+        }
+    }
+
+    /// Of blocks of pixels, which have no maps but the picture.
+    fn blocks(factor: u64) -> Self {
+        Maps {
+            factor: factor.max(1),
+            channels: 3,
+        }
+    }
 }
 
 /// Estimates the memory for answers and, if anything is trained, for training.
 fn memory(
     config: &UNetConfig,
-    vae: &AutoencoderConfig,
+    vae: Maps,
     options: &Options,
     (side, weights, trainable): (u64, u64, u64),
     inspection: &mut Inspection,
 ) {
     let first = |channels: &[usize]| channels.first().copied().unwrap_or(0) as u64;
-    let latent = side.div_ceil(vae.downsampling() as u64).pow(2);
+    let latent = side.div_ceil(vae.factor).pow(2);
     let guided = if options.guidance > 1.0 { 2 } else { 1 };
     let batch = options.batch as u64 * guided;
     let unet = ANSWER * F32 * first(&config.block_out_channels) * latent * batch;
-    let decode = DECODE * F32 * first(&vae.block_out_channels) * side.pow(2);
+    let decode = DECODE * F32 * vae.channels * side.pow(2);
     inspection.run_bytes = weights + unet.max(decode);
     if trainable == 0 {
         return;

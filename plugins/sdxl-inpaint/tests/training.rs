@@ -256,6 +256,40 @@ fn stopped_at_any_time_it_ends_with_the_same_bytes() {
     assert_same(whole.path(), cut.path());
 }
 
+#[test]
+fn blocks_of_pixels_take_the_place_of_an_autoencoder() {
+    let mut options = scratch(60);
+    options["train"]["architecture"]["autoencoder"] = json!("unshuffle");
+    options["train"]["architecture"]["noise_shift"] = json!(1.5);
+    let whole = tempfile::tempdir().unwrap();
+    fit(&options, whole.path(), &Silent).unwrap();
+    let (first, last) = losses(whole.path());
+    assert!(last < 0.96 * first, "{first} {last}");
+    let used = |weights: &Path| json!({"weights": weights, "steps": 4, "guidance": 2.0});
+    let painted = paint(&used(whole.path()), "red polyp");
+    assert_ne!(painted, paint(&used(whole.path()), "green polyp"));
+    let cut = tempfile::tempdir().unwrap();
+    for stop in [3, 6] {
+        let error = fit(&options, cut.path(), &StopAt(AtomicU64::new(stop))).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Cancelled);
+    }
+    fit(&options, cut.path(), &Silent).unwrap();
+    assert_same(whole.path(), cut.path());
+}
+
+#[test]
+fn without_guidance_no_text_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    fit(&scratch(12), folder.path(), &Silent).unwrap();
+    let with = |guidance: f64, prompt: &str| {
+        let options = json!({"weights": folder.path(), "steps": 3, "guidance": guidance});
+        paint(&options, prompt)
+    };
+    assert_eq!(with(0.0, "red polyp"), with(0.0, "green polyp"));
+    assert_eq!(with(0.0, "red polyp"), with(1.0, ""));
+    assert_ne!(with(1.0, "red polyp"), with(1.0, "green polyp"));
+}
+
 fn xl() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/xl")
 }

@@ -2,6 +2,7 @@
 
 use crate::{loader::OWN, options::Options};
 use diffaug::Result;
+use diffaug_models::unshuffle;
 use diffaug_nn::{
     diffusion::UNetConfig,
     weights::{self, Source, input},
@@ -90,11 +91,22 @@ pub fn own(out: &Path, options: &Options, side: usize) -> Result<()> {
     write_json(&out.join(OWN), &own)
 }
 
-/// Writes `model_index.json`, last of all: with it the folder is a model.
+/// The library and class of an autoencoder.
+pub const AUTOENCODER: [&str; 2] = ["diffusers", "AutoencoderKL"];
+/// What stands there where blocks of pixels take its place.
+pub const UNSHUFFLE: [&str; 2] = ["diffaug", unshuffle::CLASS];
+
+/// Writes `model_index.json`, last of all: with it the folder is a model. `xl` and `force_zeros` are those
+/// of the checkpoint, `vae` is the library and class of what makes latents.
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn index(out: &Path, xl: bool, force_zeros: bool, scheduler: &Value) -> Result<()> {
+pub fn index(
+    out: &Path,
+    (xl, force_zeros): (bool, bool),
+    vae: [&str; 2],
+    scheduler: &Value,
+) -> Result<()> {
     let mut index = json!({
         "_class_name": "StableDiffusionInpaintPipeline",
         // Readers ask for one; nothing here needs a later version than this.
@@ -105,7 +117,7 @@ pub fn index(out: &Path, xl: bool, force_zeros: bool, scheduler: &Value) -> Resu
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "vae": vae,
     });
     match xl {
         true => {

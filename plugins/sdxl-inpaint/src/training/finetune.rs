@@ -12,6 +12,7 @@ use crate::{
 };
 use candle_core::DType;
 use diffaug::{Error, FitReport, Result, rng};
+use diffaug_models::unshuffle::Unshuffle;
 use diffaug_nn::{
     diffusion::{UNet, UNetConfig, original::Names, scheduler::NoiseSchedule},
     fit::{self, Learner, WEIGHTS},
@@ -218,8 +219,11 @@ impl Fit<'_, '_> {
         export::own(out, self.options, self.side())?;
         export::index(
             out,
-            checkpoint.xl,
-            checkpoint.force_zeros_for_empty_prompt,
+            (checkpoint.xl, checkpoint.force_zeros_for_empty_prompt),
+            match Unshuffle::is(&checkpoint.vae.config) {
+                true => export::UNSHUFFLE,
+                false => export::AUTOENCODER,
+            },
             &checkpoint.scheduler,
         )
     }

@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn no_timestep_is_left_without_weight() {
-        let schedule = NoiseSchedule::new(&Architecture::scheduler()).unwrap();
+        let schedule = NoiseSchedule::new(&Architecture::default().scheduler().unwrap()).unwrap();
         let training = Training {
             min_snr: Some(5.0),
             ..Training::default()

@@ -3,7 +3,7 @@
 
 use super::{
     Fit,
-    architecture::Architecture,
+    architecture::{Fixed, Latents},
     denoiser::{Denoiser, Texts},
     export,
     holes::inside,
@@ -16,10 +16,12 @@ use candle_core::{DType, Device, Tensor};
 use diffaug::{Dataset, FitReport, Result, Sample, rng};
 use diffaug_models::{
     Vae,
+    checkpoint::Component,
     compressor::{Compression, Pictures},
+    unshuffle::{self, Unshuffle},
 };
 use diffaug_nn::{
-    diffusion::{Autoencoder, AutoencoderConfig, UNet, scheduler::NoiseSchedule},
+    diffusion::{AutoencoderConfig, UNet, scheduler::NoiseSchedule},
     fit::{self, WEIGHTS},
     params::Params,
     weights,
@@ -31,14 +33,16 @@ impl Fit<'_, '_> {
     /// Trains everything and leaves a model in the layout of diffusers.
     pub(super) fn scratch(&self) -> Result<FitReport> {
         let architecture = &self.options.train.architecture;
-        let views = self.views(architecture.autoencoder(1).downsampling())?;
+        let views = self.views(architecture.downsampling())?;
         let side = views.layout.resolution.unwrap_or(0) as usize;
-        let config = architecture.autoencoder(side);
-        self.autoencoder(&config, views.clone())?;
+        match architecture.autoencoder(side) {
+            Some(config) => self.autoencoder(&config, views.clone())?,
+            None => self.blocks(&views)?,
+        }
         let vocabulary = self.vocabulary(architecture.tokens)?;
         let text = architecture.text(vocabulary);
         export::write_json(&self.out.join("text_encoder/config.json"), &text)?;
-        let learner = self.denoiser(&config, views, serde_json::from_value(text)?)?;
+        let learner = self.denoiser(views, serde_json::from_value(text)?)?;
         let model = json!({
             "architecture": architecture,
             "vocabulary": vocabulary,
@@ -68,16 +72,20 @@ impl Fit<'_, '_> {
         }
         export::write_json(
             &self.out.join("unet/config.json"),
-            &export::unet_config(&architecture.unet(), side / config.downsampling()),
+            &export::unet_config(&architecture.unet(), side / architecture.downsampling()),
         )?;
-        let scheduler = Architecture::scheduler();
+        let scheduler = architecture.scheduler()?;
         export::write_json(
             &self.out.join("scheduler/scheduler_config.json"),
             &scheduler,
         )?;
         export::own(self.out, self.options, side)?;
         let scheduler = serde_json::to_value(scheduler)?;
-        export::index(self.out, false, false, &scheduler)?;
+        let vae = match architecture.autoencoder {
+            Latents::Network(_) => export::AUTOENCODER,
+            Latents::Fixed(Fixed::Unshuffle) => export::UNSHUFFLE,
+        };
+        export::index(self.out, (false, false), vae, &scheduler)?;
         learner.store.clear()?;
         Ok(report)
     }
@@ -99,6 +107,18 @@ impl Fit<'_, '_> {
         let cut = train.cut;
         let pictures = Seen { views, cut, seed };
         compression.run(&pictures, self.train, self.validation, self.reporter)
+    }
+
+    /// Measures blocks of pixels in place of training an autoencoder, and leaves them in `vae`.
+    fn blocks(&self, views: &Views) -> Result<()> {
+        let out = self.out.join("vae");
+        // Measured once, like an autoencoder that is trained once.
+        if out.join("config.json").exists() {
+            return Ok(());
+        }
+        let block = self.options.train.architecture.block;
+        let pictures = unshuffle::plain(self.train, |sample| Ok(views.view(sample, 0)?.pixels))?;
+        Unshuffle::measured(block, pictures, self.device)?.save(&out)
     }
 
     /// Writes a tokenizer that knows the words of the prompt bank's texts for the training samples.
@@ -124,12 +144,7 @@ impl Fit<'_, '_> {
     }
 
     /// The denoising network with all that it needs, before training.
-    fn denoiser(
-        &self,
-        config: &AutoencoderConfig,
-        views: Views,
-        text: ClipConfig,
-    ) -> Result<Denoiser<'_>> {
+    fn denoiser(&self, views: Views, text: ClipConfig) -> Result<Denoiser<'_>> {
         let train = &self.options.train;
         let mut params = Params::new(self.device, rng::derive(self.seed, "part", "denoiser"));
         let unet_config = train.architecture.unet();
@@ -146,10 +161,8 @@ impl Fit<'_, '_> {
                 Texts::Frozen(TextEncoders::new(TextEncoder::new(tokenizer, clip)?, None)?)
             }
         };
-        let file = self.out.join("vae/diffusion_pytorch_model.safetensors");
-        let mut frozen = Params::from_source(self.device, weights::Files::open(&[file])?);
-        let net = Autoencoder::new(frozen.root(), config)?;
-        let scheduler = Architecture::scheduler();
+        let vae = Component::autoencoder(&self.out.join("vae"))?;
+        let scheduler = train.architecture.scheduler()?;
         Ok(Denoiser {
             params,
             unet: unet.checkpointing(train.checkpointing),
@@ -157,7 +170,7 @@ impl Fit<'_, '_> {
             added: false,
             force_zeros: false,
             texts,
-            vae: Vae::full(net, DType::F32),
+            vae: Vae::of(&vae, DType::F32, self.device)?,
             schedule: NoiseSchedule::new(&scheduler)?,
             prediction: scheduler.prediction()?,
             views,
