@@ -54,8 +54,9 @@ pub struct Options {
     pub guidance_rescale: f64,
     /// Noise that `ddim` adds at each step, 0 (none) to 1.
     pub eta: f64,
-    /// How much of the source under the mask is forgotten, above 0 to 1; at 1 painting begins with
-    /// noise alone. Without it 0.9999, and one step at least.
+    /// How much of the source under the mask is forgotten, 0 to 1; at 1 painting begins with noise alone, at
+    /// 0 the source only passes through the autoencoder, which tells its loss from the network's. Without
+    /// it 0.9999, and one step at least.
     pub strength: Option<f64>,
     /// What the model sees: the whole image, or a square window around the mask. Without it what
     /// the model was trained for here, or the whole image.
@@ -253,16 +254,14 @@ impl Options {
     }
 
     fn check_strength(&self, strength: f64) -> Result<()> {
-        if !(strength > 0.0 && strength <= 1.0) {
-            return refuse("strength", strength, "a number above 0, at most 1");
-        }
-        match self.steps as f64 * strength < 1.0 {
+        within("strength", strength, 0.0..=1.0)?;
+        match strength > 0.0 && self.steps as f64 * strength < 1.0 {
             false => Ok(()),
             true => refuse(
                 "strength",
                 strength,
                 &format!(
-                    "at least 1 / `steps` = {:.4}, so that a step is left",
+                    "0 or at least 1 / `steps` = {:.4}, so that a step is left",
                     1.0 / self.steps as f64
                 ),
             ),
@@ -365,7 +364,9 @@ mod tests {
             (field.as_str(), text.as_str()),
             ("steps", "`steps` is 0, expected 1 to 1000")
         );
-        assert_eq!(message(r#"{"strength": 0.0}"#).0, "strength");
+        assert_eq!(message(r#"{"strength": -0.1}"#).0, "strength");
+        let nothing: Options = serde_json::from_str(r#"{"strength": 0.0}"#).unwrap();
+        nothing.check().unwrap();
         assert_eq!(message(r#"{"strength": 0.9999, "steps": 1}"#).0, "strength");
         let one: Options = serde_json::from_str(r#"{"steps": 1}"#).unwrap();
         one.check().unwrap();
@@ -402,7 +403,10 @@ mod tests {
             assert_eq!(message(&json).0, format!("train.architecture.{field}"));
         }
         let (_, text) = message(r#"{"strength": 0.01, "steps": 10}"#);
-        assert!(text.contains("at least 1 / `steps` = 0.1000"), "{text}");
+        assert!(
+            text.contains("0 or at least 1 / `steps` = 0.1000"),
+            "{text}"
+        );
         assert_eq!(message(r#"{"feather": 65}"#).0, "feather");
         assert_eq!(message(r#"{"resolution": 8}"#).0, "resolution");
     }

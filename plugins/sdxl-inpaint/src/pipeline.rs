@@ -128,6 +128,9 @@ impl Pipeline {
         mut watch: Option<Watch<'_>>,
         mut progress: impl FnMut(usize, usize) -> Result<()>,
     ) -> Result<Vec<Option<Tensor>>> {
+        if style.strength == 0.0 {
+            return self.reconstruct(scenes);
+        }
         let mut sampler = Sampler::new(&self.scheduler, style.steps)?;
         let total = sampler.timesteps().len();
         // One step is left, however small the strength and few the steps.
@@ -203,6 +206,26 @@ impl Pipeline {
         for (place, pixels) in places.into_iter().zip(decoded) {
             painted[place] = Some(pixels);
         }
+        Ok(painted)
+    }
+
+    /// The scenes as the autoencoder gives them back, from their likeliest latents.
+    fn reconstruct(&self, scenes: &[Scene<'_>]) -> Result<Vec<Option<Tensor>>> {
+        let mut seen = Seen::default();
+        let mut painted = Vec::with_capacity(scenes.len());
+        for (place, scene) in scenes.iter().enumerate() {
+            let latents = self.vae.mode(&self.vae.moments(&scene.pixels)?)?;
+            seen.note((Stage::Encoded, place), &latents)?;
+            let pixels = self.vae.decode(&latents)?;
+            seen.note((Stage::Pixels(0), place), &pixels)?;
+            painted.push(Some(pixels));
+        }
+        stages::check(&mut seen, |place| {
+            scenes
+                .get(place)
+                .map(|scene| scene.name.clone())
+                .unwrap_or_default()
+        })?;
         Ok(painted)
     }
 

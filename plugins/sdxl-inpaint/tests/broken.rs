@@ -203,7 +203,7 @@ fn one_step_is_painted_where_no_strength_was_set() {
     }
     let text = refused(&fixture("sd"), json!({"steps": 1, "strength": 0.9999}));
     assert!(
-        text.contains("`strength` is 0.9999, expected at least 1 / `steps`"),
+        text.contains("`strength` is 0.9999, expected 0 or at least 1 / `steps`"),
         "{text}"
     );
 }

@@ -268,6 +268,14 @@ fn blocks_of_pixels_take_the_place_of_an_autoencoder() {
     let used = |weights: &Path| json!({"weights": weights, "steps": 4, "guidance": 2.0});
     let painted = paint(&used(whole.path()), "red polyp");
     assert_ne!(painted, paint(&used(whole.path()), "green polyp"));
+    // Nothing is lost on the way to latents and back: what is not forgotten stays as it is.
+    let mut kept = used(whole.path());
+    kept["strength"] = json!(0.0);
+    kept["window"] = json!("full");
+    let source = Discs { count: 1, seed: 3 }.sample(0).unwrap().image;
+    let same = paint(&kept, "red polyp");
+    let pairs = same.pixels().iter().zip(source.pixels());
+    assert!(pairs.clone().all(|(a, b)| a.abs_diff(*b) <= 1));
     let cut = tempfile::tempdir().unwrap();
     for stop in [3, 6] {
         let error = fit(&options, cut.path(), &StopAt(AtomicU64::new(stop))).unwrap_err();
