@@ -9,7 +9,10 @@
 //! Fine detail is a matter of pixels: the same lesion has less of it in a smaller image. It is measured
 //! at the size at which a run works, and figures compare only at one size.
 
-use crate::data::{Attributes, ImageRef, MaskRef};
+use crate::{
+    data::{Attributes, ImageRef, MaskRef},
+    image::gaussian_blur,
+};
 use std::ops::Range;
 
 /// Weights of red, green and blue in perceived brightness (ITU-R BT.601).
@@ -67,7 +70,7 @@ impl Appearance {
         let [inside, ring] = [Region::Inside, Region::Ring].map(|region| scene.colour(region));
         let (inside, ring) = (inside?, ring?);
         let (lab, lab_ring) = (lab(inside), lab(ring));
-        let blurred = scene.window.blur(&scene.grey);
+        let blurred = scene.blurred();
         let fine = |region| scene.deviation(&blurred, region).max(ROUNDING);
         let [r, g, b] = inside;
         let square: f64 = (0..3).map(|k| (lab[k] - lab_ring[k]).powi(2)).sum();
@@ -165,6 +168,12 @@ impl<'a> Scene<'a> {
             colours,
             grey,
         })
+    }
+
+    /// The grey values, blurred.
+    fn blurred(&self) -> Vec<f32> {
+        let (width, height) = (self.window.columns.len(), self.window.rows.len());
+        gaussian_blur(&self.grey, width, height, SIGMA)
     }
 
     /// Positions of a region's pixels in the window.
@@ -277,12 +286,6 @@ impl Window {
         }
         grown
     }
-
-    /// The window's values blurred by a Gaussian. Beyond the edge there is nothing: the weights of what
-    /// is there sum to 1.
-    fn blur(&self, values: &[f32]) -> Vec<f32> {
-        blur(values, self.columns.len(), self.rows.len(), SIGMA)
-    }
 }
 
 /// Calls `fill` with ranges that cover every place within `reach` of one that is `set`.
@@ -303,46 +306,6 @@ fn spread(
             done = end;
         }
     }
-}
-
-/// `values` of a raster blurred by a Gaussian of `sigma` pixels (above 0), cut off at three `sigma`.
-/// Beyond the edge there is nothing: the weights of what is there sum to 1.
-pub(crate) fn blur(values: &[f32], width: usize, height: usize, sigma: f32) -> Vec<f32> {
-    let reach = (3.0 * sigma).ceil() as usize;
-    let weights: Vec<f32> = (0..=reach)
-        .map(|distance| (-0.5 * (distance as f32 / sigma).powi(2)).exp())
-        .collect();
-    // For each place along a side: what it takes from, and the weights, which sum to 1.
-    let taps = |len: usize| -> Vec<(usize, Vec<f32>)> {
-        (0..len)
-            .map(|at| {
-                let (first, end) = (at.saturating_sub(reach), (at + reach + 1).min(len));
-                let taken = (first..end).map(|from| weights[from.abs_diff(at)]);
-                let sum: f32 = taken.clone().sum();
-                (first, taken.map(|weight| weight / sum).collect())
-            })
-            .collect()
-    };
-    let mut across = Vec::with_capacity(values.len());
-    let columns = taps(width);
-    for row in values.chunks_exact(width) {
-        across.extend(columns.iter().map(|(first, weights)| {
-            let taken = weights.iter().zip(&row[*first..]);
-            taken.map(|(weight, value)| weight * value).sum::<f32>()
-        }));
-    }
-    let mut out = vec![0.0; values.len()];
-    for (row, (first, weights)) in out.chunks_exact_mut(width).zip(taps(height)) {
-        for (weight, from) in weights
-            .iter()
-            .zip(across[first * width..].chunks_exact(width))
-        {
-            for (sum, value) in row.iter_mut().zip(from) {
-                *sum += weight * value;
-            }
-        }
-    }
-    out
 }
 
 fn lookup(labels: &[u8]) -> [bool; 256] {
