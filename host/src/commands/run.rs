@@ -3,10 +3,15 @@
 use crate::{
     cli::{Global, ManifestArgs},
     failure::Failure,
-    pipeline::{self, Goal, Outcome, scoring::Figures},
+    pipeline::{
+        self, Goal, Outcome,
+        pools::{Pool, SHOWN},
+        record::Summary,
+        scoring::Figures,
+    },
     ui::{Ui, table},
 };
-use diffaug::Error;
+use diffaug::{Error, lesion::SizeGroup};
 use serde_json::{Value, json};
 
 /// Runs a manifest up to `goal` and prints what came of it.
@@ -97,12 +102,50 @@ fn text(outcome: &Outcome, result: &Value) -> String {
             ));
         }
     }
+    parts.extend(outcome.summary.iter().map(pools));
     if !outcome.arms.is_empty() {
         parts.push(scores(outcome, result));
         parts.push(groups(outcome));
     }
     parts.retain(|part| !part.is_empty());
     parts.join("\n\n")
+}
+
+/// How lesions of each pool look, and which sizes were accepted.
+fn pools(summary: &Summary) -> String {
+    let Some(pools) = &summary.pools else {
+        return String::new();
+    };
+    let row = |(name, pool): (&str, &Pool)| {
+        let mut row = vec![name.to_owned(), pool.images.to_string()];
+        row.extend(SHOWN.iter().map(|(measure, _)| {
+            let found = pool.measures.get(*measure);
+            found.map_or("-".into(), |s| format!("{:.2} ± {:.2}", s.mean, s.std))
+        }));
+        row
+    };
+    let rows: Vec<Vec<String>> = [
+        ("real", &pools.real),
+        ("accepted", &pools.accepted),
+        ("rejected", &pools.rejected),
+    ]
+    .map(row)
+    .to_vec();
+    let mut header = vec!["lesions", "images"];
+    header.extend(SHOWN.iter().map(|(_, title)| *title));
+    let sizes: Vec<String> = SizeGroup::ALL
+        .iter()
+        .filter_map(|size| {
+            let group = pools.acceptance_by_size.get(size.name())?;
+            let (accepted, all) = (group.accepted, group.candidates);
+            Some(format!("{}: {accepted} of {all}", size.name()))
+        })
+        .collect();
+    let mut text = table(&header, &rows);
+    if !sizes.is_empty() {
+        text += &format!("\naccepted by share of the image: {}", sizes.join(", "));
+    }
+    text
 }
 
 /// Mean over images, then over trainings; with a spread where there are several trainings.

@@ -4,6 +4,7 @@
 //! judge candidates, train segmenters with and without what was kept, score them on the test part.
 //! Each step leaves a file in the run folder and is not repeated when the run is started again.
 
+pub mod attributes;
 mod candidates;
 mod clock;
 mod data;
@@ -15,7 +16,8 @@ mod journal;
 mod outside;
 mod overlap;
 mod painting;
-mod record;
+pub mod pools;
+pub mod record;
 pub mod scoring;
 mod sheet;
 pub mod store;
@@ -162,8 +164,8 @@ fn open_data(wire: &Wire<'_>) -> Result<Data, Failure> {
     let table = &wire.manifest.dataset;
     let dataset: BoxDataset = wire.build("dataset", table, &table.json(), wire.manifest.seed)?;
     Data::open(dataset, wire.manifest).map_err(|error| {
-        // The split's fields are the manifest's own, not the dataset's.
-        if error.field.starts_with("split") {
+        // These fields are the manifest's own, not the dataset's.
+        if error.field.starts_with("split") || error.field.as_str() == attributes::FIELD {
             wire.document.failure("", error)
         } else {
             wire.place("dataset", table, error)

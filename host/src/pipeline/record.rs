@@ -3,9 +3,11 @@
 use super::{
     candidates::{Candidate, Skipped},
     painting::Outcome,
+    pools::{self, Pools},
+    scoring,
 };
 use crate::manifest::Preview;
-use diffaug::{AttributeKind, Attributes, DatasetInfo, lesion::SMALL_AREA, metrics::mean};
+use diffaug::{AttributeKind, Attributes, DatasetInfo, metrics::mean};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -58,9 +60,12 @@ pub struct Record {
     /// Further measurements of the validator.
     #[serde(default)]
     pub measures: Map<String, Value>,
-    /// Facts of the wanted mask.
+    /// Facts of the wanted lesion.
     #[serde(default)]
     pub attributes: Map<String, Value>,
+    /// How the painted lesion looks; empty where it was given up or cannot be measured.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub look: BTreeMap<String, f64>,
 }
 
 impl Record {
@@ -94,6 +99,9 @@ impl Record {
             reason: verdict.reason.to_string(),
             measures: to_json(&verdict.measures),
             attributes: to_json(&candidate.attributes),
+            look: (outcome.image.as_ref())
+                .map(|image| pools::look(image, &candidate.wanted))
+                .unwrap_or_default(),
         }
     }
 
@@ -117,6 +125,7 @@ impl Record {
             reason: "the image has no lesion-free part of the size wanted".into(),
             measures: Map::new(),
             attributes: Map::new(),
+            look: BTreeMap::new(),
         }
     }
 
@@ -169,6 +178,9 @@ pub struct Summary {
     /// What looking at unfinished candidates came to, where that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preview: Option<Previews>,
+    /// How the lesions look, beside real ones; absent in folders of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pools: Option<Pools>,
 }
 
 /// What looking at unfinished candidates came to.
@@ -225,8 +237,6 @@ impl Threshold {
 
 /// The thresholds of the paper's study.
 const SWEEP: [f64; 9] = [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9];
-/// Share of the image above which a lesion is large.
-const LARGE_AREA: f64 = 0.1;
 
 /// Acceptance within a group.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -235,6 +245,13 @@ pub struct Group {
     pub candidates: u64,
     /// How many were kept.
     pub accepted: u64,
+}
+
+impl Group {
+    fn add(&mut self, accepted: bool) {
+        self.candidates += 1;
+        self.accepted += u64::from(accepted);
+    }
 }
 
 /// Adds up records to a [`Summary`].
@@ -251,6 +268,9 @@ pub struct Tally {
     /// How many there were, and the scores of those that were finished: rejected, accepted.
     scores: [(u64, Vec<f64>); 2],
     by_group: BTreeMap<String, Group>,
+    /// How lesions look: rejected, accepted.
+    looks: [pools::Collected; 2],
+    by_size: BTreeMap<String, Group>,
 }
 
 impl Tally {
@@ -266,6 +286,8 @@ impl Tally {
             by_class: BTreeMap::new(),
             scores: Default::default(),
             by_group: BTreeMap::new(),
+            looks: Default::default(),
+            by_size: BTreeMap::new(),
         }
     }
 
@@ -281,14 +303,23 @@ impl Tally {
             // Of what was given up there is the score of a preview alone, which is another figure.
             scores.push(record.score);
         }
+        self.looks[usize::from(record.accepted())].add(&record.look);
+        let size =
+            (record.attributes.get("area").and_then(Value::as_f64)).and_then(scoring::size_group);
+        if let Some(size) = size {
+            let name = size.name().to_owned();
+            self.by_size.entry(name).or_default().add(record.accepted());
+        }
+        let size = size.map(scoring::size_name);
         let flags = record.attributes.iter();
         let flags = flags.filter(|(_, value)| **value == Value::Bool(true));
         let tags = record.tags.iter().map(|tag| format!("prompt: {tag}"));
         let names = flags.map(|(name, _)| name.clone()).chain(tags);
-        for name in names.chain(size_group(record)) {
-            let group = self.by_group.entry(name).or_default();
-            group.candidates += 1;
-            group.accepted += u64::from(record.accepted());
+        for name in names.chain(size) {
+            self.by_group
+                .entry(name)
+                .or_default()
+                .add(record.accepted());
         }
         if let (Some(preview), Some(score)) = (&self.preview, record.preview)
             && score < preview.below
@@ -313,10 +344,11 @@ impl Tally {
         }
     }
 
-    /// What was added up.
+    /// What was added up; of the pools, those of synthetic images.
     pub fn summary(self, wanted: u64) -> Summary {
         let [(rejected, bad), (accepted, good)] = self.scores;
         let candidates = accepted + rejected;
+        let [worse, better] = self.looks.map(|looks| looks.pool());
         Summary {
             wanted,
             candidates,
@@ -345,23 +377,18 @@ impl Tally {
                 },
                 lost: audit.then_some(self.hopeless[1]),
             }),
+            pools: Some(Pools {
+                real: pools::Pool::default(),
+                accepted: better,
+                rejected: worse,
+                acceptance_by_size: self.by_size,
+            }),
             sweep: match self.ious.is_empty() {
                 true => Vec::new(),
                 false => SWEEP.map(|at| Threshold::of(at, &self.ious)).to_vec(),
             },
         }
     }
-}
-
-/// The group that the wanted lesion's size belongs to.
-fn size_group(record: &Record) -> Option<String> {
-    let area = record.attributes.get("area").and_then(Value::as_f64)?;
-    let name = match area {
-        _ if area < SMALL_AREA => "size: below 2 %",
-        _ if area > LARGE_AREA => "size: above 10 %",
-        _ => "size: 2 to 10 %",
-    };
-    Some(name.to_owned())
 }
 
 /// Facts as a JSON object.
@@ -407,6 +434,12 @@ mod tests {
         assert_eq!(summary.score_rejected, Some(0.3));
         assert_eq!(summary.by_class["polyp"].candidates, 2);
         assert_eq!(summary.by_group["size: 2 to 10 %"].candidates, 3);
+        let sizes = summary.pools.unwrap().acceptance_by_size;
+        assert_eq!(
+            (sizes["2 to 10 %"].candidates, sizes["2 to 10 %"].accepted),
+            (3, 1)
+        );
+        assert_eq!(sizes.len(), 1);
         let previews = summary.preview.unwrap();
         assert_eq!((previews.given_up, previews.lost), (1, None));
         assert!((previews.saved - 0.5 / 3.0).abs() < 1e-12);

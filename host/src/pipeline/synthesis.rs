@@ -11,6 +11,7 @@ use super::{
     journal::{Contents, Entry, Journal, Left},
     overlap::{self, Enough},
     painting::{self, Painted, Stages},
+    pools,
     record::{Record, Summary, Tally, file_name},
     store::Store,
 };
@@ -177,9 +178,12 @@ impl Synthesis<'_> {
             outcome = self.line(&mut done, starts, Some(quota), stages, &bar);
         }
         let accepted = done.accepted;
-        let (summary, lists) = self.publish()?;
+        let (mut summary, lists) = self.publish()?;
         bar.finish(&format!("{accepted} of {} accepted", summary.candidates));
         outcome?;
+        if let Some(pools) = &mut summary.pools {
+            pools.real = pools::real(self.candidates.train(), &self.info.targets())?;
+        }
         if accepted < quota {
             tracing::warn!(
                 "only {accepted} of the {quota} images wanted were accepted: all {} candidates are \
