@@ -20,7 +20,7 @@
 //! fixed seed. Use `split.file` for a list of ids.
 
 use diffaug::{
-    image::MaskRule,
+    image::{MaskRule, mask::THRESHOLD},
     pairs::{Pair, Pairs, Table, find_folder, list_files, pair_up, stem},
     prelude::*,
 };
@@ -78,7 +78,12 @@ impl FromConfig for CvcClinicDb {
             pair.item.group = sequence.into();
             pairs.push(pair);
         }
-        let rule = MaskRule::Auto { label: 1 };
+        // White on black throughout, but the published files hold specks of near-black, some over whole
+        // areas, which values alone would not tell from a class.
+        let rule = MaskRule::Above {
+            threshold: THRESHOLD,
+            label: 1,
+        };
         Pairs::new(info(found.format), pairs, rule, context).map(CvcClinicDb)
     }
 }
@@ -322,6 +327,33 @@ mod tests {
         let sample = dataset.sample(2).unwrap();
         assert_eq!(sample.mask.labels(), [0, 1]);
         assert_eq!(sample.attributes.text("sequence"), Some("2"));
+    }
+
+    #[test]
+    fn specks_of_near_black_are_background_and_other_codings_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), &["1"], "png");
+        let path = dir.path().join("Ground Truth/1.png");
+        let value = |at: u32, values: [u8; 4]| match (at % 24, at / 24) {
+            (x, y) if x < 6 && y < 6 => values[0],
+            (x, y) if x < 6 && y < 8 => values[1],
+            (x, _) if x > 14 => values[2],
+            _ => values[3],
+        };
+        let save = |values: [u8; 4]| {
+            let labels = (0..24 * 12).map(|at| value(at, values)).collect();
+            save_gray(Mask::new(24, 12, labels).unwrap().view(), &path).unwrap();
+            let image = Image::new(24, 12, vec![90; 3 * 24 * 12]).unwrap();
+            save_image(image.view(), &dir.path().join("Original/1.png")).unwrap();
+            open(dir.path(), Format::Auto).unwrap().sample(0)
+        };
+        let sample = save([12, 13, 255, 0]).unwrap();
+        assert_eq!(sample.mask.view().foreground(), 9 * 12);
+        let error = save([0, 0, 1, 0]).unwrap_err().to_string();
+        assert!(
+            error.contains("none of them above the threshold 127"),
+            "{error}"
+        );
     }
 
     #[test]
