@@ -59,6 +59,7 @@
 
 pub mod abi;
 pub mod augment;
+pub mod bands;
 pub mod data;
 pub mod error;
 pub mod files;

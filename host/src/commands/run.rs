@@ -3,7 +3,7 @@
 use crate::{
     cli::{Global, ManifestArgs},
     failure::Failure,
-    pipeline::{self, Goal, Outcome, scoring::Figures},
+    pipeline::{self, Goal, Outcome, Size, Summary, scoring::Figures},
     ui::{Ui, table},
 };
 use diffaug::Error;
@@ -78,7 +78,11 @@ fn text(outcome: &Outcome, result: &Value) -> String {
         if let (Some(yes), Some(no)) = (s.score_accepted, s.score_rejected) {
             line += &format!(" (mean score {yes:.2} and {no:.2})");
         }
+        if s.passed_over > 0 {
+            line += &format!(", {} passed over for their size", s.passed_over);
+        }
         parts.push(line);
+        parts.extend(synthesis(s));
         if let Some(p) = &s.preview {
             let lost = p.lost.map_or(String::new(), |lost| {
                 format!("; {lost} of them passed when finished")
@@ -103,6 +107,46 @@ fn text(outcome: &Outcome, result: &Value) -> String {
     }
     parts.retain(|part| !part.is_empty());
     parts.join("\n\n")
+}
+
+/// Further lines on a synthesis, where there is something to say.
+fn synthesis(s: &Summary) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(b) = &s.backgrounds {
+        lines.push(format!(
+            "lesions were painted away in {} of {} training images; {} are left out",
+            b.cleared, b.images, b.failed
+        ));
+    }
+    let sizes = |all: &[Size]| {
+        let each = all
+            .iter()
+            .filter(|size| size.candidates > 0 || size.wanted > Some(0));
+        let each = each.map(|size| {
+            let wanted = size.wanted.map(|wanted| format!(" ({wanted} wanted)"));
+            let wanted = wanted.unwrap_or_default();
+            format!(
+                "{}: {} of {}{wanted}",
+                size.size, size.accepted, size.candidates
+            )
+        });
+        each.collect::<Vec<_>>().join(", ")
+    };
+    if s.candidates > 0 || s.passed_over > 0 {
+        lines.push(format!(
+            "accepted by size of the lesion: {}",
+            sizes(&s.by_size)
+        ));
+    }
+    if let Some(real) = s.real_acceptance.as_ref().filter(|real| real.n > 0) {
+        lines.push(format!(
+            "of {} real lesions of the validation part {} pass: {}",
+            real.n,
+            real.accepted,
+            sizes(&real.by_size)
+        ));
+    }
+    lines
 }
 
 /// Mean over images, then over trainings; with a spread where there are several trainings.

@@ -8,10 +8,12 @@
 use super::{
     candidates::{Candidate, Candidates, Skipped},
     clock,
-    journal::{Contents, Entry, Journal, Left},
+    journal::{Contents, Entry, Journal, Left, Line},
+    judging,
     overlap::{self, Enough},
-    painting::{self, Painted, Stages},
-    record::{Record, Summary, Tally, file_name},
+    painting::{self, How, Painted, Stages},
+    record::{Backgrounds, Record, Summary, Tally, file_name},
+    sizes::{self, Filled, Quota},
     store::Store,
 };
 use crate::{
@@ -20,7 +22,7 @@ use crate::{
     ui::{Bar, Ui},
 };
 use diffaug::{
-    DatasetInfo, Error, Image, Mask, MaskRef, Progress, Result, ResultExt,
+    BoxDataset, DatasetInfo, Error, Image, Mask, MaskRef, Progress, Result, ResultExt,
     error::ErrorKind,
     files::{self, WholeFile, hash_file},
     image::{MaskRule, save_gray, save_image},
@@ -33,8 +35,11 @@ use std::{
     io::{BufRead, BufReader},
     ops::ControlFlow,
     path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
+
+const JOURNAL: &str = "synthetic/journal.jsonl";
 
 const METADATA: &str = "synthetic/metadata.jsonl";
 const REJECTED: &str = "rejected.jsonl";
@@ -53,8 +58,12 @@ pub struct Synthesis<'a> {
     pub candidates: &'a Candidates<'a>,
     /// Classes of the masks.
     pub info: &'a DatasetInfo,
-    /// How many real training images there are.
-    pub real: usize,
+    /// How many accepted images are wanted.
+    pub quota: Quota,
+    /// Real images that nothing was trained on.
+    pub validation: &'a BoxDataset,
+    /// What clearing training images of their lesions came to.
+    pub backgrounds: Option<Backgrounds>,
 }
 
 /// How far a synthesis has come.
@@ -95,6 +104,48 @@ impl Batch {
     }
 }
 
+/// What the stations of a line have in common.
+struct Shift<'a> {
+    filled: &'a Mutex<Filled>,
+    stages: &'a Stages,
+    bar: &'a Bar,
+}
+
+impl Shift<'_> {
+    fn filled(&self) -> MutexGuard<'_, Filled> {
+        self.filled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A candidate, unless it is known already that there are enough lesions of its size.
+    fn wanted(&self, index: u64, drawn: Result<Candidate, Skipped>) -> Result<Candidate, Skipped> {
+        let candidate = drawn?;
+        let size = sizes::group(candidate.wanted.view());
+        match self.filled().is_full(size, index) {
+            false => Ok(candidate),
+            true => {
+                let Candidate {
+                    id,
+                    source,
+                    variant,
+                    ..
+                } = candidate;
+                Err(Skipped::full(id, source, variant, size))
+            }
+        }
+    }
+
+    /// What is left of a batch now that all before it is known.
+    fn settled(&self, judged: Vec<Judged>) -> Vec<Judged> {
+        let mut filled = self.filled();
+        let settled = judged.into_iter().map(|Judged { record, images }| {
+            let record = filled.settle(record);
+            let images = images.filter(|_| record.painted());
+            Judged { record, images }
+        });
+        settled.collect()
+    }
+}
+
 /// A journal line and the images that belong to it.
 struct Judged {
     record: Record,
@@ -125,8 +176,12 @@ impl Synthesis<'_> {
             self.check_files()?;
         }
         // A run that was killed between the marker and this leaves it.
-        Journal::new(self.store).remove();
+        self.journal().remove();
         Ok(Some(summary))
+    }
+
+    fn journal(&self) -> Journal<'_, Record> {
+        Journal::new(self.store, JOURNAL)
     }
 
     /// Compares every file with its checksum.
@@ -149,11 +204,6 @@ impl Synthesis<'_> {
         broken.map_or(Ok(()), Err)
     }
 
-    /// How many accepted images are wanted.
-    fn quota(&self) -> u64 {
-        (self.manifest.synthesis.ratio * self.real as f64).round() as u64
-    }
-
     /// Paints and judges until the quota is filled or no candidate is left.
     ///
     /// # Errors
@@ -165,31 +215,43 @@ impl Synthesis<'_> {
             judged: left.entries.len() as u64,
             accepted: left.accepted(),
         };
+        let filled = Mutex::new(self.quota.filled(&left.entries));
         let bar = ui.bar("painting");
-        let quota = self.quota();
+        let quota = self.quota.total();
+        let line = Shift {
+            filled: &filled,
+            stages,
+            bar: &bar,
+        };
         // What was lost was within the quota: it is painted again as it was, whole.
         let mut outcome = match left.lost.is_empty() {
             true => Ok(()),
-            false => self.line(&mut done, left.lost.into_iter(), None, stages, &bar),
+            false => self.line(&mut done, left.lost.into_iter(), None, &line),
         };
         if outcome.is_ok() {
             let starts = (left.next..self.candidates.len()).step_by(batch as usize);
-            outcome = self.line(&mut done, starts, Some(quota), stages, &bar);
+            outcome = self.line(&mut done, starts, Some(quota), &line);
         }
         let accepted = done.accepted;
-        let (summary, lists) = self.publish()?;
+        let (mut summary, lists) = self.publish()?;
         bar.finish(&format!("{accepted} of {} accepted", summary.candidates));
         outcome?;
         if accepted < quota {
             tracing::warn!(
-                "only {accepted} of the {quota} images wanted were accepted: all {} candidates are \
+                "only {accepted} of the {quota} images wanted were accepted{}: all {} candidates are \
                  used up (raise `synthesis.variants` for more)",
+                shortage(&summary.by_size),
                 self.candidates.len()
             );
         }
+        if self.manifest.synthesis.judge_real && stages.gate.asks() {
+            let batch = self.manifest.synthesis.batch as usize;
+            let real = clock::stage(|| judging::real(self.validation, stages, batch))?;
+            summary.real_acceptance = Some(real);
+        }
         self.store.write(CHECKSUMS, &lists)?;
         self.store.write_marker(SUMMARY, &summary, &[CHECKSUMS])?;
-        Journal::new(self.store).remove();
+        self.journal().remove();
         Ok(summary)
     }
 
@@ -200,10 +262,10 @@ impl Synthesis<'_> {
         done: &mut Done,
         mut starts: impl Iterator<Item = u64> + Send,
         quota: Option<u64>,
-        stages: &Stages,
-        bar: &Bar,
+        shift: &Shift<'_>,
     ) -> Result<()> {
-        let (shown, end) = (self.quota(), self.candidates.len());
+        let Shift { stages, bar, .. } = *shift;
+        let (shown, end) = (self.quota.total(), self.candidates.len());
         let batch = u64::from(self.manifest.synthesis.batch);
         done.show(bar, shown);
         if quota.is_some_and(|quota| done.accepted >= quota) {
@@ -217,12 +279,13 @@ impl Synthesis<'_> {
                 return Err(Error::cancelled());
             }
             let range = starts.next().map(|start| start..(start + batch).min(end));
-            let paint = |range| timed(&mut painting, || self.paint(range, stages, enough));
+            let paint = |range| timed(&mut painting, || self.paint(range, shift, enough));
             range.map(paint).transpose()
         };
         let judge =
             |batch, enough: &Enough| timed(&mut judging, || self.judge(batch, stages, enough));
-        let keep = |mut judged: Vec<Judged>| {
+        let keep = |judged: Vec<Judged>| {
+            let mut judged = shift.settled(judged);
             if let Some(quota) = quota {
                 truncate_at_quota(&mut judged, quota - done.accepted);
             }
@@ -246,11 +309,11 @@ impl Synthesis<'_> {
     }
 
     /// What an earlier start left and is still true.
-    fn resume(&self, batch: u64) -> Result<Left> {
+    fn resume(&self, batch: u64) -> Result<Left<Record>> {
         for folder in ["synthetic/images", "synthetic/masks"] {
             files::make_folder(&self.store.path(folder))?;
         }
-        let journal = Journal::new(self.store);
+        let journal = self.journal();
         let end = self.candidates.len();
         let Contents { entries, damaged } = journal.read_true(end)?;
         let images = self.store.path("synthetic/images");
@@ -261,7 +324,7 @@ impl Synthesis<'_> {
                 images.display()
             );
         }
-        let left = Left::of(entries, end, batch, self.quota());
+        let left = Left::of(entries, end, batch, self.quota.total());
         journal.write(left.entries.values())?;
         Ok(left)
     }
@@ -269,24 +332,27 @@ impl Synthesis<'_> {
     fn paint(
         &self,
         range: std::ops::Range<u64>,
-        stages: &Stages,
+        shift: &Shift<'_>,
         enough: &Enough,
     ) -> Result<Batch> {
+        let stages = shift.stages;
         let drawn: Vec<(u64, Result<Candidate, Skipped>)> = range
-            .map(|index| Ok((index, self.candidates.get(index, &stages.bank)?)))
+            .map(|index| {
+                let drawn = self.candidates.get(index, &stages.bank)?;
+                Ok((index, shift.wanted(index, drawn)))
+            })
             .collect::<Result<_>>()?;
         let there = Batch::candidates(&drawn);
-        let preview = self.manifest.synthesis.preview.as_ref();
-        let painted = clock::stage(|| painting::paint(&there, stages, preview, enough))?;
+        let how = How::of(&self.manifest.synthesis);
+        let painted = clock::stage(|| painting::paint(&there, stages, how, enough))?;
         Ok(Batch { drawn, painted })
     }
 
     fn judge(&self, batch: Batch, stages: &Stages, enough: &Enough) -> Result<Vec<Judged>> {
         let Batch { drawn, painted } = batch;
         let there = Batch::candidates(&drawn);
-        let preview = self.manifest.synthesis.preview.as_ref();
-        let outcomes =
-            clock::stage(|| painting::verdicts(&there, painted, stages, preview, enough))?;
+        let how = How::of(&self.manifest.synthesis);
+        let outcomes = clock::stage(|| judging::verdicts(&there, painted, stages, how, enough))?;
         let mut outcomes = outcomes.into_iter();
         drawn
             .into_iter()
@@ -322,18 +388,18 @@ impl Synthesis<'_> {
         for folder in &folders {
             files::make_folder(&self.store.path(folder))?;
         }
-        let entries: Vec<Entry> = judged
+        let entries: Vec<Entry<Record>> = judged
             .par_iter()
             .map(|judged| self.save(judged))
             .collect::<Result<_>>()?;
         for folder in &folders {
             files::sync_folder(&self.store.path(folder))?;
         }
-        Journal::new(self.store).append(&entries)
+        self.journal().append(&entries)
     }
 
     /// Saves the images of a candidate and answers its line.
-    fn save(&self, judged: &Judged) -> Result<Entry> {
+    fn save(&self, judged: &Judged) -> Result<Entry<Record>> {
         let mut entry = Entry {
             record: judged.record.clone(),
             files: BTreeMap::new(),
@@ -361,7 +427,7 @@ impl Synthesis<'_> {
         let mut rejected = WholeFile::create(&self.store.path(REJECTED))?;
         let mut tally = Tally::new(self.info, self.manifest.synthesis.preview.as_ref());
         let mut checksums = String::new();
-        for entry in Journal::new(self.store).entries()? {
+        for entry in self.journal().entries()? {
             let line = serde_json::to_string(&entry.record)? + "\n";
             let list = if entry.record.accepted() {
                 &mut metadata
@@ -386,7 +452,10 @@ impl Synthesis<'_> {
         for name in [METADATA, REJECTED, CLASSES] {
             checksums += &format!("{}  {name}\n", hash_file(&self.store.path(name))?);
         }
-        Ok((tally.summary(self.quota()), checksums))
+        let mut summary = tally.summary(self.quota.total());
+        self.quota.note(&mut summary.by_size);
+        summary.backgrounds.clone_from(&self.backgrounds);
+        Ok((summary, checksums))
     }
 
     /// Calls `work` with every record of a list.
@@ -459,6 +528,19 @@ fn timed<T>(total: &mut Duration, work: impl FnOnce() -> T) -> T {
     let out = work();
     *total += start.elapsed();
     out
+}
+
+/// Of which sizes there are too few, where sizes were wanted.
+fn shortage(sizes: &[sizes::Size]) -> String {
+    let short = sizes.iter().filter_map(|size| {
+        let wanted = size.wanted.filter(|wanted| *wanted > size.accepted)?;
+        Some(format!("{} of {wanted} {}", size.accepted, size.size))
+    });
+    let short: Vec<String> = short.collect();
+    match short.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", short.join(", ")),
+    }
 }
 
 /// Drops what comes after the `left`-th acceptance.
