@@ -1,9 +1,13 @@
-//! Augmentation of training samples: flips, rotation, zoom, elastic warp and colour jitter.
+//! Augmentation of training samples: flips, rotation, zoom, elastic warp, colour jitter, and what cameras
+//! and files do to images (blur, noise, JPEG).
 //!
 //! Lives beside the datasets rather than in a segmenter, so that every trained stage sees the same
 //! distribution. Validation and test views are never augmented.
 
-use crate::{data::*, error::*, rng, stage::Dataset};
+mod artifacts;
+
+use self::artifacts::Artifacts;
+use crate::{appearance::LUMA, data::*, error::*, rng, stage::Dataset};
 use abi_stable::std_types::RVec;
 use rand::RngExt;
 use schemars::JsonSchema;
@@ -34,6 +38,15 @@ pub struct AugmentOptions {
     pub saturation: f64,
     /// Largest turn of the hue either way, as a fraction of the colour circle, 0 to 0.5.
     pub hue: f64,
+    /// Largest standard deviation of a Gaussian blur, in pixels, 0 to 5.
+    pub blur: f64,
+    /// Largest standard deviation of Gaussian noise in each channel, in grey levels, 0 to 64.
+    pub noise: f64,
+    /// Lowest quality of JPEG that an image is written with and read back, 1 to 100; without it none is.
+    pub jpeg: Option<u8>,
+    /// Probability of `blur`, of `noise` and of `jpeg` for an image, each drawn on its own, 0 to 1. What is
+    /// off stays off.
+    pub artifacts: f64,
 }
 
 impl Default for AugmentOptions {
@@ -49,6 +62,10 @@ impl Default for AugmentOptions {
             contrast: 0.0,
             saturation: 0.0,
             hue: 0.0,
+            blur: 0.0,
+            noise: 0.0,
+            jpeg: None,
+            artifacts: 0.5,
         }
     }
 }
@@ -59,7 +76,7 @@ impl AugmentOptions {
     /// # Errors
     /// [`ErrorKind::Config`] at `augment.NAME` for the first amount that is not.
     pub fn validate(&self) -> Result<()> {
-        let amounts: [(&str, f64, RangeInclusive<f64>); 9] = [
+        let amounts: [(&str, f64, RangeInclusive<f64>); 13] = [
             ("flip_horizontal", self.flip_horizontal, 0.0..=1.0),
             ("flip_vertical", self.flip_vertical, 0.0..=1.0),
             ("rotation", self.rotation, 0.0..=180.0),
@@ -69,6 +86,10 @@ impl AugmentOptions {
             ("contrast", self.contrast, 0.0..=1.0),
             ("saturation", self.saturation, 0.0..=1.0),
             ("hue", self.hue, 0.0..=0.5),
+            ("blur", self.blur, 0.0..=5.0),
+            ("noise", self.noise, 0.0..=64.0),
+            ("jpeg", self.jpeg.map_or(100.0, f64::from), 1.0..=100.0),
+            ("artifacts", self.artifacts, 0.0..=1.0),
         ];
         for (name, value, range) in amounts {
             if !range.contains(&value) {
@@ -100,6 +121,7 @@ pub fn augment(
     if !options.enabled {
         return out;
     }
+    let artifacts = Artifacts::draw(options, rng);
     let affine = Affine::draw(image.size(), options, rng);
     let colour = ColourDraw::draw(options, rng);
     // Last, since the number of its draws depends on the image.
@@ -111,6 +133,7 @@ pub fn augment(
         warp.mask(mask, &mut out.1);
     }
     colour.apply(&mut out.0);
+    artifacts.apply(&mut out.0);
     (out.0, out.1)
 }
 
@@ -299,9 +322,6 @@ fn mirror(place: i64, side: u32) -> usize {
 fn byte(value: f32) -> u8 {
     value.round().clamp(0.0, 255.0) as u8
 }
-
-/// Weights of red, green and blue in perceived brightness (ITU-R BT.601).
-const LUMA: [f32; 3] = [0.299, 0.587, 0.114];
 
 /// Factors and a turn of the hue, drawn but not yet tied to an image.
 struct ColourDraw {

@@ -1,55 +1,11 @@
-//! Low and high bands of pictures: the Gaussian blur, and a picture put together of the low band of
-//! one and the high band of another.
+//! Low and high bands of pictures, parted by a Gaussian: a picture put together of the low band of one
+//! and the high band of another.
 
 use crate::{
     data::{Image, ImageRef, MaskRef},
     error::{Error, Result},
+    image::gaussian_blur,
 };
-
-/// The blur's weights reach so many standard deviations to either side; beyond is less than 0.01 %.
-const REACH: f64 = 4.0;
-
-/// One channel of `width` columns, row by row, blurred by a Gaussian with a standard deviation of
-/// `sigma` pixels. Beyond the border the nearest pixel goes on. A `sigma` of 0 or less changes nothing.
-pub fn blur(values: &[f32], width: usize, sigma: f64) -> Vec<f32> {
-    if sigma.is_nan() || sigma <= 0.0 || width == 0 {
-        return values.to_vec();
-    }
-    let reach = (REACH * sigma).ceil() as i64;
-    let weight = |d: i64| (-((d * d) as f64) / (2.0 * sigma * sigma)).exp();
-    let weights: Vec<f64> = (-reach..=reach).map(weight).collect();
-    let sum: f64 = weights.iter().sum();
-    let weights: Vec<f64> = weights.iter().map(|weight| weight / sum).collect();
-    let height = values.len() / width;
-    let rows = along(values, (width, 1), (height, width), &weights);
-    along(&rows, (height, width), (width, 1), &weights)
-}
-
-/// Each line of `values` weighted along itself: `(length, step)` of a line, `(count, step)` of the
-/// lines.
-fn along(
-    values: &[f32],
-    (length, step): (usize, usize),
-    (count, next): (usize, usize),
-    weights: &[f64],
-) -> Vec<f32> {
-    let reach = (weights.len() / 2) as i64;
-    let last = length as i64 - 1;
-    let mut out = vec![0.0; values.len()];
-    for line in 0..count {
-        for place in 0..length {
-            let offsets = (place as i64 - reach..).zip(weights);
-            let sum: f64 = offsets
-                .map(|(at, weight)| {
-                    let at = at.clamp(0, last) as usize;
-                    weight * f64::from(values[line * next + at * step])
-                })
-                .sum();
-            out[line * next + place * step] = sum as f32;
-        }
-    }
-    out
-}
 
 /// `low` with the high band of `high` under the mask: there the picture is
 /// `blur(low) + high - blur(high)`, with a standard deviation of `sigma` pixels. Towards the inner
@@ -66,7 +22,7 @@ pub fn mix(low: ImageRef<'_>, high: ImageRef<'_>, mask: MaskRef<'_>, sigma: f64)
             mask.size()
         )));
     }
-    let width = size.0 as usize;
+    let (width, height) = (size.0 as usize, size.1 as usize);
     let shares = shares(mask, sigma);
     let mut out = low.to_owned();
     for channel in 0..3 {
@@ -77,7 +33,7 @@ pub fn mix(low: ImageRef<'_>, high: ImageRef<'_>, mask: MaskRef<'_>, sigma: f64)
         let (low, high) = (plane(low), plane(high));
         // The blur is linear: one of the difference does for both.
         let apart: Vec<f32> = high.iter().zip(&low).map(|(h, l)| h - l).collect();
-        let coarse = blur(&apart, width, sigma);
+        let coarse = gaussian_blur(&apart, width, height, sigma as f32);
         for (at, share) in shares.iter().enumerate().filter(|(_, share)| **share > 0.0) {
             let mixed = low[at] + share * (apart[at] - coarse[at]);
             out.bytes_mut()[3 * at + channel] = mixed.round_ties_even().clamp(0.0, 255.0) as u8;
@@ -94,7 +50,8 @@ fn shares(mask: MaskRef<'_>, sigma: f64) -> Vec<f32> {
         .iter()
         .map(|&label| f32::from(u8::from(label != 0)))
         .collect();
-    let soft = blur(&inside, mask.width() as usize, sigma);
+    let (width, height) = (mask.width() as usize, mask.height() as usize);
+    let soft = gaussian_blur(&inside, width, height, sigma as f32);
     let share = |(inside, soft): (&f32, f32)| match *inside {
         0.0 => 0.0,
         _ => (2.0 * soft - 1.0).clamp(0.0, 1.0),
@@ -136,24 +93,8 @@ mod tests {
         pixels.map(|&value| f32::from(value)).collect()
     }
 
-    #[test]
-    fn a_blur_spreads_a_dot_as_a_gaussian_and_keeps_its_sum() {
-        let mut dot = vec![0.0; 41 * 31];
-        dot[15 * 41 + 20] = 1.0;
-        let blurred = blur(&dot, 41, 2.0);
-        let sum: f32 = blurred.iter().sum();
-        assert!((sum - 1.0).abs() < 1e-5, "{sum}");
-        for (across, down) in [(0, 0), (3, 0), (0, -2), (2, 4)] {
-            let at = (15 + down) * 41 + 20 + across;
-            let (across, down) = (f64::from(across), f64::from(down));
-            let expected =
-                (-(across * across + down * down) / 8.0).exp() / (8.0 * std::f64::consts::PI);
-            let found = f64::from(blurred[at as usize]);
-            assert!((found - expected).abs() < 2e-4, "{found} {expected}");
-        }
-        let flat = vec![7.0; 41 * 31];
-        assert!(blur(&flat, 41, 3.0).iter().all(|v| (v - 7.0).abs() < 1e-4));
-        assert_eq!(blur(&dot, 41, 0.0), dot);
+    fn blur(plane: &[f32]) -> Vec<f32> {
+        gaussian_blur(plane, SIDE as usize, SIDE as usize, SIGMA as f32)
     }
 
     #[test]
@@ -162,7 +103,7 @@ mod tests {
         let mixed = mix(low.view(), high.view(), mask.view(), SIGMA).unwrap();
         let bands = |image: &Image| {
             let all = plane(image);
-            let coarse = blur(&all, SIDE as usize, SIGMA);
+            let coarse = blur(&all);
             let fine: Vec<f32> = all.iter().zip(&coarse).map(|(a, c)| a - c).collect();
             (coarse, fine)
         };
@@ -184,7 +125,7 @@ mod tests {
         let (high, mask) = (noise(2), square());
         let mixed = plane(&mix(flat.view(), high.view(), mask.view(), SIGMA).unwrap());
         let all = plane(&high);
-        let coarse = blur(&all, SIDE as usize, SIGMA);
+        let coarse = blur(&all);
         for y in 18..30 {
             for x in 18..30 {
                 let at = y * SIDE as usize + x;

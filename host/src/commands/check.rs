@@ -7,7 +7,9 @@ use crate::{
     cli::{Global, Look, ManifestArgs},
     failure::Failure,
     pipeline::{
-        Inspected, inspect,
+        Inspected,
+        attributes::Facts,
+        inspect,
         wire::{self, Wire},
     },
     ui::Ui,
@@ -31,6 +33,7 @@ pub fn check(
         manifest: &manifest,
     };
     wire.check_all()?;
+    Facts::named(&manifest).map_err(|error| document.failure("", error))?;
     let mut text = format!("{} is in order", document.name());
     let mut result = json!({ "manifest": document.name(), "valid": true });
     if let Some(look) = data {

@@ -3,7 +3,13 @@
 use crate::{
     cli::{Global, ManifestArgs},
     failure::Failure,
-    pipeline::{self, Goal, Outcome, Size, Summary, scoring::Figures},
+    pipeline::{
+        self, Goal, Outcome,
+        pools::{Pool, SHOWN},
+        record::Summary,
+        scoring::Figures,
+        sizes::Size,
+    },
     ui::{Ui, table},
 };
 use diffaug::Error;
@@ -101,6 +107,7 @@ fn text(outcome: &Outcome, result: &Value) -> String {
             ));
         }
     }
+    parts.extend(outcome.summary.iter().map(pools));
     if !outcome.arms.is_empty() {
         parts.push(scores(outcome, result));
         parts.push(groups(outcome));
@@ -147,6 +154,31 @@ fn synthesis(s: &Summary) -> Vec<String> {
         ));
     }
     lines
+}
+
+/// How lesions of each pool look.
+fn pools(summary: &Summary) -> String {
+    let Some(pools) = &summary.pools else {
+        return String::new();
+    };
+    let row = |(name, pool): (&str, &Pool)| {
+        let mut row = vec![name.to_owned(), pool.images.to_string()];
+        row.extend(SHOWN.iter().map(|(measure, _)| {
+            let found = pool.measures.get(*measure);
+            found.map_or("-".into(), |s| format!("{:.2} ± {:.2}", s.mean, s.std))
+        }));
+        row
+    };
+    let rows: Vec<Vec<String>> = [
+        ("real", &pools.real),
+        ("accepted", &pools.accepted),
+        ("rejected", &pools.rejected),
+    ]
+    .map(row)
+    .to_vec();
+    let mut header = vec!["lesions", "images"];
+    header.extend(SHOWN.iter().map(|(_, title)| *title));
+    table(&header, &rows)
 }
 
 /// Mean over images, then over trainings; with a spread where there are several trainings.

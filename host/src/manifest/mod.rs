@@ -35,6 +35,9 @@ pub struct Manifest {
     pub libraries: Vec<Library>,
     /// Where labelled images come from.
     pub dataset: StageTable,
+    /// Facts of the images that the dataset itself does not state.
+    #[serde(default)]
+    pub attributes: AttributeFile,
     /// How they are divided into train, validation and test.
     #[serde(default)]
     pub split: SplitOptions,
@@ -113,6 +116,16 @@ pub struct PinnedLibrary {
     pub path: PathBuf,
     /// SHA-256 of the file, 64 hexadecimal digits.
     pub sha256: String,
+}
+
+/// Facts of images from a file besides the dataset.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AttributeFile {
+    /// CSV file with the header `image,key,value`, relative to the folder in which `diffaug` runs: a fact of
+    /// an image a line. `yes` and `no` are flags, what reads as a number is one, all else is a word. These
+    /// facts win over those of the dataset and over measures. Only a file that is named here is read.
+    pub file: Option<PathBuf>,
 }
 
 /// How images are read.

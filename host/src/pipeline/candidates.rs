@@ -45,7 +45,7 @@ pub struct Candidate {
     pub label: Mask,
     /// Healthy holes to be painted besides, away from all labels: outlines of other lesions.
     pub decoys: Vec<Mask>,
-    /// Facts of `wanted`.
+    /// Facts of `wanted`, and how the lesion is to look: as the donor's of the mask.
     pub attributes: Attributes,
     /// What to paint.
     pub prompt: Prompt,
@@ -117,6 +117,11 @@ impl<'a> Candidates<'a> {
         };
         candidates.places = candidates.list(cleared)?;
         Ok(candidates)
+    }
+
+    /// The real training images, from which masks are taken.
+    pub fn train(&self) -> &Shared {
+        &self.train
     }
 
     fn list(&self, cleared: &Cleared) -> Result<Vec<Place>> {
@@ -289,7 +294,8 @@ impl<'a> Candidates<'a> {
         let Some(mut label) = self.outline(&donor, background.size(), rng)? else {
             return Ok(None);
         };
-        // Words such as the morphology stay true of the shape; measurements are taken anew.
+        // The donor's words and looks stay: they are the wish for the lesion to be painted. What the mask
+        // itself shows is measured anew.
         let mut attributes = donor.attributes;
         attributes.extend(&lesion::measure(label.view(), &self.targets));
         if let Some(around) = around {
@@ -456,4 +462,81 @@ pub fn as_dataset(
     max_pixels: u64,
 ) -> Result<Shared> {
     Ok(Arc::new(pairs::Pairs::new(info, pairs, rule, max_pixels)?))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Two samples: one without lesion, and one with a red, rough one that the dataset calls sessile.
+    struct Donor;
+
+    impl Dataset for Donor {
+        fn info(&self) -> Result<diffaug::DatasetInfo> {
+            Ok(diffaug::DatasetInfo::single_class("donor", "polyp"))
+        }
+        fn items(&self) -> Result<diffaug::prelude::RVec<Item>> {
+            Ok([Item::new("bare"), Item::new("donor")]
+                .into_iter()
+                .collect())
+        }
+        fn sample(&self, index: u64) -> Result<Sample> {
+            let inside = |i: usize| index == 1 && (8..16).contains(&(i % 32)) && i / 32 < 12;
+            let colour = |i: usize| match inside(i) {
+                true => [200 - (i * 13 % 40) as u8, 60, 60],
+                false => [150, 110, 90],
+            };
+            let mut attributes = Attributes::new();
+            if index == 1 {
+                attributes.set_text("morphology", "sessile");
+            }
+            Ok(Sample {
+                id: ["bare", "donor"][index as usize].into(),
+                image: Image::new(32, 32, (0..1024).flat_map(colour).collect())?,
+                mask: Mask::new(32, 32, (0..1024).map(|i| u8::from(inside(i))).collect())?,
+                attributes,
+            })
+        }
+    }
+
+    #[test]
+    fn a_placed_lesion_is_to_look_as_its_donor() {
+        let prepared = diffaug::view::Prepared::new(Arc::new(Donor), None, 0).unwrap();
+        let donor = prepared.sample(1).unwrap().attributes;
+        assert!(donor.number("redness").unwrap() > 10.0);
+        assert!(
+            prepared
+                .sample(0)
+                .unwrap()
+                .attributes
+                .number("redness")
+                .is_none()
+        );
+        let options = Synthesis::default();
+        let reading = ReadOptions::default();
+        let all = Candidates::new(
+            Arc::new(prepared),
+            &options,
+            None,
+            reading,
+            1,
+            &Cleared::new(),
+        );
+        let all = all.unwrap();
+        let scene = all.scene(0, "bare", 0).unwrap().unwrap();
+        assert_eq!(scene.label.view().foreground(), 96);
+        for name in [
+            "redness",
+            "brightness",
+            "contrast",
+            "detail",
+            "detail_ratio",
+            "boundary",
+        ] {
+            assert_eq!(scene.attributes.number(name), donor.number(name), "{name}");
+        }
+        assert_eq!(scene.attributes.text("morphology"), Some("sessile"));
+        assert_eq!(scene.attributes.number("area"), Some(96.0 / 1024.0));
+    }
 }

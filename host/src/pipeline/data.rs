@@ -3,6 +3,7 @@
 //! Stages get [`Data::train`] and [`Data::validation`]; the test part leaves this file through
 //! [`Data::test`] alone, which only the scoring calls.
 
+use super::attributes::{Annotated, Facts};
 use crate::manifest::Manifest;
 use diffaug::{
     BoxDataset, Dataset, DatasetInfo, Error, Item, MaskRef, Progress, Result, Sample,
@@ -37,11 +38,15 @@ impl Data {
     /// Lists and divides `dataset`.
     ///
     /// # Errors
-    /// When the listing, the split or a class list cannot be used.
+    /// When the listing, the split, a class list or the file of attributes cannot be used.
     pub fn open(dataset: BoxDataset, manifest: &Manifest) -> Result<Self> {
-        let raw: Shared = Arc::new(dataset);
+        let mut raw: Shared = Arc::new(dataset);
         let info = raw.info()?;
         let items: Vec<Item> = raw.items()?.into_iter().collect();
+        if let Some(facts) = Facts::named(manifest)? {
+            facts.check(&info, &items)?;
+            raw = Arc::new(Annotated::new(raw, facts));
+        }
         let split = split(&info, &items, &manifest.split)?;
         let parts = split.indices(&items)?;
         let budget = u64::from(manifest.images.cache) << 20;

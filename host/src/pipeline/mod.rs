@@ -4,7 +4,9 @@
 //! judge candidates, train segmenters with and without what was kept, score them on the test part.
 //! Each step leaves a file in the run folder and is not repeated when the run is started again.
 
+pub mod attributes;
 mod backgrounds;
+mod batch;
 mod candidates;
 mod clock;
 mod data;
@@ -18,10 +20,11 @@ mod outside;
 mod overlap;
 mod painting;
 mod placing;
-mod record;
+pub mod pools;
+pub mod record;
 pub mod scoring;
 mod sheet;
-mod sizes;
+pub mod sizes;
 pub mod store;
 mod synthesis;
 pub mod wire;
@@ -45,10 +48,9 @@ use fingerprint::Step;
 use fit::{Fit, fit};
 use gate::{Gate, Training};
 use painting::Stages;
-pub use record::Summary;
+use record::Summary;
 use serde_json::{Value, json};
 use sizes::Quota;
-pub use sizes::Size;
 use std::path::PathBuf;
 use store::Store;
 use synthesis::Synthesis;
@@ -178,8 +180,8 @@ fn open_data(wire: &Wire<'_>) -> Result<Data, Failure> {
     let table = &wire.manifest.dataset;
     let dataset: BoxDataset = wire.build("dataset", table, &table.json(), wire.manifest.seed)?;
     Data::open(dataset, wire.manifest).map_err(|error| {
-        // The split's fields are the manifest's own, not the dataset's.
-        if error.field.starts_with("split") {
+        // These fields are the manifest's own, not the dataset's.
+        if error.field.starts_with("split") || error.field.as_str() == attributes::FIELD {
             wire.document.failure("", error)
         } else {
             wire.place("dataset", table, error)

@@ -2,6 +2,7 @@
 //! hashes, so that a run is not taken up with others.
 
 use super::{
+    attributes,
     fingerprint::{self, Step},
     wire::{START, Wire},
 };
@@ -85,6 +86,10 @@ pub fn files(wire: &Wire<'_>, step: &Step<'_>) -> Result<Map<String, Value>> {
                 hashes.add(field.clone(), &field, text)?;
             }
         }
+    }
+    if let Some(file) = &wire.manifest.attributes.file {
+        let field = attributes::FIELD;
+        hashes.add(field.into(), field, &file.to_string_lossy())?;
     }
     if let Some(folder) = &wire.manifest.synthesis.external {
         let field = "synthesis.external";

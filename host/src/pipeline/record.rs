@@ -5,6 +5,7 @@ use super::{
     journal::Line,
     judging::Outcome,
     placing::bounds,
+    pools::{self, Pools},
     sizes::{Size, group, sizes},
 };
 use crate::manifest::Preview;
@@ -71,9 +72,12 @@ pub struct Record {
     /// Further measurements of the validator.
     #[serde(default)]
     pub measures: Map<String, Value>,
-    /// Facts of the wanted mask.
+    /// Facts of the wanted lesion.
     #[serde(default)]
     pub attributes: Map<String, Value>,
+    /// How the painted lesion looks; empty where it was given up or cannot be measured.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub look: BTreeMap<String, f64>,
 }
 
 impl Record {
@@ -113,6 +117,9 @@ impl Record {
             reason: verdict.reason.to_string(),
             measures: to_json(&verdict.measures),
             attributes: to_json(&candidate.attributes),
+            look: (outcome.image.as_ref())
+                .map(|image| pools::look(image, &candidate.wanted))
+                .unwrap_or_default(),
         }
     }
 
@@ -139,6 +146,7 @@ impl Record {
             reason: skipped.reason,
             measures: Map::new(),
             attributes: Map::new(),
+            look: BTreeMap::new(),
         }
     }
 
@@ -212,6 +220,9 @@ pub struct Summary {
     /// What looking at unfinished candidates came to, where that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preview: Option<Previews>,
+    /// How the lesions look, beside real ones; absent in folders of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pools: Option<Pools>,
 }
 
 /// How many training images could be cleared of their lesion.
@@ -326,6 +337,13 @@ pub struct Group {
     pub accepted: u64,
 }
 
+impl Group {
+    fn add(&mut self, accepted: bool) {
+        self.candidates += 1;
+        self.accepted += u64::from(accepted);
+    }
+}
+
 /// Adds up records to a [`Summary`].
 pub struct Tally {
     /// Names of the target classes, by label.
@@ -343,6 +361,8 @@ pub struct Tally {
     by_size: Vec<Size>,
     passed_over: u64,
     decoys: u64,
+    /// How lesions look: rejected, accepted.
+    looks: [pools::Collected; 2],
 }
 
 impl Tally {
@@ -361,6 +381,7 @@ impl Tally {
             by_size: sizes(),
             passed_over: 0,
             decoys: 0,
+            looks: Default::default(),
         }
     }
 
@@ -381,14 +402,16 @@ impl Tally {
             // Of what was given up there is the score of a preview alone, which is another figure.
             scores.push(record.score);
         }
+        self.looks[usize::from(record.accepted())].add(&record.look);
         let flags = record.attributes.iter();
         let flags = flags.filter(|(_, value)| **value == Value::Bool(true));
         let tags = record.tags.iter().map(|tag| format!("prompt: {tag}"));
         let names = flags.map(|(name, _)| name.clone()).chain(tags);
         for name in names {
-            let group = self.by_group.entry(name).or_default();
-            group.candidates += 1;
-            group.accepted += u64::from(record.accepted());
+            self.by_group
+                .entry(name)
+                .or_default()
+                .add(record.accepted());
         }
         if let (Some(preview), Some(score)) = (&self.preview, record.preview)
             && score < preview.below
@@ -413,10 +436,11 @@ impl Tally {
         }
     }
 
-    /// What was added up.
+    /// What was added up; of the pools, those of synthetic images.
     pub fn summary(self, wanted: u64) -> Summary {
         let [(rejected, bad), (accepted, good)] = self.scores;
         let candidates = accepted + rejected;
+        let [worse, better] = self.looks.map(|looks| looks.pool());
         Summary {
             wanted,
             candidates,
@@ -449,6 +473,11 @@ impl Tally {
                     all => self.hopeless[0] as f64 * (1.0 - at) / all as f64,
                 },
                 lost: audit.then_some(self.hopeless[1]),
+            }),
+            pools: Some(Pools {
+                real: pools::Pool::default(),
+                accepted: better,
+                rejected: worse,
             }),
             sweep: match self.ious.is_empty() {
                 true => Vec::new(),

@@ -3,6 +3,7 @@
 use diffaug::{
     AttributeKind, Attributes, Error, MaskRef, Result, ResultExt,
     error::ErrorKind,
+    lesion::SizeGroup,
     metrics::{Confusion, Scores, mean, std_dev},
 };
 use serde::{Deserialize, Serialize};
@@ -68,7 +69,7 @@ pub struct Report {
     pub per_image_std: Figures,
     /// Of the pixels of all images together.
     pub dataset_level: Figures,
-    /// Mean over the images of a group (`small`, `morphology = flat`).
+    /// Mean over the images of a group (`small`, `morphology = flat`, `size: below 2 %`).
     pub groups: BTreeMap<String, GroupReport>,
 }
 
@@ -128,7 +129,18 @@ pub fn report(all: &[Scored]) -> Report {
     }
 }
 
-/// Images by flag (those for which it holds) and by word, where the words are few.
+/// The group of lesions that cover the fraction `area` of their image; `None` where there is none.
+pub fn size_group(area: f64) -> Option<SizeGroup> {
+    (area > 0.0).then(|| SizeGroup::of(area))
+}
+
+/// What reports call a group of lesions by size.
+pub fn size_name(group: SizeGroup) -> String {
+    format!("size: {}", group.name())
+}
+
+/// Images by flag (those for which it holds), by word, where the words are few, and by the size of the
+/// lesion ([`SizeGroup`]); images without lesion are in no group of size.
 fn groups(all: &[Scored]) -> BTreeMap<String, Vec<&Scored>> {
     let mut words: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for attribute in all.iter().flat_map(|s| s.attributes.iter()) {
@@ -152,6 +164,9 @@ fn groups(all: &[Scored]) -> BTreeMap<String, Vec<&Scored>> {
                 _ => continue,
             };
             groups.entry(group).or_default().push(scored);
+        }
+        if let Some(size) = scored.attributes.number("area").and_then(size_group) {
+            groups.entry(size_name(size)).or_default().push(scored);
         }
     }
     groups
@@ -217,6 +232,8 @@ mod tests {
         attributes.set_text("morphology", morphology);
         attributes.set_text("frame", id);
         attributes.set_flag("small", id == "a,1");
+        let area = truth.iter().filter(|&&label| label == 1).count() as f64 / 4.0;
+        attributes.set_number("area", area);
         let truth = Mask::new(2, 2, truth.to_vec()).unwrap();
         let prediction = Mask::new(2, 2, prediction.to_vec()).unwrap();
         score(id, truth.view(), prediction.view(), &[1], attributes).unwrap()
@@ -235,8 +252,14 @@ mod tests {
         let names: Vec<&str> = report.groups.keys().map(String::as_str).collect();
         assert_eq!(
             names,
-            ["morphology = flat", "morphology = sessile", "small"]
+            [
+                "morphology = flat",
+                "morphology = sessile",
+                "size: above 10 %",
+                "small"
+            ]
         );
+        assert_eq!(report.groups["size: above 10 %"].images, 10);
         assert_eq!(report.groups["small"].images, 1);
         let flat = report.groups["morphology = flat"]
             .per_image_mean
@@ -247,5 +270,26 @@ mod tests {
             text.lines().nth(1).unwrap().starts_with("\"a,1\",0.666"),
             "{text}"
         );
+    }
+    #[test]
+    fn images_are_grouped_by_size_unless_there_is_no_lesion() {
+        let all: Vec<Scored> = [0.0, 0.01, 0.02, 0.1, 0.3, 0.4]
+            .iter()
+            .enumerate()
+            .map(|(i, &area)| {
+                let mut scored = scored(&i.to_string(), [1, 0, 0, 0], [1, 0, 0, 0], "flat");
+                scored.attributes.set_number("area", area);
+                scored
+            })
+            .collect();
+        let groups = report(&all).groups;
+        let sizes = groups.iter().filter(|(name, _)| name.starts_with("size: "));
+        let sizes: Vec<(&str, usize)> = sizes.map(|(n, g)| (n.as_str(), g.images)).collect();
+        let expected = [
+            ("size: 2 to 10 %", 2),
+            ("size: above 10 %", 2),
+            ("size: below 2 %", 1),
+        ];
+        assert_eq!(sizes, expected);
     }
 }

@@ -6,23 +6,21 @@
 //! at the end.
 
 use super::{
+    batch::{Batch, Done, Judged, Shift, truncate_at_quota},
     candidates::{Candidate, Candidates, Skipped},
     clock,
     journal::{Contents, Entry, Journal, Left, Line},
     judging,
     overlap::{self, Enough},
-    painting::{self, How, Painted, Stages},
-    record::{Backgrounds, Record, Summary, Tally, file_name},
-    sizes::{self, Filled, Quota},
+    painting::{self, How, Stages},
+    pools,
+    record::{Backgrounds, Record, Summary, Tally},
+    sizes::{self, Quota},
     store::Store,
 };
-use crate::{
-    failure::Failure,
-    manifest::Manifest,
-    ui::{Bar, Ui},
-};
+use crate::{failure::Failure, manifest::Manifest, ui::Ui};
 use diffaug::{
-    BoxDataset, DatasetInfo, Error, Image, Mask, MaskRef, Progress, Result, ResultExt,
+    BoxDataset, DatasetInfo, Error, Mask, MaskRef, Result, ResultExt,
     error::ErrorKind,
     files::{self, WholeFile, hash_file},
     image::{MaskRule, save_gray, save_image},
@@ -35,12 +33,11 @@ use std::{
     io::{BufRead, BufReader},
     ops::ControlFlow,
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
 const JOURNAL: &str = "synthetic/journal.jsonl";
-
 const METADATA: &str = "synthetic/metadata.jsonl";
 const REJECTED: &str = "rejected.jsonl";
 const CLASSES: &str = "synthetic/classes.json";
@@ -64,103 +61,6 @@ pub struct Synthesis<'a> {
     pub validation: &'a BoxDataset,
     /// What clearing training images of their lesions came to.
     pub backgrounds: Option<Backgrounds>,
-}
-
-/// How far a synthesis has come.
-struct Done {
-    /// Candidates that were judged.
-    judged: u64,
-    /// How many of them were accepted.
-    accepted: u64,
-}
-
-impl Done {
-    fn add(&mut self, judged: &[Judged]) {
-        self.judged += judged.len() as u64;
-        self.accepted += judged.iter().filter(|j| j.record.accepted()).count() as u64;
-    }
-
-    fn show(&self, bar: &Bar, quota: u64) {
-        let share = match self.judged {
-            0 => String::new(),
-            judged => format!(
-                "{:.0} % accepted",
-                100.0 * self.accepted as f64 / judged as f64
-            ),
-        };
-        bar.progress(self.accepted, quota, &share);
-    }
-}
-
-/// Candidates of a batch by their index, and what was painted for those that there are.
-struct Batch {
-    drawn: Vec<(u64, Result<Candidate, Skipped>)>,
-    painted: Vec<Painted>,
-}
-
-impl Batch {
-    fn candidates(drawn: &[(u64, Result<Candidate, Skipped>)]) -> Vec<&Candidate> {
-        drawn.iter().filter_map(|(_, c)| c.as_ref().ok()).collect()
-    }
-}
-
-/// What the stations of a line have in common.
-struct Shift<'a> {
-    filled: &'a Mutex<Filled>,
-    stages: &'a Stages,
-    bar: &'a Bar,
-}
-
-impl Shift<'_> {
-    fn filled(&self) -> MutexGuard<'_, Filled> {
-        self.filled.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A candidate, unless it is known already that there are enough lesions of its size.
-    fn wanted(&self, index: u64, drawn: Result<Candidate, Skipped>) -> Result<Candidate, Skipped> {
-        let candidate = drawn?;
-        let size = sizes::group(candidate.wanted.view());
-        match self.filled().is_full(size, index) {
-            false => Ok(candidate),
-            true => {
-                let Candidate {
-                    id,
-                    source,
-                    variant,
-                    ..
-                } = candidate;
-                Err(Skipped::full(id, source, variant, size))
-            }
-        }
-    }
-
-    /// What is left of a batch now that all before it is known.
-    fn settled(&self, judged: Vec<Judged>) -> Vec<Judged> {
-        let mut filled = self.filled();
-        let settled = judged.into_iter().map(|Judged { record, images }| {
-            let record = filled.settle(record);
-            let images = images.filter(|_| record.painted());
-            Judged { record, images }
-        });
-        settled.collect()
-    }
-}
-
-/// A journal line and the images that belong to it.
-struct Judged {
-    record: Record,
-    images: Option<(Image, Mask)>,
-}
-
-impl Judged {
-    /// Folder and name of its image or mask.
-    fn place(&self, kind: &str) -> (String, String) {
-        let list = match self.record.accepted() {
-            true => "synthetic",
-            false => "rejected",
-        };
-        (format!("{list}/{kind}"), file_name(self.record.index))
-    }
 }
 
 impl Synthesis<'_> {
@@ -236,6 +136,9 @@ impl Synthesis<'_> {
         let (mut summary, lists) = self.publish()?;
         bar.finish(&format!("{accepted} of {} accepted", summary.candidates));
         outcome?;
+        if let Some(pools) = &mut summary.pools {
+            pools.real = pools::real(self.candidates.train(), &self.info.targets())?;
+        }
         if accepted < quota {
             tracing::warn!(
                 "only {accepted} of the {quota} images wanted were accepted{}: all {} candidates are \
@@ -540,18 +443,6 @@ fn shortage(sizes: &[sizes::Size]) -> String {
     match short.is_empty() {
         true => String::new(),
         false => format!(" ({})", short.join(", ")),
-    }
-}
-
-/// Drops what comes after the `left`-th acceptance.
-fn truncate_at_quota(judged: &mut Vec<Judged>, left: u64) {
-    let mut seen = 0;
-    let end = judged.iter().position(|j| {
-        seen += u64::from(j.record.accepted());
-        seen >= left
-    });
-    if let Some(end) = end {
-        judged.truncate(end + 1);
     }
 }
 

@@ -184,7 +184,7 @@ pub struct Scene {
     pub image: Image,
     /// Label [`POLYP`] where a polyp is.
     pub mask: Mask,
-    /// Kind and contrast of the polyp; empty in a normal frame.
+    /// Kind of the polyp; empty in a normal frame.
     pub attributes: Attributes,
 }
 
@@ -213,9 +213,7 @@ pub fn render(size: u32, part: Part, index: u64, normal: f64, rng: &mut Rng) -> 
     clutter::strew(&mut film, covered, rng);
 
     let image = film.develop(&camera(size, rng), |x, y| frame.open(x, y))?;
-    let attributes = (plan.lesion).map_or_else(Attributes::new, |traits| {
-        describe(&traits, contrast(image.view(), &labels, &frame))
-    });
+    let attributes = (plan.lesion).map_or_else(Attributes::new, |traits| describe(&traits));
     Ok(Scene {
         image,
         mask: Mask::new(size, size, labels)?,
@@ -402,59 +400,11 @@ fn rift(spot: [f32; 2], radius: f32, tube: &Tube) -> f32 {
     (worst - 0.3).max(0.0)
 }
 
-fn describe(traits: &Traits, contrast: f64) -> Attributes {
+fn describe(traits: &Traits) -> Attributes {
     let mut out = Attributes::new();
     out.set_text("morphology", traits.morphology.word());
     out.set_text("surface", traits.surface.word());
     out.set_text("colour", traits.colour.word());
     out.set_flag("flat", traits.morphology == Morphology::Flat);
-    out.set_number("contrast", contrast);
-    out
-}
-
-/// Distance between the mean colours inside the polyps and in a band around them, as a fraction
-/// of the distance between black and white.
-fn contrast(image: ImageRef<'_>, labels: &[u8], frame: &Frame) -> f64 {
-    let size = image.width() as usize;
-    let near = band(labels, size, (size / 16).max(2));
-    let place = |i: usize| (2.0 * i as f32 + 1.0) / size as f32 - 1.0;
-    let mut sums = [[0.0_f64; 4]; 2];
-    for (index, pixel) in image.pixels().chunks_exact(3).enumerate() {
-        let inside = labels[index] != 0;
-        if !inside && (!near[index] || !frame.shows(place(index % size), place(index / size))) {
-            continue;
-        }
-        let sum = &mut sums[usize::from(inside)];
-        for (total, &value) in sum.iter_mut().zip(pixel) {
-            *total += f64::from(value);
-        }
-        sum[3] += 1.0;
-    }
-    if sums.iter().any(|sum| sum[3] == 0.0) {
-        return 0.0;
-    }
-    let mean = sums.map(|s| [s[0] / s[3], s[1] / s[3], s[2] / s[3]]);
-    let square: f64 = (0..3).map(|k| (mean[0][k] - mean[1][k]).powi(2)).sum();
-    (square / 3.0).sqrt() / 255.0
-}
-
-/// Pixels within `reach` columns and rows of a labelled one.
-fn band(labels: &[u8], size: usize, reach: usize) -> Vec<bool> {
-    let mut across = vec![false; labels.len()];
-    for y in 0..size {
-        let row = &labels[y * size..][..size];
-        for x in (0..size).filter(|&x| row[x] != 0) {
-            let end = (x + reach + 1).min(size);
-            across[y * size + x.saturating_sub(reach)..y * size + end].fill(true);
-        }
-    }
-    let mut out = across.clone();
-    for y in 0..size {
-        for x in (0..size).filter(|&x| across[y * size + x]) {
-            for row in y.saturating_sub(reach)..(y + reach + 1).min(size) {
-                out[row * size + x] = true;
-            }
-        }
-    }
     out
 }

@@ -55,13 +55,10 @@ impl<'a> Open<'a> {
             (!choices.is_empty()).then_some(choices)
         };
         let choices = template.slots().map(fill).collect::<Option<_>>()?;
-        let open = Open { template, choices };
-        // Values that exclude each other may leave nothing that can be said.
-        let possible = (0..open.combinations()).any(|n| open.consistent(n));
-        possible.then_some(open)
+        Some(Open { template, choices })
     }
 
-    /// In how many ways the slots can be filled, contradictions included.
+    /// In how many ways the slots can be filled.
     fn combinations(&self) -> usize {
         self.choices.iter().map(Vec::len).product()
     }
@@ -73,14 +70,6 @@ impl<'a> Open<'a> {
             n /= choices.len();
             pick
         })
-    }
-
-    fn consistent(&self, n: usize) -> bool {
-        let picked: Vec<&Value> = self.pick(n).map(|(value, _)| value).collect();
-        let excluded = |tag: &String| picked.iter().any(|value| value.tag == *tag);
-        !picked
-            .iter()
-            .any(|value| value.excludes.iter().any(excluded))
     }
 
     fn text(&self, n: usize) -> String {
@@ -149,8 +138,7 @@ impl Deck {
         (0..TRIES).find_map(|_| {
             let template = rng.random_range(0..open.len());
             let n = rng.random_range(0..open[template].combinations());
-            let fresh =
-                open[template].consistent(n) && !self.used.contains_key(&open[template].text(n));
+            let fresh = !self.used.contains_key(&open[template].text(n));
             fresh.then_some((template, n))
         })
     }
@@ -159,7 +147,6 @@ impl Deck {
     fn least_used(&self, open: &[Open<'_>], rng: &mut Rng) -> (usize, usize) {
         let mut all: Vec<(usize, usize)> = (0..open.len())
             .flat_map(|t| (0..open[t].combinations()).map(move |n| (t, n)))
-            .filter(|&(t, n)| open[t].consistent(n))
             .collect();
         let start = rng.random_range(0..all.len());
         all.rotate_left(start);

@@ -1,11 +1,14 @@
-//! Prompt banks `medical` and `basic`: texts that describe a lesion and never contradict its mask.
+//! Prompt banks `medical` and `basic`: texts that describe a lesion, and say no more of it than its data
+//! carries; and `none`, which says nothing.
 //!
 //! `medical` composes texts from properties that clinicians grade (Paris, NICE and Kudo
 //! classifications for polyps; cup-to-disc ratio, rim and disc signs for glaucoma); `basic` has a
-//! handful of plain texts and serves as the ablation "without diverse prompts". The words live in
+//! handful of plain texts and serves as the ablation "without diverse prompts", `none` as that "without
+//! text guidance". The words live in
 //! `data/*.toml` with the conditions under which each is true: "large" is never said of a small
-//! mask, "two polyps" only of two. A word whose condition speaks of an attribute that the query
-//! lacks is not said.
+//! mask, "two polyps" only of two, "reddish" only of what is measured or stated to be so, "irregular
+//! vessels" only where the dataset states them. A word whose condition speaks of an attribute that the
+//! query lacks is not said.
 
 mod draw;
 mod predicate;
@@ -18,7 +21,8 @@ use topic::{Template, Topic};
 
 diffaug::export_plugin! {
     prompts "medical" => Medical, "composed clinical descriptions: size, shape, surface, vessels, colour; cup, rim, signs";
-    prompts "basic" => Basic, "a few plain texts such as `a polyp`"
+    prompts "basic" => Basic, "a few plain texts such as `a polyp`";
+    prompts "none" => Silent, "no text at all: positive and negative are empty"
 }
 
 /// The options of both banks.
@@ -39,6 +43,32 @@ pub struct Medical(Options);
 
 /// A few plain texts.
 pub struct Basic(Options);
+
+/// No text at all.
+pub struct Silent;
+
+/// The bank without texts has no options.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NoOptions {}
+
+impl FromConfig for Silent {
+    type Config = NoOptions;
+    fn from_config(_: NoOptions, _: &Context) -> Result<Self> {
+        Ok(Silent)
+    }
+}
+
+impl PromptBank for Silent {
+    fn draw(&self, queries: RSlice<'_, PromptQuery<'_>>, _: u64) -> Result<RVec<Prompt>> {
+        let empty = Prompt {
+            positive: RString::new(),
+            negative: RString::new(),
+            tags: RVec::new(),
+        };
+        Ok(vec![empty; queries.len()].into())
+    }
+}
 
 fn validate(options: &Options) -> Result<()> {
     topic::topics()?;

@@ -73,6 +73,11 @@ impl Predicate {
             .all(|(name, condition)| condition.holds(name, facts))
     }
 
+    /// Whether it asks nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Why the predicate can never hold, if so.
     pub(crate) fn fault(&self) -> Option<String> {
         self.0

@@ -16,6 +16,66 @@ fn facts(area: f64, elongation: f64, count: f64, cdr: f64) -> Attributes {
     facts
 }
 
+/// `mask` with measures of an image.
+fn looking(
+    mask: &Attributes,
+    brightness: f64,
+    redness: f64,
+    contrast: f64,
+    ratio: f64,
+) -> Attributes {
+    let mut facts = mask.clone();
+    facts.set_number("brightness", brightness);
+    facts.set_number("redness", redness);
+    facts.set_number("contrast", contrast);
+    facts.set_number("detail", 6.0 * ratio);
+    facts.set_number("detail_ratio", ratio);
+    facts.set_number("boundary", 0.5 + ratio);
+    facts
+}
+
+/// Lesions of every look, borders of the ranges included.
+fn looks() -> Vec<Attributes> {
+    let masks = [1.0, 2.0, 5.0].map(|count| facts(0.018, 1.5, count, 0.7));
+    let ratios = [0.5, 0.749, 0.75, 0.849, 0.85, 1.249, 1.25, 1.3, 2.0];
+    let mut all = Vec::new();
+    for brightness in [60.0, 104.9, 105.0, 119.9, 120.0, 180.0] {
+        for redness in [-9.0, -5.0, -1.0, 0.0, 1.0, 5.0, 6.4, 6.5, 20.0] {
+            for contrast in [2.0, 8.9, 9.0, 10.9, 11.0, 18.0, 40.0] {
+                let (mask, ratio) = (&masks[all.len() % 3], ratios[all.len() % 10 % 9]);
+                all.push(looking(mask, brightness, redness, contrast, ratio));
+            }
+        }
+    }
+    all
+}
+
+/// Every property that a topic knows, stated by word with each of its values.
+fn statements() -> Vec<Attributes> {
+    let mut all = Vec::new();
+    for topic in topics().unwrap() {
+        for round in 0..8 {
+            for (count, cdr) in [(1.0, 0.8), (2.0, 0.55)] {
+                let mut stated = facts(0.05, 1.5, count, cdr);
+                for (name, values) in &topic.properties {
+                    if !["size", "number", "shape", "cup", "ratio"].contains(&name.as_str()) {
+                        stated.set_text(name, &values[round % values.len()].tag);
+                    }
+                }
+                if stated.text("rim").is_some_and(|rim| rim != "notching") {
+                    stated.set_text("rim", "rim-thinning");
+                }
+                if stated.text("stage").is_some() {
+                    let stage = if count == 1.0 { "advanced" } else { "early" };
+                    stated.set_text("stage", &format!("{stage}-glaucoma"));
+                }
+                all.push(stated);
+            }
+        }
+    }
+    all
+}
+
 /// Masks of every sort, borders of the ranges included.
 fn grid() -> Vec<Attributes> {
     let mut all = vec![Attributes::new()];
@@ -60,6 +120,15 @@ fn banks() -> [Box<dyn PromptBank>; 2] {
 
 /// What a tag claims, written down a second time and independently of the data files.
 fn is_true(tag: &str, facts: &Attributes) -> bool {
+    let called = |name: &str, tag: &str| {
+        let word = facts.text(name).map(|word| word.replace(' ', "-"));
+        word.as_deref() == Some(tag)
+    };
+    // Whether the dataset states the word, or states nothing and the measures say so.
+    let seen = |name: &str, measured: bool| match facts.text(name) {
+        Some(_) => called(name, tag),
+        None => measured,
+    };
     let within = |name: &str, from: f64, below: f64| {
         facts.number(name).is_some_and(|x| from <= x && x < below)
     };
@@ -73,22 +142,53 @@ fn is_true(tag: &str, facts: &Attributes) -> bool {
         "three" => facts.number("count") == Some(3.0),
         "several" => within("count", 4.0, 1e9),
         "multiple" => within("count", 2.0, 1e9),
-        "pedunculated" => within("elongation", 1.2, 1e9),
-        "elongated" => within("elongation", 1.8, 1e9),
+        "round" => within("elongation", 1.0, 1.3),
+        "oval" => within("elongation", 1.15, 1e9),
+        "elongated" => one && within("elongation", 1.8, 1e9),
+        "sessile" | "pedunculated" | "flat" => called("morphology", tag),
+        "regular" | "irregular" | "faint" => called("vascular", tag),
+        "lobulated" | "ulcerated" => called("surface", tag),
+        "smooth" => seen("surface", within("detail_ratio", 0.0, 0.85)),
+        "homogeneous" => seen("texture", within("detail_ratio", 0.0, 0.85)),
+        "heterogeneous" => seen("texture", within("detail_ratio", 1.25, 1e9)),
+        "granular" => called("texture", tag) || seen("surface", within("detail_ratio", 1.25, 1e9)),
+        "reddish" => seen("colour", within("redness", 6.5, 1e9)),
+        "pink" => {
+            called("pallor", tag)
+                || seen(
+                    "colour",
+                    within("redness", 1.0, 6.5) && within("brightness", 120.0, 256.0),
+                )
+        }
+        "pale" => seen(
+            "colour",
+            within("redness", -1e9, -1.0) && within("brightness", 120.0, 256.0),
+        ),
+        "brownish" => seen("colour", within("brightness", 0.0, 105.0)),
+        "similar" => seen("colour", within("contrast", 0.0, 9.0)),
+        "high-contrast" => seen("contrast", within("contrast", 18.0, 1e9)),
+        "low-contrast" => seen("contrast", within("contrast", 0.0, 11.0)),
+        "well-defined" => seen("margin", within("boundary", 1.8, 1e9)),
+        "ill-defined" => seen("margin", within("boundary", 0.0, 1.25)),
+        "regular-vessels" | "thin-vessels" | "bayoneting" => called("vessels", tag),
+        "pallor" => called("pallor", tag),
         "small-cup" => within("cdr", 0.0, 0.4),
         "large-cup" => within("cdr", 0.65, 1.1),
         "early-glaucoma" => within("cdr", 0.5, 0.6),
-        "advanced-glaucoma" | "bayoneting" => within("cdr", 0.6, 1.1),
+        "moderate-glaucoma" | "advanced-glaucoma" => within("cdr", 0.6, 1.1),
         "normal-disc" | "intact-rim" => within("cdr", 0.0, 0.5),
-        "notching" | "rim-thinning" | "disc-haemorrhage" => within("cdr", 0.5, 1.1),
-        _ => true,
+        "notching" => called("rim", tag),
+        "rim-thinning" | "mild-thinning" => within("cdr", 0.5, 1.1),
+        "disc-haemorrhage" | "nerve-fibre-defect" | "peripapillary-atrophy" => called("sign", tag),
+        "medium-cup" | "enlarged-cup" => within("cdr", 0.4, 0.65),
+        _ => tag.starts_with("cdr-") && facts.number("cdr").is_some(),
     }
 }
 
 #[test]
 fn every_text_is_true_of_its_mask() {
     for bank in banks() {
-        for facts in grid() {
+        for facts in [grid(), looks(), statements()].concat() {
             for target in ["polyp", "optic cup", "lesion"] {
                 for prompt in prompts(&*bank, target, &facts, 12, 3) {
                     for tag in &prompt.tags {
@@ -109,7 +209,7 @@ fn every_text_is_true_of_its_mask() {
 #[test]
 fn texts_are_well_formed_and_negatives_contradict_nothing() {
     for bank in banks() {
-        for facts in grid() {
+        for facts in [grid(), looks(), statements()].concat() {
             for target in ["polyp", "optic cup", "lesion"] {
                 for Prompt {
                     positive, negative, ..
@@ -139,20 +239,120 @@ fn texts_are_well_formed_and_negatives_contradict_nothing() {
     }
 }
 
+/// Words that a mask alone does not carry, written down independently of the data files.
+const NOT_IN_A_MASK: [&str; 46] = [
+    // Colour.
+    "reddish",
+    "red",
+    "pink",
+    "salmon",
+    "orange",
+    "pale",
+    "pallid",
+    "whitish",
+    "brownish",
+    "dark",
+    "mucosa-colored",
+    "evenly", // Surface, texture and contrast.
+    "smooth",
+    "glistening",
+    "granular",
+    "lobulated",
+    "nodular",
+    "mulberry-like",
+    "ulcerated",
+    "surface",
+    "texture",
+    "homogeneous",
+    "heterogeneous",
+    "mottled",
+    "uniform",
+    "contrast",
+    "subtle",
+    "strong",
+    "margin",
+    "margins",
+    "border",
+    "sharp",
+    "diffuse",
+    "demarcated",
+    // Vessels and signs.
+    "vascular",
+    "vessels",
+    "capillary",
+    "hemorrhage",
+    "notched",
+    "atrophy",
+    "defect",
+    // Morphology.
+    "sessile",
+    "pedunculated",
+    "flat",
+    "dome-shaped",
+    "stalked",
+];
+
+#[test]
+fn a_mask_alone_is_not_given_colour_surface_vessels_or_morphology() {
+    for bank in banks() {
+        for facts in grid() {
+            for target in ["polyp", "optic cup", "lesion"] {
+                for prompt in prompts(&*bank, target, &facts, 40, 11) {
+                    // The negative without what no image of the topic shows.
+                    let topic = topic::of_target(target).unwrap();
+                    let negative = prompt.negative.replace(&topic.negative.join(", "), "");
+                    for word in prompt
+                        .positive
+                        .split([' ', ','])
+                        .chain(negative.split([' ', ',']))
+                    {
+                        assert!(!NOT_IN_A_MASK.contains(&word), "`{word}` in {prompt:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn measures_bring_words_of_colour_and_surface() {
+    let mask = facts(0.06, 1.4, 1.0, 0.5);
+    let says = |target: &str, facts: &Attributes, tag: &str| {
+        let drawn = prompts(&Medical(Options::default()), target, facts, 40, 4);
+        drawn.iter().any(|p| p.tags.iter().any(|t| t == tag))
+    };
+    let rough = looking(&mask, 150.0, 9.0, 22.0, 1.6);
+    let dull = looking(&mask, 150.0, -3.0, 10.0, 0.6);
+    for (facts, tags, others) in [
+        (
+            &rough,
+            ["reddish", "granular", "well-defined", "high-contrast"],
+            "smooth",
+        ),
+        (
+            &dull,
+            ["pale", "smooth", "ill-defined", "low-contrast"],
+            "granular",
+        ),
+    ] {
+        for tag in tags {
+            assert!(says("polyp", facts, tag), "{tag}");
+        }
+        assert!(!says("polyp", facts, others), "{others}");
+        assert!(!says("polyp", &mask, tags[0]));
+    }
+    assert!(says("lesion", &rough, "heterogeneous"));
+    assert!(says("lesion", &dull, "homogeneous"));
+}
+
 #[test]
 fn nothing_repeats_while_the_bank_lasts() {
-    let mid = facts(0.06, 1.4, 1.0, 0.55);
-    let drawn = prompts(&Medical(Options::default()), "polyp", &mid, 400, 1);
-    let distinct: BTreeSet<_> = drawn.iter().map(|p| p.positive.as_str()).collect();
-    assert_eq!(distinct.len(), 400);
-    assert!(
-        drawn[..40]
-            .iter()
-            .map(|p| p.tags.join(" "))
-            .collect::<BTreeSet<_>>()
-            .len()
-            > 30
-    );
+    let mask = facts(0.06, 1.4, 1.0, 0.55);
+    for (facts, count) in [(&mask, 6), (&looking(&mask, 150.0, 9.0, 22.0, 1.6), 40)] {
+        let drawn = prompts(&Medical(Options::default()), "polyp", facts, count, 1);
+        let distinct: BTreeSet<_> = drawn.iter().map(|p| p.positive.as_str()).collect();
+        assert_eq!(distinct.len(), count);
+    }
 }
 
 #[test]
@@ -168,7 +368,7 @@ fn an_exhausted_bank_repeats_evenly() {
 
 #[test]
 fn every_entry_can_be_drawn() {
-    let masks = grid();
+    let masks = [grid(), looks(), statements()].concat();
     let mut seen = BTreeSet::new();
     for target in ["polyp", "cup", "lesion"] {
         for bank in banks() {
@@ -275,7 +475,7 @@ fn options_are_checked_and_obeyed() {
 
 /// As a manifest sees it: the registered constructors.
 #[test]
-fn both_banks_are_registered() {
+fn every_bank_is_registered() {
     let entry = |name: &str| {
         diffaug::inventory::iter::<diffaug::Entry<BoxPromptBank>>()
             .find(|entry| entry.name == name)
@@ -286,8 +486,36 @@ fn both_banks_are_registered() {
             .into_result()
             .unwrap();
     }
+    (entry("none").check)("{}".into()).into_result().unwrap();
+    let error = (entry("none").check)(r#"{"topic": "polyp"}"#.into())
+        .into_result()
+        .unwrap_err();
+    assert_eq!(error.field, "topic");
     let error = (entry("basic").check)(r#"{"topik": "polyp"}"#.into())
         .into_result()
         .unwrap_err();
     assert_eq!(error.field, "topik");
+}
+
+/// Through the box by which a generator is handed its bank.
+#[test]
+fn the_bank_without_texts_says_nothing_of_anything() {
+    let entry = diffaug::inventory::iter::<diffaug::Entry<BoxPromptBank>>()
+        .find(|entry| entry.name == "none")
+        .unwrap();
+    let bank = (entry.build)("{}".into(), &Context::default())
+        .into_result()
+        .unwrap();
+    let (plain, stated) = (Attributes::new(), statements().remove(0));
+    // Even of a target that no topic covers.
+    let queries = [query("polyp", &plain), query("ventricle", &stated)];
+    let drawn = bank.draw(queries.as_slice().into(), 3).unwrap();
+    assert_eq!(drawn.len(), 2);
+    for prompt in drawn {
+        assert_eq!(
+            (prompt.positive.as_str(), prompt.negative.as_str()),
+            ("", "")
+        );
+        assert!(prompt.tags.is_empty());
+    }
 }

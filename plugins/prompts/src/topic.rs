@@ -1,7 +1,9 @@
 //! What can be said of one kind of lesion: the data files' format, its reading and its checking.
 //!
 //! A topic (`data/NAME.toml`) holds templates for each bank and the properties that fill their
-//! slots. Every template and every property value says through `when` of which masks it is true.
+//! slots. Every template and every property value says of which lesions it is true: through `when` and
+//! `measured` by numbers, or through `stated` that it must come from the dataset. Nothing is said that
+//! the data does not carry; a template with a slot that nothing fills is not drawn.
 //!
 //! A property shares its name with the text attribute by which a dataset may state it
 //! (`morphology = "flat"`), and a value's tag with the flag by which it may be affirmed or denied
@@ -79,21 +81,31 @@ pub(crate) struct Value {
     /// Other names by which a dataset may state it.
     #[serde(default)]
     also: Vec<String>,
-    /// Of which masks it is true.
+    /// Of which masks it is true, whatever the dataset states.
     #[serde(default)]
     when: Predicate,
-    /// Of which masks it is plausible; not asked where the dataset states the property.
+    /// What measures must say before it is true; not asked where the dataset states the property.
     #[serde(default)]
-    hint: Predicate,
-    /// Tags of other properties' values that contradict it; holds in both directions.
+    measured: Predicate,
+    /// Whether it cannot be measured, and is said only where the dataset states the property.
     #[serde(default)]
-    pub(crate) excludes: Vec<String>,
+    stated: bool,
     /// What an image with this value does not show.
     #[serde(default)]
     pub(crate) negative: Vec<String>,
 }
 
 impl Value {
+    /// Why it can never be said, or might be said of anything.
+    fn fault(&self) -> Option<String> {
+        let always = self.when.is_empty() && self.measured.is_empty() && !self.stated;
+        let anything = always.then(|| "nothing says of which lesions it is true".into());
+        self.when
+            .fault()
+            .or_else(|| self.measured.fault())
+            .or(anything)
+    }
+
     /// `early_glaucoma`, `early-glaucoma` and `Early glaucoma` are the same name.
     fn is_called(&self, word: &str) -> bool {
         let plain = |name: &str| name.to_lowercase().replace(['_', '-'], " ");
@@ -130,27 +142,22 @@ impl Topic {
         Ok(topic)
     }
 
-    /// Finds what is wrong with the data: unknown slots and tags, conditions that cannot hold,
+    /// Finds what is wrong with the data: unknown slots, conditions that cannot hold or are missing,
     /// words about a property outside its slot.
     fn check(&self) -> Result<(), String> {
-        let values = || self.properties.values().flatten();
         let mut tags = BTreeSet::new();
-        for value in values() {
+        for value in self.properties.values().flatten() {
             if !tags.insert(value.tag.as_str()) {
                 return Err(format!("two values have the tag `{}`", value.tag));
             }
-            if let Some(fault) = value.when.fault().or_else(|| value.hint.fault()) {
+            if let Some(fault) = value.fault() {
                 return Err(format!("value `{}`: {fault}", value.tag));
             }
         }
-        if let Some(unknown) = values()
-            .flat_map(|v| &v.excludes)
-            .find(|tag| !tags.contains(tag.as_str()))
-        {
-            return Err(format!("no value has the excluded tag `{unknown}`"));
-        }
         for (bank, templates) in [("basic", &self.basic), ("medical", &self.medical)] {
-            if !templates.iter().any(|t| t.when.holds(&Attributes::new())) {
+            let nothing = Attributes::new();
+            let plain = |t: &Template| t.slots().next().is_none() && t.when.holds(&nothing);
+            if !templates.iter().any(plain) {
                 return Err(format!("bank `{bank}` has no text for an unmeasured mask"));
             }
             for template in templates {
@@ -208,7 +215,7 @@ impl Topic {
                 let value = &values[i];
                 value.when.holds(facts)
                     && stated.permits(value)
-                    && (stated.affirms() || value.hint.holds(facts))
+                    && (stated.affirms() || (!value.stated && value.measured.holds(facts)))
             })
             .collect()
     }
@@ -346,9 +353,10 @@ mod tests {
         contains = ["x"]
         negative = []
         basic = [{ text = "a thing" }]
-        medical = [{ text = "a {hue} thing" }]
+        medical = [{ text = "a {hue} thing" }, { text = "some thing" }]
         [[property.hue]]
         tag = "red"
+        stated = true
     "#;
 
     #[test]
@@ -358,18 +366,15 @@ mod tests {
             ("{hue}", "{size}", "no property `size`"),
             ("{hue}", "{hue", "not closed"),
             ("a thing", "a red thing", "says `red`"),
-            (
-                "tag =",
-                "excludes = [\"blue\"]\n tag =",
-                "excluded tag `blue`",
-            ),
             ("tag =", "when = { area = {} }\n tag =", "needs `from`"),
+            ("stated = true", "", "nothing says of which"),
             ("tag =", "tagg =", "unknown field `tagg`"),
             (
                 "\"a thing\"",
                 "\"a thing\", when = { count = 1 }",
                 "unmeasured mask",
             ),
+            ("a thing", "a {hue}", "unmeasured mask"),
         ] {
             let error = Topic::parse("x", &SOUND.replace(from, to)).unwrap_err();
             assert!(error.contains(fault), "{error}");
@@ -384,11 +389,11 @@ mod tests {
     }
 
     #[test]
-    fn outlines_hint_and_datasets_decide() {
+    fn what_cannot_be_measured_is_said_where_the_dataset_states_it() {
         let mut facts = Attributes::new();
         facts.set_number("count", 1.0);
         facts.set_number("elongation", 1.05);
-        assert_eq!(tags("polyp", "morphology", &facts), ["sessile", "flat"]);
+        assert!(tags("polyp", "morphology", &facts).is_empty());
         facts.set_text("morphology", "Pedunculated");
         assert_eq!(tags("polyp", "morphology", &facts), ["pedunculated"]);
         facts.set_text("morphology", "slightly elevated");
@@ -398,17 +403,33 @@ mod tests {
     }
 
     #[test]
+    fn statements_win_over_measures() {
+        let mut facts = Attributes::new();
+        facts.set_number("brightness", 150.0);
+        facts.set_number("redness", 12.0);
+        facts.set_number("contrast", 20.0);
+        facts.set_number("detail_ratio", 0.5);
+        assert_eq!(tags("polyp", "colour", &facts), ["reddish"]);
+        assert_eq!(tags("polyp", "surface", &facts), ["smooth"]);
+        facts.set_text("colour", "pale");
+        facts.set_text("surface", "granular");
+        assert_eq!(tags("polyp", "colour", &facts), ["pale"]);
+        assert_eq!(tags("polyp", "surface", &facts), ["granular"]);
+    }
+
+    #[test]
     fn flags_affirm_and_deny() {
         let mut facts = Attributes::new();
         facts.set_number("count", 1.0);
         facts.set_number("elongation", 1.5);
         facts.set_flag("flat", false);
-        assert_eq!(
-            tags("polyp", "morphology", &facts),
-            ["sessile", "pedunculated"]
-        );
+        // What a polyp is not does not tell what it is.
+        assert!(tags("polyp", "morphology", &facts).is_empty());
         facts.set_flag("flat", true);
         assert_eq!(tags("polyp", "morphology", &facts), ["flat"]);
+        facts.set_number("redness", 12.0);
+        facts.set_flag("reddish", false);
+        assert!(tags("polyp", "colour", &facts).is_empty());
         facts.set_number("area", 0.001);
         facts.set_flag("small", true);
         assert_eq!(tags("polyp", "size", &facts), ["diminutive"]);
@@ -427,6 +448,9 @@ mod tests {
         eye.set_flag("early_glaucoma", false);
         eye.set_flag("glaucoma", false);
         assert!(tags("glaucoma", "stage", &eye).is_empty());
+        eye.set_text("sign", "disc-haemorrhage");
         assert!(tags("glaucoma", "sign", &eye).is_empty());
+        eye.set_flag("glaucoma", true);
+        assert_eq!(tags("glaucoma", "sign", &eye), ["disc-haemorrhage"]);
     }
 }

@@ -205,6 +205,130 @@ fn colour_jitter_leaves_the_mask_and_grey_alone() {
     assert_eq!(two.pixels(), [88, 88, 88, 63, 63, 63]);
 }
 
+/// Fine detail of an image, in grey levels.
+fn detail(image: &Image, mask: &Mask) -> f64 {
+    let found = crate::appearance::Appearance::of(image.view(), mask.view(), &[1]);
+    found.unwrap().detail
+}
+
+/// Mild noise about a grey that neither blur nor noise drives out of range.
+fn tissue() -> (Image, Mask) {
+    let mut rng = rng::stream(4, "tissue", 0);
+    let pixels = (0..3 * 64 * 48)
+        .map(|_| rng.random_range(120..140))
+        .collect();
+    let labels = (0..64 * 48).map(|i| u8::from(i % 64 > 20)).collect();
+    (
+        Image::new(64, 48, pixels).unwrap(),
+        Mask::new(64, 48, labels).unwrap(),
+    )
+}
+
+/// Options with one artifact alone, applied to every image.
+fn artifacts() -> [AugmentOptions; 3] {
+    let always = AugmentOptions {
+        artifacts: 1.0,
+        ..off()
+    };
+    [
+        AugmentOptions {
+            blur: 2.0,
+            ..always.clone()
+        },
+        AugmentOptions {
+            noise: 20.0,
+            ..always.clone()
+        },
+        AugmentOptions {
+            jpeg: Some(10),
+            ..always
+        },
+    ]
+}
+
+#[test]
+fn artifacts_change_fine_detail_and_not_the_mask() {
+    let pair = tissue();
+    let before = detail(&pair.0, &pair.1);
+    let [blur, noise, jpeg] = artifacts();
+    for (options, most, least) in [(&blur, 1.0, 0.05), (&noise, 5.0, 1.0), (&jpeg, 1.1, 0.0)] {
+        let mut total = 0.0;
+        for index in 0..20 {
+            let (image, mask) = run(&pair, options, index);
+            assert_eq!(mask, pair.1);
+            assert_eq!(run(&pair, options, index).0, image, "not replayable");
+            let ratio = detail(&image, &mask) / before;
+            assert!(
+                (0.99 * least..=1.01 * most).contains(&ratio),
+                "{options:?}: {ratio}"
+            );
+            total += ratio / 20.0;
+        }
+        assert!((total - 1.0).abs() > 0.1, "{options:?}: {total}");
+    }
+}
+
+#[test]
+fn jpeg_damages_more_at_lower_quality() {
+    let pair = tissue();
+    let loss = |quality: u8| {
+        let mut image = pair.0.clone();
+        artifacts::compress(&mut image, quality);
+        let pixels = image.pixels().iter().zip(pair.0.pixels());
+        pixels.map(|(a, b)| u64::from(a.abs_diff(*b))).sum::<u64>()
+    };
+    assert!(loss(100) < loss(60) && loss(60) < loss(5));
+    assert!(loss(5) > 0);
+}
+
+#[test]
+fn artifacts_come_as_often_as_asked() {
+    let pair = tissue();
+    for (share, expected) in [(0.0, 0..=0), (0.5, 35..=65), (1.0, 99..=100)] {
+        let options = AugmentOptions {
+            artifacts: share,
+            ..artifacts()[1].clone()
+        };
+        let changed = (0..100).filter(|&i| run(&pair, &options, i).0 != pair.0);
+        let changed = changed.count();
+        assert!(expected.contains(&changed), "{share}: {changed}");
+    }
+}
+
+#[test]
+fn artifacts_leave_other_draws_alone() {
+    let pair = noise(40, 30);
+    let all = AugmentOptions {
+        blur: 1.0,
+        noise: 5.0,
+        jpeg: Some(50),
+        artifacts: 1.0,
+        ..strong()
+    };
+    let mask = |options: &AugmentOptions| run(&pair, options, 3).1;
+    assert_eq!(mask(&all), mask(&strong()));
+    // With nothing but noise, a second artifact leaves the noise what it was.
+    let [_, noisy, jpeg] = artifacts();
+    let flat = Image::new(40, 30, vec![128; 3600]).unwrap();
+    let noise_of = |options: &AugmentOptions| run(&(flat.clone(), pair.1.clone()), options, 3).0;
+    let both = AugmentOptions {
+        jpeg: jpeg.jpeg,
+        ..noisy.clone()
+    };
+    let mut after = noise_of(&noisy);
+    let quality = Artifacts::draw(&both, &rng::stream(5, "test", 3)).jpeg;
+    artifacts::compress(&mut after, quality.unwrap());
+    assert_eq!(noise_of(&both), after);
+}
+
+/// What these options gave before there were blur, noise and JPEG.
+#[test]
+fn without_artifacts_bytes_are_what_they_were() {
+    let (image, mask) = run(&noise(31, 18), &strong(), 7);
+    let hash = crate::files::hash(&[image.pixels(), mask.labels()].concat());
+    assert_eq!(&hash[..16], "99a128de3a572b57");
+}
+
 #[test]
 fn bad_options_are_named() {
     AugmentOptions::default().validate().unwrap();
@@ -229,6 +353,14 @@ fn bad_options_are_named() {
                 ..off()
             },
             "augment.elastic",
+        ),
+        (AugmentOptions { blur: 5.1, ..off() }, "augment.blur"),
+        (
+            AugmentOptions {
+                jpeg: Some(0),
+                ..off()
+            },
+            "augment.jpeg",
         ),
     ] {
         let error = bad.validate().unwrap_err();

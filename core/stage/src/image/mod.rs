@@ -1,4 +1,5 @@
-//! Images and masks on disk: reading (PNG, JPEG, TIFF, BMP), checking, writing, resizing, cropping.
+//! Images and masks on disk: reading (PNG, JPEG, TIFF, BMP), checking, writing, resizing, cropping,
+//! blurring.
 //!
 //! A file's format is told by its content, since JPEG files named `.png` are common. Its size is
 //! read from the header and checked before a pixel is decoded, so that a small file that claims to
@@ -16,6 +17,7 @@
 
 pub mod mask;
 
+mod blur;
 mod check;
 mod decode;
 mod jpeg;
@@ -26,6 +28,7 @@ mod tiff;
 mod write;
 
 pub use self::{
+    blur::gaussian_blur,
     check::{Header, read_header},
     mask::{MaskFault, MaskRule, MaskValues, open_gray, open_mask, read_values},
     resize::{crop_image, crop_mask, resize_image, resize_mask},
