@@ -22,6 +22,8 @@ mod paper;
 #[cfg(feature = "builtin")]
 mod pipeline;
 mod safety;
+#[cfg(feature = "builtin")]
+mod synthesis;
 mod util;
 #[cfg(feature = "builtin")]
 mod weights;

@@ -60,6 +60,7 @@
 pub mod abi;
 pub mod appearance;
 pub mod augment;
+pub mod bands;
 pub mod data;
 pub mod error;
 pub mod files;

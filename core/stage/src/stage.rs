@@ -325,6 +325,10 @@ stage! {
             .map(ROption::RSome)
             .collect());
 
+        /// Whether what is painted goes by the text of a job. One that paints lesions whatever the
+        /// text says cannot paint a healthy place, and the host does not ask it to.
+        fn follows_texts(&self) -> Result<bool> = Ok(true);
+
         /// Learns from `train` and leaves weights in the folder `out`; the host then builds the
         /// stage anew with the option `weights = out`. A run that was cut short goes on from what
         /// `out` holds.

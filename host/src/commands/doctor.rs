@@ -14,7 +14,7 @@ use crate::{
     manifest::{Background, StageTable},
     pipeline::{
         self, gate,
-        wire::{self, Wire},
+        wire::{self, START, Wire},
     },
     registry::{self, Kind},
     ui::Ui,
@@ -254,6 +254,9 @@ impl Report {
         self.stage::<BoxPromptBank>(wire, "prompts", &m.prompts)?;
         if m.paints() {
             self.stage::<BoxGenerator>(wire, "generator", &m.generator)?;
+            if let Some(start) = &m.synthesis.start {
+                self.stage::<BoxGenerator>(wire, START, start)?;
+            }
             self.stage::<BoxValidator>(wire, "validator", &m.validator)?;
         }
         if m.paints() || m.evaluate.segmenter.is_none() {
@@ -387,6 +390,7 @@ fn weights(
     }
     let (folder, done) = match at {
         "generator" => ("generator", vec!["generator.json".to_owned()]),
+        START => ("start", vec!["start.json".to_owned()]),
         "segmenter" => segmenters(wire)?,
         "evaluate.segmenter" => ("evaluate", vec!["result.json".to_owned()]),
         _ => return Ok(None),

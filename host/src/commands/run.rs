@@ -8,10 +8,11 @@ use crate::{
         pools::{Pool, SHOWN},
         record::Summary,
         scoring::Figures,
+        sizes::Size,
     },
     ui::{Ui, table},
 };
-use diffaug::{Error, lesion::SizeGroup};
+use diffaug::Error;
 use serde_json::{Value, json};
 
 /// Runs a manifest up to `goal` and prints what came of it.
@@ -83,7 +84,11 @@ fn text(outcome: &Outcome, result: &Value) -> String {
         if let (Some(yes), Some(no)) = (s.score_accepted, s.score_rejected) {
             line += &format!(" (mean score {yes:.2} and {no:.2})");
         }
+        if s.passed_over > 0 {
+            line += &format!(", {} passed over for their size", s.passed_over);
+        }
         parts.push(line);
+        parts.extend(synthesis(s));
         if let Some(p) = &s.preview {
             let lost = p.lost.map_or(String::new(), |lost| {
                 format!("; {lost} of them passed when finished")
@@ -111,7 +116,47 @@ fn text(outcome: &Outcome, result: &Value) -> String {
     parts.join("\n\n")
 }
 
-/// How lesions of each pool look, and which sizes were accepted.
+/// Further lines on a synthesis, where there is something to say.
+fn synthesis(s: &Summary) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(b) = &s.backgrounds {
+        lines.push(format!(
+            "lesions were painted away in {} of {} training images; {} are left out",
+            b.cleared, b.images, b.failed
+        ));
+    }
+    let sizes = |all: &[Size]| {
+        let each = all
+            .iter()
+            .filter(|size| size.candidates > 0 || size.wanted > Some(0));
+        let each = each.map(|size| {
+            let wanted = size.wanted.map(|wanted| format!(" ({wanted} wanted)"));
+            let wanted = wanted.unwrap_or_default();
+            format!(
+                "{}: {} of {}{wanted}",
+                size.size, size.accepted, size.candidates
+            )
+        });
+        each.collect::<Vec<_>>().join(", ")
+    };
+    if s.candidates > 0 || s.passed_over > 0 {
+        lines.push(format!(
+            "accepted by size of the lesion: {}",
+            sizes(&s.by_size)
+        ));
+    }
+    if let Some(real) = s.real_acceptance.as_ref().filter(|real| real.n > 0) {
+        lines.push(format!(
+            "of {} real lesions of the validation part {} pass: {}",
+            real.n,
+            real.accepted,
+            sizes(&real.by_size)
+        ));
+    }
+    lines
+}
+
+/// How lesions of each pool look.
 fn pools(summary: &Summary) -> String {
     let Some(pools) = &summary.pools else {
         return String::new();
@@ -133,19 +178,7 @@ fn pools(summary: &Summary) -> String {
     .to_vec();
     let mut header = vec!["lesions", "images"];
     header.extend(SHOWN.iter().map(|(_, title)| *title));
-    let sizes: Vec<String> = SizeGroup::ALL
-        .iter()
-        .filter_map(|size| {
-            let group = pools.acceptance_by_size.get(size.name())?;
-            let (accepted, all) = (group.accepted, group.candidates);
-            Some(format!("{}: {accepted} of {all}", size.name()))
-        })
-        .collect();
-    let mut text = table(&header, &rows);
-    if !sizes.is_empty() {
-        text += &format!("\naccepted by share of the image: {}", sizes.join(", "));
-    }
-    text
+    table(&header, &rows)
 }
 
 /// Mean over images, then over trainings; with a spread where there are several trainings.

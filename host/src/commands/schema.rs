@@ -10,10 +10,11 @@ use crate::{
 use serde_json::{Value, json};
 
 /// Tables of the manifest that hold a stage, with its kind.
-const STAGES: [(&str, &str); 5] = [
+const STAGES: [(&str, &str); 6] = [
     ("/properties/dataset", "dataset"),
     ("/properties/prompts", "prompts"),
     ("/properties/generator", "generator"),
+    ("/properties/synthesis/properties/start", "generator"),
     ("/properties/validator", "validator"),
     ("/properties/segmenter", "segmenter"),
 ];

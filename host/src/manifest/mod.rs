@@ -166,6 +166,9 @@ pub enum Background {
     Crop,
     /// Images without lesions from the folder `external`; the mask is a training image's.
     External,
+    /// Training images whose lesion the generator has painted away, which the validator's segmenter
+    /// has to confirm, and training images without one; the mask is another image's.
+    PseudoNormal,
 }
 
 /// How many images are painted, and on what.
@@ -185,11 +188,31 @@ pub struct Synthesis {
     pub batch: u32,
     /// For `background = "crop"`: the smallest side of a crop, as a fraction of the image's.
     pub min_crop: f64,
+    /// With `start`: the finer detail of the lesion is taken from the start generator's image, the rest
+    /// from the main one's. What is finer is told apart by a Gaussian of this standard deviation in
+    /// pixels, 0 (off) to 32.
+    pub detail: f64,
+    /// How many healthy holes are painted into each image besides its lesion, 0 to 4: of the shape of
+    /// other lesions, away from all labels, described by the prompt's negative text, and labelled as
+    /// background. Where there is no room for one it is left out.
+    pub decoys: u32,
+    /// Whether the accepted images are to have the sizes of the real lesions: `ratio` is wanted of each
+    /// group of sizes (below 2 %, 2 to 10 %, above 10 % of the image), and nothing more is painted for
+    /// one that has it.
+    pub quotas: bool,
+    /// Whether the validator also judges the real lesions of the validation part, to tell how many of
+    /// those pass. It does not where it asks no segmenter.
+    pub judge_real: bool,
     /// Whether rejected images are kept too, in `rejected/`.
     pub keep_rejected: bool,
     /// Into how many parts the training images are cut for cross-fitting: a candidate is judged by a
     /// segmenter that never saw its source. 1 trains one segmenter on all of them.
     pub folds: u32,
+    /// A generator whose image the main one begins with, instead of the background. The main one's
+    /// option `strength`, where it has one, says how much of it is painted over: 0.3 to 0.5 keeps
+    /// what a pasted lesion looks like.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start: Option<StageTable>,
     /// A look at candidates that are still being painted, to give up the hopeless ones; without it
     /// all are finished.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -228,8 +251,13 @@ impl Default for Synthesis {
             ratio: 1.0,
             batch: 8,
             min_crop: 0.4,
+            detail: 0.0,
+            decoys: 0,
+            quotas: false,
+            judge_real: true,
             keep_rejected: false,
             folds: 1,
+            start: None,
             preview: None,
         }
     }
@@ -388,6 +416,19 @@ impl Synthesis {
         }
         if !(self.min_crop > 0.0 && self.min_crop <= 1.0) {
             return wrong("synthesis.min_crop", "must be above 0 and at most 1");
+        }
+        within("synthesis.decoys", self.decoys, 0, 4)?;
+        if !(0.0..=32.0).contains(&self.detail) {
+            return wrong(
+                "synthesis.detail",
+                "must be a number of pixels from 0 to 32",
+            );
+        }
+        if self.detail > 0.0 && self.start.is_none() {
+            return wrong(
+                "synthesis.detail",
+                "takes fine detail from a start generator, but there is no `synthesis.start`",
+            );
         }
         if self.background == Background::External && self.external.is_none() {
             return wrong(

@@ -4,16 +4,22 @@
 //! that pair alone, so that neither order, batches nor an interruption can change it. Variants go
 //! round robin over the backgrounds, so that a quota is filled from as many as possible.
 
+use super::{
+    placing::{self, Room, is_free, only},
+    sizes,
+};
 use crate::manifest::{Background, Synthesis};
 use diffaug::{
     Attributes, BoxPromptBank, Dataset, Error, Image, Item, Mask, Prompt, PromptBank, PromptQuery,
     Result, Sample,
     image::{ReadOptions, crop_image, open_image, resize_image},
-    lesion, pairs, rng,
+    lesion::{self, SizeGroup},
+    pairs, rng,
     view::Shared,
 };
 use rand::RngExt;
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
@@ -37,11 +43,26 @@ pub struct Candidate {
     pub wanted: Mask,
     /// What the finished image is labelled with: `wanted` and the labels around it.
     pub label: Mask,
+    /// Healthy holes to be painted besides, away from all labels: outlines of other lesions.
+    pub decoys: Vec<Mask>,
     /// Facts of `wanted`, and how the lesion is to look: as the donor's of the mask.
     pub attributes: Attributes,
     /// What to paint.
     pub prompt: Prompt,
 }
+
+/// Where a background comes from.
+enum Place {
+    /// The training sample of this number.
+    Sample(usize),
+    /// The training sample of this number with its lesion painted away, in a file.
+    Cleared(usize, PathBuf),
+    /// A file from elsewhere.
+    File(PathBuf),
+}
+
+/// Training samples whose lesion was painted away, by their number, and the images that this left.
+pub type Cleared = BTreeMap<u64, PathBuf>;
 
 /// A background with the mask that is wanted on it.
 struct Scene {
@@ -58,7 +79,7 @@ pub struct Candidates<'a> {
     seed: u64,
     train: Shared,
     items: Vec<Item>,
-    external: Vec<PathBuf>,
+    places: Vec<Place>,
     targets: Vec<u8>,
     target_name: String,
     /// Indices of training samples that show a lesion; filled when first needed.
@@ -66,37 +87,36 @@ pub struct Candidates<'a> {
 }
 
 impl<'a> Candidates<'a> {
-    /// Lists the backgrounds.
+    /// Lists the backgrounds. With [`Background::PseudoNormal`] they are the training images without a
+    /// lesion and those of `cleared`.
     ///
     /// # Errors
-    /// When the training view or the folder of external backgrounds cannot be listed.
+    /// When the training view or the folder of external backgrounds cannot be listed, or nothing is
+    /// left to paint on.
     pub fn new(
         train: Shared,
         options: &'a Synthesis,
         size: Option<(u32, u32)>,
         reading: ReadOptions,
         seed: u64,
+        cleared: &Cleared,
     ) -> Result<Self> {
         let info = train.info()?;
-        let external = match (&options.background, &options.external) {
-            (Background::External, Some(folder)) => {
-                pairs::list_files(folder).map_err(|e| e.at("synthesis.external"))?
-            }
-            _ => Vec::new(),
-        };
         let target = info.classes.iter().find(|class| class.target);
-        Ok(Candidates {
+        let mut candidates = Candidates {
             options,
             size,
             reading,
             seed,
             items: train.items()?.into_iter().collect(),
             train,
-            external,
+            places: Vec::new(),
             targets: info.targets(),
             target_name: target.map_or_else(String::new, |class| class.name.to_string()),
             lesions: OnceLock::new(),
-        })
+        };
+        candidates.places = candidates.list(cleared)?;
+        Ok(candidates)
     }
 
     /// The real training images, from which masks are taken.
@@ -104,49 +124,69 @@ impl<'a> Candidates<'a> {
         &self.train
     }
 
-    /// How many backgrounds there are.
-    fn backgrounds(&self) -> usize {
-        match self.options.background {
-            Background::External => self.external.len(),
-            _ => self.items.len(),
+    fn list(&self, cleared: &Cleared) -> Result<Vec<Place>> {
+        let all = 0..self.items.len();
+        let places: Vec<Place> = match (self.options.background, &self.options.external) {
+            (Background::External, Some(folder)) => {
+                let files = pairs::list_files(folder).map_err(|e| e.at("synthesis.external"))?;
+                files.into_iter().map(Place::File).collect()
+            }
+            (Background::PseudoNormal, _) => {
+                let lesions = self.lesions()?;
+                let place = |index: usize| match cleared.get(&(index as u64)) {
+                    Some(path) => Some(Place::Cleared(index, path.clone())),
+                    // One that could not be cleared shows a lesion that no label would tell of.
+                    None if lesions.contains(&(index as u64)) => None,
+                    None => Some(Place::Sample(index)),
+                };
+                all.filter_map(place).collect()
+            }
+            _ => all.map(Place::Sample).collect(),
+        };
+        if places.is_empty() && self.options.background == Background::PseudoNormal {
+            return Err(Error::data(
+                "no training image could be cleared of its lesion (`backgrounds.json` says why), so \
+                 there is nothing to paint on",
+            )
+            .at("synthesis.background"));
         }
+        Ok(places)
     }
 
     /// How many candidates there are at most.
     pub fn len(&self) -> u64 {
-        self.backgrounds() as u64 * u64::from(self.options.variants)
+        self.places.len() as u64 * u64::from(self.options.variants)
     }
 
-    /// Candidate `index`, or why there is none (a background without a lesion-free part).
+    /// Candidate `index`, or why there is none (a background on which nothing can be placed).
     ///
     /// # Errors
     /// When a file cannot be read or the bank has no prompt.
     pub fn get(&self, index: u64, bank: &BoxPromptBank) -> Result<Result<Candidate, Skipped>> {
-        let backgrounds = self.backgrounds() as u64;
+        let backgrounds = self.places.len() as u64;
         let (source, variant) = ((index % backgrounds) as usize, (index / backgrounds) as u32);
         let name = self.name(source)?;
         let id = format!("{name}/{variant}");
         let Some(scene) = self.scene(source, &name, variant)? else {
+            let reason = "the image has no lesion-free part of the size wanted".to_owned();
             return Ok(Err(Skipped {
                 id,
                 source: name,
                 variant,
+                reason,
+                full: None,
             }));
         };
         let prompt = self.prompt(source, &name, variant, bank)?;
-        let mut wanted = scene.label.clone();
-        for label in wanted.bytes_mut() {
-            if !self.targets.contains(label) {
-                *label = 0;
-            }
-        }
+        let seed = self.candidate_seed(&name, variant);
         Ok(Ok(Candidate {
-            seed: self.candidate_seed(&name, variant),
+            seed,
             id,
+            decoys: self.decoys(&name, &scene.label, seed)?,
             source: name,
             variant,
             background: scene.background,
-            wanted,
+            wanted: only(&scene.label, &self.targets),
             label: scene.label,
             attributes: scene.attributes,
             prompt,
@@ -154,9 +194,11 @@ impl<'a> Candidates<'a> {
     }
 
     fn name(&self, source: usize) -> Result<String> {
-        match self.options.background {
-            Background::External => external_id(&self.external[source]),
-            _ => Ok(self.items[source].id.to_string()),
+        match &self.places[source] {
+            Place::File(path) => external_id(path),
+            Place::Sample(index) | Place::Cleared(index, _) => {
+                Ok(self.items[*index].id.to_string())
+            }
         }
     }
 
@@ -202,58 +244,125 @@ impl<'a> Candidates<'a> {
 
     fn scene(&self, source: usize, name: &str, variant: u32) -> Result<Option<Scene>> {
         let mut rng = rng::stream(self.candidate_seed(name, variant), "scene", 0);
-        match self.options.background {
-            Background::SameImage => {
-                let sample = self.train.sample(source as u64)?;
-                if has_target(&sample, &self.targets) {
-                    return Ok(Some(Scene {
-                        background: sample.image,
-                        label: sample.mask,
-                        attributes: sample.attributes,
-                    }));
-                }
-                self.placed(sample.image, name, &mut rng).map(Some)
+        let index = match &self.places[source] {
+            Place::File(path) => {
+                let image = self.sized(open_image(path, self.reading)?);
+                return self.placed(image, None, name, &mut rng);
             }
-            Background::Crop => {
-                let sample = self.train.sample(source as u64)?;
-                match self.lesion_free_crop(&sample, &mut rng)? {
-                    Some(crop) => self.placed(crop, name, &mut rng).map(Some),
-                    None => Ok(None),
-                }
+            Place::Cleared(index, path) => {
+                let image = self.sized(open_image(path, self.reading)?);
+                let around = self.train.sample(*index as u64)?.mask;
+                return self.placed(image, Some(around), name, &mut rng);
             }
-            Background::External => {
-                let image = open_image(&self.external[source], self.reading)?;
-                let image = match self.size {
-                    Some((width, height)) => resize_image(image.view(), width, height),
-                    None => image,
-                };
-                self.placed(image, name, &mut rng).map(Some)
-            }
+            Place::Sample(index) => *index as u64,
+        };
+        let sample = self.train.sample(index)?;
+        if self.options.background == Background::Crop {
+            return match self.lesion_free_crop(&sample, &mut rng)? {
+                Some(crop) => self.placed(crop, None, name, &mut rng),
+                None => Ok(None),
+            };
+        }
+        if !has_target(&sample, &self.targets) {
+            return self.placed(sample.image, Some(sample.mask), name, &mut rng);
+        }
+        Ok(Some(Scene {
+            background: sample.image,
+            label: sample.mask,
+            attributes: sample.attributes,
+        }))
+    }
+
+    fn sized(&self, image: Image) -> Image {
+        match self.size {
+            Some((width, height)) => resize_image(image.view(), width, height),
+            None => image,
         }
     }
 
-    /// Another training image's mask, mirrored and moved, on `background`.
-    fn placed(&self, background: Image, name: &str, rng: &mut rng::Rng) -> Result<Scene> {
+    /// Another training image's lesion, mirrored and moved, on `background`; `around` are the labels
+    /// that the background has besides lesions. `None` where nothing is left of the lesion at the
+    /// background's size.
+    fn placed(
+        &self,
+        background: Image,
+        around: Option<Mask>,
+        name: &str,
+        rng: &mut rng::Rng,
+    ) -> Result<Option<Scene>> {
+        let donor = self.donor(name, rng)?;
+        let Some(mut label) = self.outline(&donor, background.size(), rng)? else {
+            return Ok(None);
+        };
+        // The donor's words and looks stay: they are the wish for the lesion to be painted. What the mask
+        // itself shows is measured anew.
+        let mut attributes = donor.attributes;
+        attributes.extend(&lesion::measure(label.view(), &self.targets));
+        if let Some(around) = around {
+            for (label, around) in label.bytes_mut().iter_mut().zip(around.labels()) {
+                if *label == 0 && !self.targets.contains(around) {
+                    *label = *around;
+                }
+            }
+        }
+        Ok(Some(Scene {
+            background,
+            label,
+            attributes,
+        }))
+    }
+
+    /// A training sample with a lesion, another than the one called `name` unless that is the only one.
+    fn donor(&self, name: &str, rng: &mut rng::Rng) -> Result<Sample> {
         let lesions = self.lesions()?;
         let others: Vec<u64> = lesions
             .iter()
             .copied()
             .filter(|&i| self.items[i as usize].id.as_str() != name || lesions.len() == 1)
             .collect();
-        let donor = others[rng.random_range(0..others.len())];
-        let donor = self.train.sample(donor)?;
-        let mask =
-            diffaug::image::resize_mask(donor.mask.view(), background.width(), background.height());
-        let label = moved(&mask, rng)?;
-        // The donor's words and looks stay: they are the wish for the lesion to be painted. What the mask
-        // itself shows is measured anew.
-        let mut attributes = donor.attributes;
-        attributes.extend(&lesion::measure(label.view(), &self.targets));
-        Ok(Scene {
-            background,
-            label,
-            attributes,
-        })
+        self.train.sample(others[rng.random_range(0..others.len())])
+    }
+
+    /// The lesion of `donor` in an image of that size, mirrored and moved.
+    fn outline(
+        &self,
+        donor: &Sample,
+        (width, height): (u32, u32),
+        rng: &mut rng::Rng,
+    ) -> Result<Option<Mask>> {
+        let mask = diffaug::image::resize_mask(donor.mask.view(), width, height);
+        placing::moved(&only(&mask, &self.targets), rng)
+    }
+
+    /// As many healthy holes as the manifest wants and as have room beside `label`.
+    fn decoys(&self, name: &str, label: &Mask, seed: u64) -> Result<Vec<Mask>> {
+        if self.options.decoys == 0 {
+            return Ok(Vec::new());
+        }
+        let mut room = Room::beside(label.view());
+        let mut found = Vec::new();
+        for which in 0..u64::from(self.options.decoys) {
+            let mut rng = rng::stream(seed, "decoy", which);
+            let hole = room.take(|| {
+                let donor = self.donor(name, &mut rng)?;
+                self.outline(&donor, label.size(), &mut rng)
+            })?;
+            found.extend(hole);
+        }
+        Ok(found)
+    }
+
+    /// How many training samples show lesions of each size, in the order of [`SizeGroup::ALL`].
+    ///
+    /// # Errors
+    /// When a sample cannot be read.
+    pub fn sizes(&self) -> Result<[u64; 3]> {
+        let mut counts = [0; 3];
+        for &index in self.lesions()? {
+            let mask = self.train.sample(index)?.mask;
+            counts[sizes::group(only(&mask, &self.targets).view()) as usize] += 1;
+        }
+        Ok(counts)
     }
 
     /// Training samples with a lesion.
@@ -261,12 +370,7 @@ impl<'a> Candidates<'a> {
         if let Some(found) = self.lesions.get() {
             return Ok(found);
         }
-        let mut found = Vec::new();
-        for index in 0..self.items.len() as u64 {
-            if has_target(&self.train.sample(index)?, &self.targets) {
-                found.push(index);
-            }
-        }
+        let found = lesions(&self.train, &self.targets)?;
         if found.is_empty() {
             return Err(Error::data(
                 "no training image shows a lesion, so there is no mask to paint",
@@ -286,7 +390,7 @@ impl<'a> Candidates<'a> {
             let h = ((f64::from(height) * share) as u32).clamp(1, height);
             let x = rng.random_range(0..=width - w);
             let y = rng.random_range(0..=height - h);
-            if best.is_none_or(|(_, _, bw, _)| w > bw) && is_free(&sample.mask, x, y, w, h) {
+            if best.is_none_or(|(_, _, bw, _)| w > bw) && is_free(&sample.mask, (x, y), (w, h)) {
                 best = Some((x, y, w, h));
             }
         }
@@ -306,50 +410,42 @@ pub struct Skipped {
     pub source: String,
     /// Which of the background's candidates this would have been.
     pub variant: u32,
+    /// Why nothing is painted.
+    pub reason: String,
+    /// The size of the lesion, where there were enough of it.
+    pub full: Option<SizeGroup>,
+}
+
+impl Skipped {
+    /// A candidate whose lesion has a size of which there are enough.
+    pub fn full(id: String, source: String, variant: u32, size: SizeGroup) -> Self {
+        let reason = format!("enough lesions of its size ({}) were accepted", size.name());
+        Skipped {
+            id,
+            source,
+            variant,
+            reason,
+            full: Some(size),
+        }
+    }
+}
+
+/// The numbers of the samples that show a target.
+///
+/// # Errors
+/// When one cannot be read.
+pub fn lesions(samples: &Shared, targets: &[u8]) -> Result<Vec<u64>> {
+    let mut found = Vec::new();
+    for index in 0..samples.items()?.len() as u64 {
+        if has_target(&samples.sample(index)?, targets) {
+            found.push(index);
+        }
+    }
+    Ok(found)
 }
 
 fn has_target(sample: &Sample, targets: &[u8]) -> bool {
     sample.mask.labels().iter().any(|l| targets.contains(l))
-}
-
-fn is_free(mask: &Mask, x: u32, y: u32, w: u32, h: u32) -> bool {
-    let width = mask.width() as usize;
-    (y..y + h).all(|row| {
-        let start = row as usize * width + x as usize;
-        mask.labels()[start..start + w as usize]
-            .iter()
-            .all(|&label| label == 0)
-    })
-}
-
-/// `mask`, mirrored at random and moved at random as far as its labels stay inside.
-fn moved(mask: &Mask, rng: &mut rng::Rng) -> Result<Mask> {
-    let (width, height) = (mask.width() as usize, mask.height() as usize);
-    let (flip_x, flip_y) = (rng.random_bool(0.5), rng.random_bool(0.5));
-    let at = |x: usize, y: usize| {
-        let x = if flip_x { width - 1 - x } else { x };
-        let y = if flip_y { height - 1 - y } else { y };
-        mask.labels()[y * width + x]
-    };
-    let (mut x0, mut y0, mut x1, mut y1) = (width, height, 0, 0);
-    for y in 0..height {
-        for x in 0..width {
-            if at(x, y) != 0 {
-                (x0, y0) = (x0.min(x), y0.min(y));
-                (x1, y1) = (x1.max(x), y1.max(y));
-            }
-        }
-    }
-    // New top left corner of the box that holds the labels.
-    let left = rng.random_range(0..=width - 1 - (x1 - x0));
-    let top = rng.random_range(0..=height - 1 - (y1 - y0));
-    let mut labels = vec![0; width * height];
-    for y in 0..=(y1 - y0) {
-        for x in 0..=(x1 - x0) {
-            labels[(top + y) * width + left + x] = at(x0 + x, y0 + y);
-        }
-    }
-    Mask::new(mask.width(), mask.height(), labels)
 }
 
 fn external_id(path: &Path) -> Result<String> {
@@ -373,21 +469,6 @@ pub fn as_dataset(
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_moved_mask_keeps_every_pixel_inside() {
-        let mut labels = vec![0; 20 * 10];
-        for y in 2..5 {
-            for x in 3..9 {
-                labels[y * 20 + x] = 1 + u8::from(x > 5);
-            }
-        }
-        let mask = Mask::new(20, 10, labels).unwrap();
-        for index in 0..50 {
-            let moved = moved(&mask, &mut rng::stream(1, "test", index)).unwrap();
-            assert_eq!(moved.view().foreground(), 18);
-            assert_eq!(moved.view().classes(), [1, 2]);
-        }
-    }
     /// Two samples: one without lesion, and one with a red, rough one that the dataset calls sessile.
     struct Donor;
 
@@ -434,7 +515,15 @@ mod tests {
         );
         let options = Synthesis::default();
         let reading = ReadOptions::default();
-        let all = Candidates::new(Arc::new(prepared), &options, None, reading, 1).unwrap();
+        let all = Candidates::new(
+            Arc::new(prepared),
+            &options,
+            None,
+            reading,
+            1,
+            &Cleared::new(),
+        );
+        let all = all.unwrap();
         let scene = all.scene(0, "bare", 0).unwrap().unwrap();
         assert_eq!(scene.label.view().foreground(), 96);
         for name in [

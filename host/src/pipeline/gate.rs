@@ -116,6 +116,11 @@ impl Gate {
         &self.members[self.fold(source)]
     }
 
+    /// Whether it asks anybody.
+    pub fn asks(&self) -> bool {
+        self.members.iter().any(|members| !members.is_empty())
+    }
+
     /// The fold of a source.
     pub fn fold(&self, source: &str) -> usize {
         self.folds.of(source)

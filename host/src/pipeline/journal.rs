@@ -1,35 +1,43 @@
-//! The journal of a synthesis: a line for each candidate that was judged, with the hashes of the
+//! The journal of what is painted: a line for each candidate that was judged, with the hashes of the
 //! images that were kept of it and, last, a seal over the line itself.
 //!
 //! It is what a later start goes by, so nothing is believed that is not whole: a line whose seal does
 //! not fit is left out, and so is one whose images are no longer those that were written.
 
-use super::{record::Record, store::Store};
+use super::store::Store;
 use diffaug::files::{self, hash, hash_file, is_sha256};
 use diffaug::{Error, Result, ResultExt, error::ErrorKind};
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{ErrorKind as Io, Write},
+    marker::PhantomData,
     path::PathBuf,
 };
 
-const NAME: &str = "synthetic/journal.jsonl";
 const SEAL: &str = ",\"seal\":\"";
+
+/// What a journal holds a line of for each candidate.
+pub trait Line: Serialize + DeserializeOwned + Send + Sync {
+    /// The candidate's number.
+    fn index(&self) -> u64;
+    /// Whether its image was kept.
+    fn accepted(&self) -> bool;
+}
 
 /// What became of a candidate.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Entry {
+pub struct Entry<R> {
     /// The line that users will read.
-    pub record: Record,
+    pub record: R,
     /// SHA-256 of files that were written, by their names below the run folder.
     #[serde(default)]
     pub files: BTreeMap<String, String>,
 }
 
-impl Entry {
+impl<R: Line> Entry<R> {
     /// The entry as a line, without its end.
     fn line(&self) -> Result<String> {
         let body = serde_json::to_string(self)?;
@@ -48,24 +56,36 @@ impl Entry {
 }
 
 /// What a journal holds.
-#[derive(Debug, Default)]
-pub struct Contents {
+#[derive(Debug)]
+pub struct Contents<R> {
     /// The entries that are whole, by their index.
-    pub entries: BTreeMap<u64, Entry>,
+    pub entries: BTreeMap<u64, Entry<R>>,
     /// How many lines are not.
     pub damaged: usize,
 }
 
-impl Contents {
+impl<R> Default for Contents<R> {
+    fn default() -> Self {
+        Contents {
+            entries: BTreeMap::new(),
+            damaged: 0,
+        }
+    }
+}
+
+impl<R: Line> Contents<R> {
     fn parse(bytes: &[u8]) -> Self {
         let mut contents = Contents::default();
         let mut lines: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
         // Behind the last end of a line there is nothing, or a line that a kill cut short.
         lines.pop();
         for line in lines {
-            match Entry::parse(line) {
+            match Entry::<R>::parse(line) {
                 Some(entry) => {
-                    contents.entries.entry(entry.record.index).or_insert(entry);
+                    contents
+                        .entries
+                        .entry(entry.record.index())
+                        .or_insert(entry);
                 }
                 None => contents.damaged += 1,
             }
@@ -77,19 +97,19 @@ impl Contents {
 /// What an earlier start left, in whole batches. One of which anything is damaged is painted again; it
 /// comes out as before, for a candidate depends on nothing but its index.
 #[derive(Debug)]
-pub struct Left {
+pub struct Left<R> {
     /// What is kept.
-    pub entries: BTreeMap<u64, Entry>,
+    pub entries: BTreeMap<u64, Entry<R>>,
     /// Where batches begin that were judged once and are to be painted again.
     pub lost: Vec<u64>,
     /// Where the batches begin that were never judged.
     pub next: u64,
 }
 
-impl Left {
+impl<R: Line> Left<R> {
     /// Of `entries`, where there are candidates up to `end`, and a run is finished when `quota` of
     /// them are accepted.
-    pub fn of(mut entries: BTreeMap<u64, Entry>, end: u64, batch: u64, quota: u64) -> Self {
+    pub fn of(mut entries: BTreeMap<u64, Entry<R>>, end: u64, batch: u64, quota: u64) -> Self {
         let Some(newest) = entries.keys().next_back().copied() else {
             return Left {
                 entries,
@@ -126,30 +146,36 @@ impl Left {
     }
 }
 
-fn accepted(entries: &BTreeMap<u64, Entry>) -> u64 {
+fn accepted<R: Line>(entries: &BTreeMap<u64, Entry<R>>) -> u64 {
     entries.values().filter(|e| e.record.accepted()).count() as u64
 }
 
-/// The journal of a run folder.
-pub struct Journal<'a> {
+/// A journal in a run folder.
+pub struct Journal<'a, R> {
     store: &'a Store,
+    name: &'static str,
+    lines: PhantomData<R>,
 }
 
-impl<'a> Journal<'a> {
-    /// That of `store`.
-    pub fn new(store: &'a Store) -> Self {
-        Journal { store }
+impl<'a, R: Line> Journal<'a, R> {
+    /// The journal `name` of `store`.
+    pub fn new(store: &'a Store, name: &'static str) -> Self {
+        Journal {
+            store,
+            name,
+            lines: PhantomData,
+        }
     }
 
     fn path(&self) -> PathBuf {
-        self.store.path(NAME)
+        self.store.path(self.name)
     }
 
     /// What is in it; nothing where there is none.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn read(&self) -> Result<Contents> {
+    pub fn read(&self) -> Result<Contents<R>> {
         let path = self.path();
         if matches!(path.symlink_metadata(), Err(error) if error.kind() == Io::NotFound) {
             return Ok(Contents::default());
@@ -165,7 +191,7 @@ impl<'a> Journal<'a> {
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn read_true(&self, end: u64) -> Result<Contents> {
+    pub fn read_true(&self, end: u64) -> Result<Contents<R>> {
         let mut contents = self.read()?;
         contents.entries.retain(|index, _| *index < end);
         let lost: Vec<u64> = contents
@@ -197,7 +223,7 @@ impl<'a> Journal<'a> {
         Ok(contents)
     }
 
-    fn has_images(&self, entry: &Entry) -> bool {
+    fn has_images(&self, entry: &Entry<R>) -> bool {
         let same = |(name, hash): (&String, &String)| {
             hash_file(&self.store.path(name)).is_ok_and(|found| found == *hash)
         };
@@ -208,7 +234,10 @@ impl<'a> Journal<'a> {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn write<'e>(&self, entries: impl IntoIterator<Item = &'e Entry>) -> Result<()> {
+    pub fn write<'e>(&self, entries: impl IntoIterator<Item = &'e Entry<R>>) -> Result<()>
+    where
+        R: 'e,
+    {
         let mut text = String::new();
         for entry in entries {
             text += &(entry.line()? + "\n");
@@ -220,7 +249,7 @@ impl<'a> Journal<'a> {
     ///
     /// # Errors
     /// When they cannot be written.
-    pub fn append(&self, entries: &[Entry]) -> Result<()> {
+    pub fn append(&self, entries: &[Entry<R>]) -> Result<()> {
         let mut text = String::new();
         for entry in entries {
             text += &(entry.line()? + "\n");
@@ -240,7 +269,7 @@ impl<'a> Journal<'a> {
     ///
     /// # Errors
     /// When a line is damaged: it was written in this process.
-    pub fn entries(&self) -> Result<Vec<Entry>> {
+    pub fn entries(&self) -> Result<Vec<Entry<R>>> {
         let contents = self.read()?;
         if contents.damaged > 0 {
             let shown = self.path().display().to_string();
@@ -260,10 +289,11 @@ impl<'a> Journal<'a> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::super::record::Record;
     use super::*;
     use serde_json::json;
 
-    fn entry(index: u64) -> Entry {
+    fn entry(index: u64) -> Entry<Record> {
         let record = json!({
             "file_name": "images/a.png", "id": format!("a\u{9b}/{index}"), "index": index,
             "source": "a", "variant": 0, "score": 0.1 + 0.2, "measures": {"iou": 1e-7},
@@ -281,7 +311,7 @@ mod tests {
 
     #[test]
     fn whole_lines_are_kept_whatever_stands_beside_them() {
-        let contents = Contents::parse(&text(3));
+        let contents = Contents::<Record>::parse(&text(3));
         assert_eq!((contents.entries.len(), contents.damaged), (3, 0));
         let line = |index| entry(index).line().unwrap();
         assert_eq!(contents.entries[&1].line().unwrap(), line(1));
@@ -289,11 +319,11 @@ mod tests {
         // In the middle line, and no longer UTF-8.
         spoilt[line(0).len() + 30] = 0xff;
         spoilt.extend(&line(3).as_bytes()[..40]);
-        let contents = Contents::parse(&spoilt);
+        let contents = Contents::<Record>::parse(&spoilt);
         let kept: Vec<u64> = contents.entries.keys().copied().collect();
         assert_eq!((kept, contents.damaged), (vec![0, 2], 1));
-        assert_eq!(Contents::parse(b"").entries.len(), 0);
-        assert_eq!(Contents::parse(b"{}\n\n\0\0\n").damaged, 3);
+        assert_eq!(Contents::<Record>::parse(b"").entries.len(), 0);
+        assert_eq!(Contents::<Record>::parse(b"{}\n\n\0\0\n").damaged, 3);
     }
 
     #[test]
@@ -326,7 +356,7 @@ mod tests {
         let whole = text(4);
         let lines: Vec<String> = (0..4).map(|index| entry(index).line().unwrap()).collect();
         diffaug::mutate::each("journal", &[whole], 2000, |text| {
-            for (index, entry) in Contents::parse(text).entries {
+            for (index, entry) in Contents::<Record>::parse(text).entries {
                 assert_eq!(entry.line().unwrap(), lines[index as usize]);
             }
         });

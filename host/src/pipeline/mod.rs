@@ -5,6 +5,8 @@
 //! Each step leaves a file in the run folder and is not repeated when the run is started again.
 
 pub mod attributes;
+mod backgrounds;
+mod batch;
 mod candidates;
 mod clock;
 mod data;
@@ -13,13 +15,16 @@ mod fingerprint;
 mod fit;
 pub mod gate;
 mod journal;
+mod judging;
 mod outside;
 mod overlap;
 mod painting;
+mod placing;
 pub mod pools;
 pub mod record;
 pub mod scoring;
 mod sheet;
+pub mod sizes;
 pub mod store;
 mod synthesis;
 pub mod wire;
@@ -30,7 +35,8 @@ use crate::{
     registry::Registry,
     ui::Ui,
 };
-use candidates::Candidates;
+use backgrounds::Clearing;
+use candidates::{Candidates, Cleared};
 use data::{Data, Examined};
 use diffaug::files;
 use diffaug::{
@@ -44,10 +50,11 @@ use gate::{Gate, Training};
 use painting::Stages;
 use record::Summary;
 use serde_json::{Value, json};
+use sizes::Quota;
 use std::path::PathBuf;
 use store::Store;
 use synthesis::Synthesis;
-use wire::Wire;
+use wire::{START, Wire};
 
 /// How far a run goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +81,15 @@ pub struct Outcome {
     pub arms: Vec<Arm>,
     /// The training asked for, when the goal was one.
     pub fit: Option<Fit>,
+}
+
+/// Everything that paints.
+struct Painters {
+    bank: BoxPromptBank,
+    start: Option<BoxGenerator>,
+    generator: BoxGenerator,
+    /// What the generator's training came to, where there was one.
+    fitted: Option<Fit>,
 }
 
 /// A run that is under way.
@@ -305,17 +321,27 @@ impl Run<'_> {
             outcome.fit = self.gate(asked.max(1))?.first;
             return Ok(outcome);
         }
-        let (bank, generator, fitted) = self.generator()?;
+        if asked == 0 && self.clears() {
+            let error = Error::config(format!(
+                "the validator `{}` asks no segmenter, which would have to confirm that a lesion was \
+                 painted away: choose another validator or background",
+                self.manifest().validator.name
+            ));
+            let error = error.at("synthesis.background");
+            return Err(self.wire.document.failure("", error));
+        }
+        let painters = self.painters()?;
         if goal == Goal::Generator {
-            outcome.fit = fitted;
+            outcome.fit = painters.fitted;
             return Ok(outcome);
         }
         let gate = self.gate(asked)?;
         self.pin("segmenter", &self.manifest().segmenter, &["base"])?;
         let weights = gate.weights.clone();
         let stages = Stages {
-            bank,
-            generator,
+            bank: painters.bank,
+            start: painters.start,
+            generator: painters.generator,
             validator,
             gate,
         };
@@ -357,42 +383,93 @@ impl Run<'_> {
             .build(at, table, &table.json(), self.manifest().seed)
     }
 
-    /// The generator, fitted where it can be.
-    fn generator(&self) -> Result<(BoxPromptBank, BoxGenerator, Option<Fit>), Failure> {
+    /// Whether lesions of training images are painted away.
+    fn clears(&self) -> bool {
+        self.manifest().synthesis.background == Background::PseudoNormal
+    }
+
+    /// Everything that paints.
+    fn painters(&self) -> Result<Painters, Failure> {
         let m = self.manifest();
         let bank: BoxPromptBank = self.build("prompts", &m.prompts)?;
-        let generator: BoxGenerator = self.build("generator", &m.generator)?;
-        if m.generator.given_weights().is_some() {
-            self.pin("generator", &m.generator, &["base"])?;
-            return Ok((bank, generator, None));
+        let start = match &m.synthesis.start {
+            Some(table) => Some(self.painter((START, table), "start", &bank)?.0),
+            None => None,
+        };
+        let (generator, fitted) = self.painter(("generator", &m.generator), "generator", &bank)?;
+        Ok(Painters {
+            bank,
+            start,
+            generator,
+            fitted,
+        })
+    }
+
+    /// The generator of table `at`, fitted in `folder` where it can be.
+    fn painter(
+        &self,
+        (at, table): (&str, &StageTable),
+        folder: &str,
+        bank: &BoxPromptBank,
+    ) -> Result<(BoxGenerator, Option<Fit>), Failure> {
+        let generator: BoxGenerator = self.build(at, table)?;
+        if at != START {
+            self.check_healthy(&generator)?;
+        }
+        if table.given_weights().is_some() {
+            self.pin(at, table, &["base"])?;
+            return Ok((generator, None));
         }
         let training = self.data.unaugmented()?;
         let validation = self.data.validation()?;
-        let out = self.store.path("generator");
-        let label = format!("fitting generator {}", m.generator.name);
-        let marker = ("generator.json", "generator");
-        let trains = !self.store.path(marker.0).exists();
+        let out = self.store.path(folder);
+        let label = match at {
+            START => format!("fitting start generator {}", table.name),
+            _ => format!("fitting generator {}", table.name),
+        };
+        let marker = (format!("{folder}.json"), folder);
+        let trains = !self.store.path(&marker.0).exists();
+        let marker = (marker.0.as_str(), marker.1);
         let fitted = fit(&self.store, marker, &label, self.ui, |reporter| {
             let out = out.to_string_lossy();
-            generator.fit(&training, &validation, &bank, (&*out).into(), reporter)
+            generator.fit(&training, &validation, bank, (&*out).into(), reporter)
         })
-        .map_err(|error| self.wire.place("generator", &m.generator, error));
+        .map_err(|error| self.wire.place(at, table, error));
         let stopped = |failure: &Failure| failure.error.kind == ErrorKind::Cancelled;
         if trains && fitted.as_ref().err().is_none_or(stopped) {
             // What it was trained from is looked up by the training alone.
-            self.pin("generator", &m.generator, &[])?;
+            self.pin(at, table, &[])?;
         }
         let fitted = fitted?;
         if fitted.is_none() {
-            self.pin("generator", &m.generator, &["base"])?;
-            return Ok((bank, generator, None));
+            self.pin(at, table, &["base"])?;
+            return Ok((generator, None));
         }
-        let options = m.generator.with_weights(&out);
-        let generator = self
-            .wire
-            .build("generator", &m.generator, &options, m.seed)?;
-        self.pin("generator", &m.generator, &["base"])?;
-        Ok((bank, generator, fitted))
+        let options = table.with_weights(&out);
+        let generator = self.wire.build(at, table, &options, self.manifest().seed)?;
+        self.pin(at, table, &["base"])?;
+        Ok((generator, fitted))
+    }
+
+    /// Checks that a generator which is to paint healthy places can be told so.
+    fn check_healthy(&self, generator: &BoxGenerator) -> Result<(), Failure> {
+        let m = self.manifest();
+        let field = match m.synthesis.decoys {
+            _ if self.clears() => "synthesis.background",
+            0 => return Ok(()),
+            _ => "synthesis.decoys",
+        };
+        let table = &m.generator;
+        let follows = generator.follows_texts();
+        if follows.map_err(|error| self.wire.place("generator", table, error))? {
+            return Ok(());
+        }
+        let error = Error::config(format!(
+            "the generator `{}` paints lesions whatever a text says, so it cannot paint the healthy \
+             places that `{field}` asks for",
+            table.name
+        ));
+        Err(self.wire.document.failure("", error.at(field)))
     }
 
     /// The segmenters that the validator asks.
@@ -416,15 +493,26 @@ impl Run<'_> {
     ) -> Result<(Summary, Option<diffaug::view::Shared>), Failure> {
         let m = self.manifest();
         let reading = ReadOptions::from(&self.wire.context(m.seed));
-        let candidates =
-            Candidates::new(self.data.train()?, &m.synthesis, m.size(), reading, m.seed)
-                .map_err(|error| self.wire.document.failure("", error))?;
+        let (backgrounds, cleared) = match self.clears() {
+            true => self.cleared(stages).map(|(all, each)| (Some(all), each))?,
+            false => Default::default(),
+        };
+        let train = self.data.train()?;
+        let candidates = Candidates::new(train, &m.synthesis, m.size(), reading, m.seed, &cleared)
+            .map_err(|error| self.wire.document.failure("", error))?;
+        let validation = self.data.validation()?;
+        let ratio = m.synthesis.ratio;
         let synthesis = Synthesis {
             manifest: m,
             store: &self.store,
             candidates: &candidates,
             info: &self.data.info,
-            real: self.data.counts()[0],
+            quota: match m.synthesis.quotas {
+                true => Quota::of_each(ratio, candidates.sizes()?),
+                false => Quota::of_all(ratio, self.data.counts()[0]),
+            },
+            validation: &validation,
+            backgrounds,
         };
         let summary = match synthesis.finished()? {
             Some(summary) => summary,
@@ -434,11 +522,32 @@ impl Run<'_> {
             let shown = synthesis.examples(sheet::SHOWN.0, sheet::SHOWN.1)?;
             let targets = self.data.targets();
             clock::stage(|| {
-                let batch = m.synthesis.batch as usize;
-                sheet::draw(&self.store, shown, &candidates, stages, &targets, batch)
+                sheet::draw(
+                    &self.store,
+                    shown,
+                    &candidates,
+                    stages,
+                    &targets,
+                    &m.synthesis,
+                )
             })?;
         }
         Ok((summary, synthesis.dataset(reading.max_pixels)?))
+    }
+
+    /// Training images with their lesions painted away.
+    fn cleared(&self, stages: &Stages) -> Result<(record::Backgrounds, Cleared), Failure> {
+        let info = &self.data.info;
+        let target = info.classes.iter().find(|class| class.target);
+        let clearing = Clearing {
+            options: &self.manifest().synthesis,
+            seed: self.manifest().seed,
+            store: &self.store,
+            train: self.data.train()?,
+            targets: &self.data.targets(),
+            target_name: target.map_or("", |class| class.name.as_str()),
+        };
+        Ok(clearing.run(stages, self.ui)?)
     }
 
     /// Hashes of the weights that this run trained.
@@ -446,7 +555,7 @@ impl Run<'_> {
         let mut hashes = serde_json::Map::new();
         let m = self.manifest();
         let runs = m.seed..m.seed + u64::from(m.evaluate.runs);
-        let folders = ["generator", gate::SINGLE, gate::SEVERAL]
+        let folders = ["generator", "start", gate::SINGLE, gate::SEVERAL]
             .map(str::to_owned)
             .into_iter()
             .chain(["real", "augmented"].into_iter().flat_map(|arm| {

@@ -4,7 +4,7 @@
 use super::{
     attributes,
     fingerprint::{self, Step},
-    wire::Wire,
+    wire::{START, Wire},
 };
 use crate::{
     manifest::StageTable,
@@ -45,6 +45,9 @@ fn tables<'a>(wire: &Wire<'a>) -> Vec<(&'static str, &'static str, &'a StageTabl
     if m.paints() {
         all.push(("prompts", BoxPromptBank::NAME, &m.prompts));
         all.push(("generator", BoxGenerator::NAME, &m.generator));
+        if let Some(start) = &m.synthesis.start {
+            all.push((START, BoxGenerator::NAME, start));
+        }
         all.push(("validator", BoxValidator::NAME, &m.validator));
         all.push(("segmenter", BoxSegmenter::NAME, &m.segmenter));
     }

@@ -1,20 +1,19 @@
-//! One batch of candidates: painted, looked at on the way if the manifest says so, and judged.
+//! One batch of candidates, painted: begun by the start generator where there is one, finished by the
+//! generator, looked at on the way if the manifest says so, and given its decoys.
 
-use super::{candidates::Candidate, gate::Gate, overlap::Enough, wire::blame};
-use crate::manifest::Preview;
+use super::{candidates::Candidate, gate::Gate, judging::Look, overlap::Enough, wire::blame};
+use crate::manifest::{Preview, Synthesis};
 use diffaug::{
     BoxGenerator, BoxPromptBank, BoxValidator, Error, Generator, Image, ImageRef, Job, Progress,
-    Reporter, Result, Validator, Verdict, Watch, with_reporter, with_watcher,
-};
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, PoisonError},
+    Prompt, Reporter, Result, Verdict, bands, prelude::RStr, rng, with_reporter, with_watcher,
 };
 
 /// The stages at work here.
 pub struct Stages {
     /// Draws texts.
     pub bank: BoxPromptBank,
+    /// Paints what the generator begins with, where the manifest names one.
+    pub start: Option<BoxGenerator>,
     /// Paints.
     pub generator: BoxGenerator,
     /// Judges.
@@ -23,45 +22,76 @@ pub struct Stages {
     pub gate: Gate,
 }
 
-/// What became of a candidate.
-pub struct Outcome {
-    /// `None` where it was given up.
-    pub image: Option<Image>,
-    /// On the image, or on the preview at which it was given up.
-    pub verdict: Verdict,
-    /// The score of the preview, where there was one.
-    pub preview: Option<f64>,
+/// How candidates are painted, besides by which stages.
+#[derive(Clone, Copy)]
+pub struct How<'a> {
+    /// When to look at what is being painted.
+    pub preview: Option<&'a Preview>,
+    /// Standard deviation in pixels that parts the bands of a hybrid; 0 for none.
+    pub detail: f64,
+}
+
+impl<'a> How<'a> {
+    /// As the manifest says.
+    pub fn of(options: &'a Synthesis) -> Self {
+        How {
+            preview: options.preview.as_ref(),
+            detail: options.detail,
+        }
+    }
+
+    /// The same without a look at what is being painted.
+    pub fn unseen(options: &'a Synthesis) -> Self {
+        How {
+            preview: None,
+            ..How::of(options)
+        }
+    }
 }
 
 /// A painted candidate.
 pub struct Painted {
     /// `None` where it was given up.
-    image: Option<Image>,
+    pub image: Option<Image>,
     /// The verdict on its preview, where there was one.
-    seen: Option<Verdict>,
+    pub seen: Option<Verdict>,
 }
 
-/// One call of the generator, which shows previews where `preview` says so.
+/// Paints candidates. A preview shows the lesion alone: bands and decoys come after it.
+///
+/// # Errors
+/// Those of the generators, and when they answer with other images than were asked for.
 pub fn paint(
     candidates: &[&Candidate],
     stages: &Stages,
-    preview: Option<&Preview>,
+    how: How<'_>,
     enough: &Enough,
 ) -> Result<Vec<Painted>> {
     if candidates.is_empty() {
         return Ok(Vec::new());
     }
     with_reporter(&Interrupt(enough), |reporter| {
-        let look = Look {
-            candidates,
-            stages,
-            options: preview.cloned().unwrap_or_default(),
-            seen: candidates.iter().map(|_| Mutex::default()).collect(),
-            enough,
-        };
-        let images = generate(candidates, stages, preview.map(|_| &look), reporter)?;
-        let seen = look.seen.into_iter().map(|seen| seen.into_inner());
-        let seen = seen.map(|seen| seen.unwrap_or_else(PoisonError::into_inner));
+        let starts = starts(candidates, stages, reporter)?;
+        let starts = starts.as_deref();
+        let look = how
+            .preview
+            .map(|preview| Look::new(candidates, stages, preview, enough));
+        let jobs = candidates.iter().enumerate().map(|(place, candidate)| Job {
+            image: starts.map_or(candidate.background.view(), |all| all[place].view()),
+            ..candidate.job()
+        });
+        let jobs: Vec<Job<'_>> = jobs.collect();
+        let mut images = generate(&stages.generator, &jobs, look.as_ref(), reporter)?;
+        if let Some(starts) = starts.filter(|_| how.detail > 0.0) {
+            let all = images.iter_mut().zip(starts).zip(candidates);
+            for ((image, start), candidate) in all {
+                let Some(image) = image else { continue };
+                let mask = candidate.wanted.view();
+                *image = bands::mix(image.view(), start.view(), mask, how.detail)?;
+            }
+        }
+        decoys(candidates, &mut images, stages, reporter)?;
+        let seen = look.map_or_else(|| vec![None; images.len()], Look::verdicts);
         let painted = images.into_iter().zip(seen);
         Ok(painted
             .map(|(image, seen)| Painted { image, seen })
@@ -69,148 +99,84 @@ pub fn paint(
     })
 }
 
-/// One call of the validator, for those of `painted` that were not given up.
-pub fn verdicts(
+/// What the generator begins with, for each candidate.
+fn starts(
     candidates: &[&Candidate],
-    painted: Vec<Painted>,
-    stages: &Stages,
-    preview: Option<&Preview>,
-    enough: &Enough,
-) -> Result<Vec<Outcome>> {
-    let whole = candidates.iter().zip(&painted);
-    let whole = whole.filter_map(|(candidate, p)| Some((*candidate, p.image.as_ref()?.view())));
-    let (shown, images): (Vec<&Candidate>, Vec<ImageRef<'_>>) = whole.unzip();
-    let found = with_reporter(&Interrupt(enough), |reporter| {
-        judge(&shown, &images, stages, reporter)
-    });
-    let mut found = found?.into_iter();
-    let outcome = |Painted { image, seen }| {
-        let score = seen.as_ref().map(|verdict| verdict.score);
-        let given_up = |(seen, options): (Verdict, &Preview)| options.give_up(seen);
-        let verdict = match &image {
-            Some(_) => found.next(),
-            None => seen.zip(preview).map(given_up),
-        };
-        let missing = || Error::internal("a candidate without a verdict");
-        Ok(Outcome {
-            image,
-            verdict: verdict.ok_or_else(missing)?,
-            preview: score,
-        })
-    };
-    painted.into_iter().map(outcome).collect()
-}
-
-impl Preview {
-    /// The verdict on a candidate that was given up.
-    fn give_up(&self, verdict: Verdict) -> Verdict {
-        let reason = format!(
-            "given up at a preview: its score {:.2} is below {:.2}",
-            verdict.score, self.below
-        );
-        Verdict {
-            accepted: false,
-            reason: reason.into(),
-            ..verdict
-        }
-    }
-}
-
-/// Shows previews to the validator.
-struct Look<'a> {
-    candidates: &'a [&'a Candidate],
-    stages: &'a Stages,
-    options: Preview,
-    /// The verdicts on previews.
-    seen: Vec<Mutex<Option<Verdict>>>,
-    enough: &'a Enough,
-}
-
-impl Watch for Look<'_> {
-    fn share(&self) -> f64 {
-        self.options.at
-    }
-
-    fn look(&self, jobs: &[u64], previews: &[ImageRef<'_>]) -> Result<Vec<bool>> {
-        let place = |job: &u64| usize::try_from(*job).ok().filter(|p| *p < self.seen.len());
-        let places: Option<Vec<usize>> = jobs.iter().map(place).collect();
-        let Some(places) = places.filter(|places| places.len() == previews.len()) else {
-            return Err(Error::internal(format!(
-                "the generator showed {} previews of jobs {jobs:?}, of which there are {}",
-                previews.len(),
-                self.seen.len()
-            )));
-        };
-        let shown: Vec<&Candidate> = places.iter().map(|&p| self.candidates[p]).collect();
-        let verdicts = with_reporter(&Interrupt(self.enough), |reporter| {
-            judge(&shown, previews, self.stages, reporter)
-        })?;
-        let answers = places.into_iter().zip(verdicts).map(|(place, verdict)| {
-            let goes_on = self.options.audit || verdict.score >= self.options.below;
-            let mut seen = self.seen[place]
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            *seen = Some(verdict);
-            goes_on
-        });
-        Ok(answers.collect())
-    }
-}
-
-/// The validator's verdicts; what was painted on sources of one fold is judged in one call.
-fn judge(
-    candidates: &[&Candidate],
-    images: &[ImageRef<'_>],
     stages: &Stages,
     reporter: &Reporter<'_>,
-) -> Result<Vec<Verdict>> {
-    let mut by_fold: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    for (place, candidate) in candidates.iter().enumerate() {
-        let fold = stages.gate.fold(&candidate.source);
-        by_fold.entry(fold).or_default().push(place);
-    }
-    let mut verdicts: Vec<Option<Verdict>> = candidates.iter().map(|_| None).collect();
-    for places in by_fold.into_values() {
-        let asked: Vec<diffaug::Candidate<'_>> = places
-            .iter()
-            .map(|&place| diffaug::Candidate {
-                id: candidates[place].id.as_str().into(),
-                image: images[place],
-                mask: candidates[place].wanted.view(),
-            })
-            .collect();
-        let judges = stages.gate.judges(&candidates[places[0]].source);
-        let found = stages
-            .validator
-            .judge(asked.as_slice().into(), judges.into(), reporter)
-            .map_err(|error| blame("the validator or its segmenter", error))?;
-        if found.len() != asked.len() {
-            return Err(Error::internal(format!(
-                "the validator gave {} verdicts on {} candidates",
-                found.len(),
-                asked.len()
-            )));
-        }
-        for (place, verdict) in places.into_iter().zip(found) {
-            verdicts[place] = Some(verdict);
-        }
-    }
-    let missing = || Error::internal("a candidate without a verdict");
-    verdicts
-        .into_iter()
-        .map(|verdict| verdict.ok_or_else(missing))
-        .collect()
+) -> Result<Option<Vec<Image>>> {
+    let Some(generator) = &stages.start else {
+        return Ok(None);
+    };
+    let jobs = candidates.iter().map(|candidate| Job {
+        seed: rng::derive(candidate.seed, "start", ""),
+        ..candidate.job()
+    });
+    let jobs: Vec<Job<'_>> = jobs.collect();
+    let images = generate(generator, &jobs, None, reporter)
+        .map_err(|error| error.context("`synthesis.start`"))?;
+    Ok(Some(images.into_iter().flatten().collect()))
 }
 
-/// One image for each candidate; `None` for those that were given up.
-fn generate(
+/// Paints the healthy holes of each image, one after the other, for they may lie far apart.
+fn decoys(
     candidates: &[&Candidate],
+    images: &mut [Option<Image>],
     stages: &Stages,
+    reporter: &Reporter<'_>,
+) -> Result<()> {
+    for candidate in candidates.iter().filter(|c| !c.decoys.is_empty()) {
+        healthy(&candidate.prompt)?;
+    }
+    let most = candidates.iter().map(|c| c.decoys.len()).max();
+    for round in 0..most.unwrap_or(0) {
+        let open = (0..candidates.len())
+            .filter_map(|place| Some((place, images[place].take()?)))
+            .partition(|(place, _)| candidates[*place].decoys.len() > round);
+        let (open, done): (Vec<(usize, Image)>, Vec<(usize, Image)>) = open;
+        let jobs = open.iter().map(|(place, image)| {
+            let candidate = candidates[*place];
+            candidate.decoy_job(round, image.view())
+        });
+        let jobs: Vec<Job<'_>> = jobs.collect();
+        let painted = generate(&stages.generator, &jobs, None, reporter)?;
+        let painted = open.iter().map(|(place, _)| *place).zip(painted);
+        painted.for_each(|(place, image)| images[place] = image);
+        done.into_iter()
+            .for_each(|(place, image)| images[place] = Some(image));
+    }
+    Ok(())
+}
+
+/// What the prompt bank calls a healthy place: what a lesion's prompt is to avoid. Generators that are
+/// trained here learn that text for holes without a lesion.
+///
+/// # Errors
+/// When the bank has no such text.
+pub fn healthy(prompt: &Prompt) -> Result<RStr<'_>> {
+    match prompt.negative.as_str() {
+        "" => Err(Error::config(
+            "the prompt bank gives no negative text, which would tell the generator what a healthy \
+             place looks like: give it one, or leave out `synthesis.decoys` and \
+             `synthesis.background = \"pseudo-normal\"`",
+        )),
+        _ => Ok(prompt.negative.as_rstr()),
+    }
+}
+
+/// One image for each job, of its size; `None` for those that `look` gave up.
+///
+/// # Errors
+/// Those of the generator, and when it answers with other images than were asked for.
+pub fn generate(
+    generator: &BoxGenerator,
+    jobs: &[Job<'_>],
     look: Option<&Look<'_>>,
     reporter: &Reporter<'_>,
 ) -> Result<Vec<Option<Image>>> {
-    let jobs: Vec<Job<'_>> = candidates.iter().map(|c| c.job()).collect();
-    let (jobs, generator) = (jobs.as_slice(), &stages.generator);
+    if jobs.is_empty() {
+        return Ok(Vec::new());
+    }
     let images: Result<Vec<Option<Image>>> = match look {
         None => generator
             .generate(jobs.into(), reporter)
@@ -228,13 +194,13 @@ fn generate(
             jobs.len()
         )));
     }
-    for (image, candidate) in images.iter().zip(candidates) {
+    for (image, job) in images.iter().zip(jobs) {
         if let Some(image) = image
-            && image.size() != candidate.background.size()
+            && image.size() != job.image.size()
         {
             return Err(Error::internal(format!(
                 "the generator made {image:?} of {:?}",
-                candidate.background
+                job.image.to_owned()
             )));
         }
     }
@@ -253,10 +219,22 @@ impl Candidate {
             seed: self.seed,
         }
     }
+
+    /// A healthy hole in the painted image: the texts change sides.
+    fn decoy_job<'a>(&'a self, which: usize, image: ImageRef<'a>) -> Job<'a> {
+        Job {
+            source: self.source.as_str().into(),
+            image,
+            mask: self.decoys[which].view(),
+            prompt: self.prompt.negative.as_rstr(),
+            negative: self.prompt.positive.as_rstr(),
+            seed: rng::derive(self.seed, "decoy", &which.to_string()),
+        }
+    }
 }
 
 /// Tells a stage when to stop; the batch's progress is the run's.
-struct Interrupt<'a>(&'a Enough);
+pub struct Interrupt<'a>(pub &'a Enough);
 
 impl Progress for Interrupt<'_> {
     fn progress(&self, _: u64, _: u64, _: &str) {}

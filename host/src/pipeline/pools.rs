@@ -4,7 +4,6 @@
 //! brightness of what it let pass are set beside those of real lesions. All are measured at the working
 //! size (see [`diffaug::appearance`]), the synthetic ones as they were painted, before they were saved.
 
-use super::record::Group;
 use diffaug::{
     Dataset, Image, Mask, Result,
     appearance::Appearance,
@@ -32,8 +31,6 @@ pub struct Pools {
     pub accepted: Pool,
     /// Synthetic images that were finished and turned down.
     pub rejected: Pool,
-    /// Acceptance by size of the wanted lesion (`below 2 %`).
-    pub acceptance_by_size: BTreeMap<String, Group>,
 }
 
 /// The lesions of a pool.

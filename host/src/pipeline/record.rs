@@ -2,12 +2,14 @@
 
 use super::{
     candidates::{Candidate, Skipped},
-    painting::Outcome,
+    journal::Line,
+    judging::Outcome,
+    placing::bounds,
     pools::{self, Pools},
-    scoring,
+    sizes::{Size, group, sizes},
 };
 use crate::manifest::Preview;
-use diffaug::{AttributeKind, Attributes, DatasetInfo, metrics::mean};
+use diffaug::{AttributeKind, Attributes, DatasetInfo, MaskRef, metrics::mean};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -33,6 +35,16 @@ pub struct Record {
     /// Whether nothing was painted; `reason` says why.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,
+    /// Whether nothing was painted for there were enough lesions of its size.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub passed_over: bool,
+    /// The group that the wanted lesion's size belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<String>,
+    /// Boxes around the healthy holes that were painted besides, `[x0, y0, x1, y1]` in pixels, the
+    /// last two exclusive.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub decoys: Vec<[u32; 4]>,
     /// The score of the preview, where there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preview: Option<f64>,
@@ -84,6 +96,12 @@ impl Record {
             source: candidate.source.clone(),
             variant: candidate.variant,
             skipped: false,
+            passed_over: false,
+            size: Some(group(candidate.wanted.view()).name().to_owned()),
+            decoys: match &outcome.image {
+                Some(_) => candidate.decoys.iter().map(|d| bounds(d.view())).collect(),
+                None => Vec::new(),
+            },
             preview: outcome.preview,
             given_up: outcome.image.is_none(),
             seed: candidate.seed,
@@ -105,7 +123,7 @@ impl Record {
         }
     }
 
-    /// Of a background on which nothing could be placed.
+    /// Of a candidate for which nothing was painted.
     pub fn skipped(index: u64, skipped: Skipped) -> Self {
         Record {
             file_name: None,
@@ -115,6 +133,9 @@ impl Record {
             source: skipped.source,
             variant: skipped.variant,
             skipped: true,
+            passed_over: skipped.full.is_some(),
+            size: skipped.full.map(|size| size.name().to_owned()),
+            decoys: Vec::new(),
             preview: None,
             given_up: false,
             seed: 0,
@@ -122,21 +143,26 @@ impl Record {
             negative: String::new(),
             tags: Vec::new(),
             score: 0.0,
-            reason: "the image has no lesion-free part of the size wanted".into(),
+            reason: skipped.reason,
             measures: Map::new(),
             attributes: Map::new(),
             look: BTreeMap::new(),
         }
     }
 
-    /// Whether the image was kept.
-    pub fn accepted(&self) -> bool {
-        self.file_name.is_some()
-    }
-
     /// Whether anything was painted.
     pub fn painted(&self) -> bool {
         !self.skipped
+    }
+}
+
+impl Line for Record {
+    fn index(&self) -> u64 {
+        self.index
+    }
+
+    fn accepted(&self) -> bool {
+        self.file_name.is_some()
     }
 }
 
@@ -159,14 +185,30 @@ pub struct Summary {
     pub rejected: u64,
     /// Backgrounds on which nothing could be placed.
     pub skipped: u64,
+    /// Candidates for which nothing was painted, for there were enough lesions of their size.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub passed_over: u64,
     /// accepted / candidates.
     pub acceptance: Option<f64>,
     /// Mean score of what was kept.
     pub score_accepted: Option<f64>,
     /// Mean score of what was turned down.
     pub score_rejected: Option<f64>,
-    /// Acceptance by flags of the wanted masks (`small`), by their size and by tags of the prompts.
+    /// Acceptance by flags of the wanted masks (`small`) and by tags of the prompts.
     pub by_group: BTreeMap<String, Group>,
+    /// Acceptance by the size of the wanted lesions, and how many of each size were wanted, with
+    /// quotas.
+    #[serde(default)]
+    pub by_size: Vec<Size>,
+    /// How many healthy holes were painted besides lesions, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decoys: Option<u64>,
+    /// How many training images could be cleared of their lesion, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backgrounds: Option<Backgrounds>,
+    /// How many real lesions of the validation part pass the same validator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub real_acceptance: Option<Real>,
     /// How well each class is found, where the validator says so.
     #[serde(default)]
     pub by_class: BTreeMap<String, Class>,
@@ -181,6 +223,54 @@ pub struct Summary {
     /// How the lesions look, beside real ones; absent in folders of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pools: Option<Pools>,
+}
+
+/// How many training images could be cleared of their lesion.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Backgrounds {
+    /// How many show one.
+    pub images: u64,
+    /// How many could be cleared, and are painted on.
+    pub cleared: u64,
+    /// How many could not, and are left out.
+    pub failed: u64,
+    /// failed / images.
+    pub failure: Option<f64>,
+}
+
+/// How many real lesions pass the validator.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Real {
+    /// Images of the validation part that show a lesion.
+    pub n: u64,
+    /// How many of them pass.
+    pub accepted: u64,
+    /// accepted / n.
+    pub acceptance: Option<f64>,
+    /// The same by the size of the lesions; `candidates` are the images.
+    pub by_size: Vec<Size>,
+}
+
+impl Default for Real {
+    /// None yet.
+    fn default() -> Self {
+        Real {
+            n: 0,
+            accepted: 0,
+            acceptance: None,
+            by_size: sizes(),
+        }
+    }
+}
+
+impl Real {
+    /// Counts a real lesion.
+    pub fn add(&mut self, mask: MaskRef<'_>, accepted: bool) {
+        self.n += 1;
+        self.accepted += u64::from(accepted);
+        self.acceptance = Some(self.accepted as f64 / self.n as f64);
+        Size::count(&mut self.by_size, group(mask).name(), accepted);
+    }
 }
 
 /// What looking at unfinished candidates came to.
@@ -268,9 +358,11 @@ pub struct Tally {
     /// How many there were, and the scores of those that were finished: rejected, accepted.
     scores: [(u64, Vec<f64>); 2],
     by_group: BTreeMap<String, Group>,
+    by_size: Vec<Size>,
+    passed_over: u64,
+    decoys: u64,
     /// How lesions look: rejected, accepted.
     looks: [pools::Collected; 2],
-    by_size: BTreeMap<String, Group>,
 }
 
 impl Tally {
@@ -286,16 +378,23 @@ impl Tally {
             by_class: BTreeMap::new(),
             scores: Default::default(),
             by_group: BTreeMap::new(),
+            by_size: sizes(),
+            passed_over: 0,
+            decoys: 0,
             looks: Default::default(),
-            by_size: BTreeMap::new(),
         }
     }
 
     /// Adds a record.
     pub fn add(&mut self, record: &Record) {
         self.records += 1;
+        self.passed_over += u64::from(record.passed_over);
         if !record.painted() {
             return;
+        }
+        self.decoys += record.decoys.len() as u64;
+        if let Some(size) = &record.size {
+            Size::count(&mut self.by_size, size, record.accepted());
         }
         let (count, scores) = &mut self.scores[usize::from(record.accepted())];
         *count += 1;
@@ -304,18 +403,11 @@ impl Tally {
             scores.push(record.score);
         }
         self.looks[usize::from(record.accepted())].add(&record.look);
-        let size =
-            (record.attributes.get("area").and_then(Value::as_f64)).and_then(scoring::size_group);
-        if let Some(size) = size {
-            let name = size.name().to_owned();
-            self.by_size.entry(name).or_default().add(record.accepted());
-        }
-        let size = size.map(scoring::size_name);
         let flags = record.attributes.iter();
         let flags = flags.filter(|(_, value)| **value == Value::Bool(true));
         let tags = record.tags.iter().map(|tag| format!("prompt: {tag}"));
         let names = flags.map(|(name, _)| name.clone()).chain(tags);
-        for name in names.chain(size) {
+        for name in names {
             self.by_group
                 .entry(name)
                 .or_default()
@@ -354,11 +446,16 @@ impl Tally {
             candidates,
             accepted,
             rejected,
-            skipped: self.records - candidates,
+            skipped: self.records - candidates - self.passed_over,
+            passed_over: self.passed_over,
             acceptance: (candidates > 0).then(|| accepted as f64 / candidates as f64),
             score_accepted: mean(&good),
             score_rejected: mean(&bad),
             by_group: self.by_group,
+            by_size: self.by_size,
+            decoys: (self.decoys > 0).then_some(self.decoys),
+            backgrounds: None,
+            real_acceptance: None,
             by_class: self
                 .by_class
                 .into_iter()
@@ -381,7 +478,6 @@ impl Tally {
                 real: pools::Pool::default(),
                 accepted: better,
                 rejected: worse,
-                acceptance_by_size: self.by_size,
             }),
             sweep: match self.ious.is_empty() {
                 true => Vec::new(),
@@ -389,6 +485,10 @@ impl Tally {
             },
         }
     }
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Facts as a JSON object.
@@ -416,7 +516,7 @@ mod tests {
         let line = json!({
             "file_name": accepted.then_some("a.png"), "id": "a", "index": 0, "source": "a",
             "variant": 0, "score": score, "preview": preview, "given_up": given_up,
-            "measures": {"iou": score}, "attributes": {"area": 0.05},
+            "measures": {"iou": score}, "size": "2 to 10 %",
         });
         serde_json::from_value(line).unwrap()
     }
@@ -433,13 +533,10 @@ mod tests {
         assert_eq!((summary.accepted, summary.rejected), (1, 2));
         assert_eq!(summary.score_rejected, Some(0.3));
         assert_eq!(summary.by_class["polyp"].candidates, 2);
-        assert_eq!(summary.by_group["size: 2 to 10 %"].candidates, 3);
-        let sizes = summary.pools.unwrap().acceptance_by_size;
         assert_eq!(
-            (sizes["2 to 10 %"].candidates, sizes["2 to 10 %"].accepted),
+            (summary.by_size[1].candidates, summary.by_size[1].accepted),
             (3, 1)
         );
-        assert_eq!(sizes.len(), 1);
         let previews = summary.preview.unwrap();
         assert_eq!((previews.given_up, previews.lost), (1, None));
         assert!((previews.saved - 0.5 / 3.0).abs() < 1e-12);

@@ -3,10 +3,12 @@
 
 use super::{
     candidates::{Candidate, Candidates},
+    judging,
     overlap::Enough,
-    painting::{self, Stages},
+    painting::{self, How, Stages},
     store::Store,
 };
+use crate::manifest::Synthesis;
 use diffaug::{
     Image, Mask, Result, files,
     image::{resize_image, resize_mask, save_image},
@@ -45,7 +47,7 @@ pub fn is_drawn(store: &Store) -> bool {
 /// Draws `contact-sheet.png`; tiles of a candidate: background, wanted mask, painted image, verdict (wanted mask
 /// and what the segmenter found, framed green when accepted, red when not).
 ///
-/// The candidates are painted again, `batch` at once, which gives the same images as before.
+/// The candidates are painted again, which gives the same images as before.
 ///
 /// # Errors
 /// When a stage fails or the file cannot be written.
@@ -55,7 +57,7 @@ pub fn draw(
     candidates: &Candidates<'_>,
     stages: &Stages,
     targets: &[u8],
-    batch: usize,
+    options: &Synthesis,
 ) -> Result<()> {
     if shown.is_empty() {
         return Ok(());
@@ -76,9 +78,10 @@ pub fn draw(
     let all: Vec<&Candidate> = shown.iter().collect();
     let enough = Enough::default();
     let mut outcomes = Vec::new();
-    for some in all.chunks(batch) {
-        let painted = painting::paint(some, stages, None, &enough)?;
-        outcomes.extend(painting::verdicts(some, painted, stages, None, &enough)?);
+    let how = How::unseen(options);
+    for some in all.chunks(options.batch as usize) {
+        let painted = painting::paint(some, stages, how, &enough)?;
+        outcomes.extend(judging::verdicts(some, painted, stages, how, &enough)?);
     }
     for ((place, candidate), outcome) in (0..).zip(all).zip(&outcomes) {
         let Some(image) = &outcome.image else {

@@ -38,9 +38,9 @@ const HUB: &str = "hub";
 const NO_LOCK: &str = "DIFFAUG_NO_LOCK";
 
 /// Folders that stages leave their weights in, below the run folder.
-const TRAINED: [&str; 4] = ["generator", "segmenter", "segmenters", "evaluate"];
+const TRAINED: [&str; 5] = ["generator", "start", "segmenter", "segmenters", "evaluate"];
 /// Folders in which lists and images are written, and those below them.
-const PAINTED: [&str; 2] = ["synthetic", "rejected"];
+const PAINTED: [&str; 3] = ["synthetic", "rejected", "backgrounds"];
 const IMAGES: [&str; 2] = ["images", "masks"];
 /// What the names of files end with that stages write under `NAME.partial` first.
 const WRITTEN: [&str; 4] = [".json", ".jsonl", ".safetensors", ".txt"];

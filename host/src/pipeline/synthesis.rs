@@ -6,22 +6,21 @@
 //! at the end.
 
 use super::{
+    batch::{Batch, Done, Judged, Shift, truncate_at_quota},
     candidates::{Candidate, Candidates, Skipped},
     clock,
-    journal::{Contents, Entry, Journal, Left},
+    journal::{Contents, Entry, Journal, Left, Line},
+    judging,
     overlap::{self, Enough},
-    painting::{self, Painted, Stages},
+    painting::{self, How, Stages},
     pools,
-    record::{Record, Summary, Tally, file_name},
+    record::{Backgrounds, Record, Summary, Tally},
+    sizes::{self, Quota},
     store::Store,
 };
-use crate::{
-    failure::Failure,
-    manifest::Manifest,
-    ui::{Bar, Ui},
-};
+use crate::{failure::Failure, manifest::Manifest, ui::Ui};
 use diffaug::{
-    DatasetInfo, Error, Image, Mask, MaskRef, Progress, Result, ResultExt,
+    BoxDataset, DatasetInfo, Error, Mask, MaskRef, Result, ResultExt,
     error::ErrorKind,
     files::{self, WholeFile, hash_file},
     image::{MaskRule, save_gray, save_image},
@@ -34,9 +33,11 @@ use std::{
     io::{BufRead, BufReader},
     ops::ControlFlow,
     path::Path,
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
+const JOURNAL: &str = "synthetic/journal.jsonl";
 const METADATA: &str = "synthetic/metadata.jsonl";
 const REJECTED: &str = "rejected.jsonl";
 const CLASSES: &str = "synthetic/classes.json";
@@ -54,63 +55,12 @@ pub struct Synthesis<'a> {
     pub candidates: &'a Candidates<'a>,
     /// Classes of the masks.
     pub info: &'a DatasetInfo,
-    /// How many real training images there are.
-    pub real: usize,
-}
-
-/// How far a synthesis has come.
-struct Done {
-    /// Candidates that were judged.
-    judged: u64,
-    /// How many of them were accepted.
-    accepted: u64,
-}
-
-impl Done {
-    fn add(&mut self, judged: &[Judged]) {
-        self.judged += judged.len() as u64;
-        self.accepted += judged.iter().filter(|j| j.record.accepted()).count() as u64;
-    }
-
-    fn show(&self, bar: &Bar, quota: u64) {
-        let share = match self.judged {
-            0 => String::new(),
-            judged => format!(
-                "{:.0} % accepted",
-                100.0 * self.accepted as f64 / judged as f64
-            ),
-        };
-        bar.progress(self.accepted, quota, &share);
-    }
-}
-
-/// Candidates of a batch by their index, and what was painted for those that there are.
-struct Batch {
-    drawn: Vec<(u64, Result<Candidate, Skipped>)>,
-    painted: Vec<Painted>,
-}
-
-impl Batch {
-    fn candidates(drawn: &[(u64, Result<Candidate, Skipped>)]) -> Vec<&Candidate> {
-        drawn.iter().filter_map(|(_, c)| c.as_ref().ok()).collect()
-    }
-}
-
-/// A journal line and the images that belong to it.
-struct Judged {
-    record: Record,
-    images: Option<(Image, Mask)>,
-}
-
-impl Judged {
-    /// Folder and name of its image or mask.
-    fn place(&self, kind: &str) -> (String, String) {
-        let list = match self.record.accepted() {
-            true => "synthetic",
-            false => "rejected",
-        };
-        (format!("{list}/{kind}"), file_name(self.record.index))
-    }
+    /// How many accepted images are wanted.
+    pub quota: Quota,
+    /// Real images that nothing was trained on.
+    pub validation: &'a BoxDataset,
+    /// What clearing training images of their lesions came to.
+    pub backgrounds: Option<Backgrounds>,
 }
 
 impl Synthesis<'_> {
@@ -126,8 +76,12 @@ impl Synthesis<'_> {
             self.check_files()?;
         }
         // A run that was killed between the marker and this leaves it.
-        Journal::new(self.store).remove();
+        self.journal().remove();
         Ok(Some(summary))
+    }
+
+    fn journal(&self) -> Journal<'_, Record> {
+        Journal::new(self.store, JOURNAL)
     }
 
     /// Compares every file with its checksum.
@@ -150,11 +104,6 @@ impl Synthesis<'_> {
         broken.map_or(Ok(()), Err)
     }
 
-    /// How many accepted images are wanted.
-    fn quota(&self) -> u64 {
-        (self.manifest.synthesis.ratio * self.real as f64).round() as u64
-    }
-
     /// Paints and judges until the quota is filled or no candidate is left.
     ///
     /// # Errors
@@ -166,16 +115,22 @@ impl Synthesis<'_> {
             judged: left.entries.len() as u64,
             accepted: left.accepted(),
         };
+        let filled = Mutex::new(self.quota.filled(&left.entries));
         let bar = ui.bar("painting");
-        let quota = self.quota();
+        let quota = self.quota.total();
+        let line = Shift {
+            filled: &filled,
+            stages,
+            bar: &bar,
+        };
         // What was lost was within the quota: it is painted again as it was, whole.
         let mut outcome = match left.lost.is_empty() {
             true => Ok(()),
-            false => self.line(&mut done, left.lost.into_iter(), None, stages, &bar),
+            false => self.line(&mut done, left.lost.into_iter(), None, &line),
         };
         if outcome.is_ok() {
             let starts = (left.next..self.candidates.len()).step_by(batch as usize);
-            outcome = self.line(&mut done, starts, Some(quota), stages, &bar);
+            outcome = self.line(&mut done, starts, Some(quota), &line);
         }
         let accepted = done.accepted;
         let (mut summary, lists) = self.publish()?;
@@ -186,14 +141,20 @@ impl Synthesis<'_> {
         }
         if accepted < quota {
             tracing::warn!(
-                "only {accepted} of the {quota} images wanted were accepted: all {} candidates are \
+                "only {accepted} of the {quota} images wanted were accepted{}: all {} candidates are \
                  used up (raise `synthesis.variants` for more)",
+                shortage(&summary.by_size),
                 self.candidates.len()
             );
         }
+        if self.manifest.synthesis.judge_real && stages.gate.asks() {
+            let batch = self.manifest.synthesis.batch as usize;
+            let real = clock::stage(|| judging::real(self.validation, stages, batch))?;
+            summary.real_acceptance = Some(real);
+        }
         self.store.write(CHECKSUMS, &lists)?;
         self.store.write_marker(SUMMARY, &summary, &[CHECKSUMS])?;
-        Journal::new(self.store).remove();
+        self.journal().remove();
         Ok(summary)
     }
 
@@ -204,10 +165,10 @@ impl Synthesis<'_> {
         done: &mut Done,
         mut starts: impl Iterator<Item = u64> + Send,
         quota: Option<u64>,
-        stages: &Stages,
-        bar: &Bar,
+        shift: &Shift<'_>,
     ) -> Result<()> {
-        let (shown, end) = (self.quota(), self.candidates.len());
+        let Shift { stages, bar, .. } = *shift;
+        let (shown, end) = (self.quota.total(), self.candidates.len());
         let batch = u64::from(self.manifest.synthesis.batch);
         done.show(bar, shown);
         if quota.is_some_and(|quota| done.accepted >= quota) {
@@ -221,12 +182,13 @@ impl Synthesis<'_> {
                 return Err(Error::cancelled());
             }
             let range = starts.next().map(|start| start..(start + batch).min(end));
-            let paint = |range| timed(&mut painting, || self.paint(range, stages, enough));
+            let paint = |range| timed(&mut painting, || self.paint(range, shift, enough));
             range.map(paint).transpose()
         };
         let judge =
             |batch, enough: &Enough| timed(&mut judging, || self.judge(batch, stages, enough));
-        let keep = |mut judged: Vec<Judged>| {
+        let keep = |judged: Vec<Judged>| {
+            let mut judged = shift.settled(judged);
             if let Some(quota) = quota {
                 truncate_at_quota(&mut judged, quota - done.accepted);
             }
@@ -250,11 +212,11 @@ impl Synthesis<'_> {
     }
 
     /// What an earlier start left and is still true.
-    fn resume(&self, batch: u64) -> Result<Left> {
+    fn resume(&self, batch: u64) -> Result<Left<Record>> {
         for folder in ["synthetic/images", "synthetic/masks"] {
             files::make_folder(&self.store.path(folder))?;
         }
-        let journal = Journal::new(self.store);
+        let journal = self.journal();
         let end = self.candidates.len();
         let Contents { entries, damaged } = journal.read_true(end)?;
         let images = self.store.path("synthetic/images");
@@ -265,7 +227,7 @@ impl Synthesis<'_> {
                 images.display()
             );
         }
-        let left = Left::of(entries, end, batch, self.quota());
+        let left = Left::of(entries, end, batch, self.quota.total());
         journal.write(left.entries.values())?;
         Ok(left)
     }
@@ -273,24 +235,27 @@ impl Synthesis<'_> {
     fn paint(
         &self,
         range: std::ops::Range<u64>,
-        stages: &Stages,
+        shift: &Shift<'_>,
         enough: &Enough,
     ) -> Result<Batch> {
+        let stages = shift.stages;
         let drawn: Vec<(u64, Result<Candidate, Skipped>)> = range
-            .map(|index| Ok((index, self.candidates.get(index, &stages.bank)?)))
+            .map(|index| {
+                let drawn = self.candidates.get(index, &stages.bank)?;
+                Ok((index, shift.wanted(index, drawn)))
+            })
             .collect::<Result<_>>()?;
         let there = Batch::candidates(&drawn);
-        let preview = self.manifest.synthesis.preview.as_ref();
-        let painted = clock::stage(|| painting::paint(&there, stages, preview, enough))?;
+        let how = How::of(&self.manifest.synthesis);
+        let painted = clock::stage(|| painting::paint(&there, stages, how, enough))?;
         Ok(Batch { drawn, painted })
     }
 
     fn judge(&self, batch: Batch, stages: &Stages, enough: &Enough) -> Result<Vec<Judged>> {
         let Batch { drawn, painted } = batch;
         let there = Batch::candidates(&drawn);
-        let preview = self.manifest.synthesis.preview.as_ref();
-        let outcomes =
-            clock::stage(|| painting::verdicts(&there, painted, stages, preview, enough))?;
+        let how = How::of(&self.manifest.synthesis);
+        let outcomes = clock::stage(|| judging::verdicts(&there, painted, stages, how, enough))?;
         let mut outcomes = outcomes.into_iter();
         drawn
             .into_iter()
@@ -326,18 +291,18 @@ impl Synthesis<'_> {
         for folder in &folders {
             files::make_folder(&self.store.path(folder))?;
         }
-        let entries: Vec<Entry> = judged
+        let entries: Vec<Entry<Record>> = judged
             .par_iter()
             .map(|judged| self.save(judged))
             .collect::<Result<_>>()?;
         for folder in &folders {
             files::sync_folder(&self.store.path(folder))?;
         }
-        Journal::new(self.store).append(&entries)
+        self.journal().append(&entries)
     }
 
     /// Saves the images of a candidate and answers its line.
-    fn save(&self, judged: &Judged) -> Result<Entry> {
+    fn save(&self, judged: &Judged) -> Result<Entry<Record>> {
         let mut entry = Entry {
             record: judged.record.clone(),
             files: BTreeMap::new(),
@@ -365,7 +330,7 @@ impl Synthesis<'_> {
         let mut rejected = WholeFile::create(&self.store.path(REJECTED))?;
         let mut tally = Tally::new(self.info, self.manifest.synthesis.preview.as_ref());
         let mut checksums = String::new();
-        for entry in Journal::new(self.store).entries()? {
+        for entry in self.journal().entries()? {
             let line = serde_json::to_string(&entry.record)? + "\n";
             let list = if entry.record.accepted() {
                 &mut metadata
@@ -390,7 +355,10 @@ impl Synthesis<'_> {
         for name in [METADATA, REJECTED, CLASSES] {
             checksums += &format!("{}  {name}\n", hash_file(&self.store.path(name))?);
         }
-        Ok((tally.summary(self.quota()), checksums))
+        let mut summary = tally.summary(self.quota.total());
+        self.quota.note(&mut summary.by_size);
+        summary.backgrounds.clone_from(&self.backgrounds);
+        Ok((summary, checksums))
     }
 
     /// Calls `work` with every record of a list.
@@ -465,15 +433,16 @@ fn timed<T>(total: &mut Duration, work: impl FnOnce() -> T) -> T {
     out
 }
 
-/// Drops what comes after the `left`-th acceptance.
-fn truncate_at_quota(judged: &mut Vec<Judged>, left: u64) {
-    let mut seen = 0;
-    let end = judged.iter().position(|j| {
-        seen += u64::from(j.record.accepted());
-        seen >= left
+/// Of which sizes there are too few, where sizes were wanted.
+fn shortage(sizes: &[sizes::Size]) -> String {
+    let short = sizes.iter().filter_map(|size| {
+        let wanted = size.wanted.filter(|wanted| *wanted > size.accepted)?;
+        Some(format!("{} of {wanted} {}", size.accepted, size.size))
     });
-    if let Some(end) = end {
-        judged.truncate(end + 1);
+    let short: Vec<String> = short.collect();
+    match short.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", short.join(", ")),
     }
 }
 

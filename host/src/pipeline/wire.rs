@@ -12,6 +12,9 @@ use diffaug::{
 use serde_json::Value;
 use std::path::PathBuf;
 
+/// The table of the start generator.
+pub const START: &str = "synthesis.start";
+
 /// Everything that building a stage needs to know.
 pub struct Wire<'a> {
     /// What is on offer.
@@ -114,6 +117,9 @@ impl Wire<'_> {
         self.check::<BoxDataset>("dataset", &m.dataset)?;
         self.check::<BoxPromptBank>("prompts", &m.prompts)?;
         self.check::<BoxGenerator>("generator", &m.generator)?;
+        if let Some(table) = &m.synthesis.start {
+            self.check::<BoxGenerator>(START, table)?;
+        }
         self.check::<BoxValidator>("validator", &m.validator)?;
         self.check::<BoxSegmenter>("segmenter", &m.segmenter)?;
         if let Some(table) = &m.evaluate.segmenter {
@@ -132,6 +138,9 @@ impl Wire<'_> {
             "generator".into(),
             self.plugin::<BoxGenerator>(&m.generator)?,
         );
+        if let Some(start) = &m.synthesis.start {
+            all.insert(START.into(), self.plugin::<BoxGenerator>(start)?);
+        }
         all.insert(
             "validator".into(),
             self.plugin::<BoxValidator>(&m.validator)?,

@@ -127,6 +127,28 @@ fn models_for_texts_alone_and_with_one_encoder_paint_what_diffusers_paints() {
     }
 }
 
+/// What a job's image shows under the mask is what painting begins with, and nothing else: the network
+/// is told the image with the hole cut out.
+#[test]
+fn what_lies_under_the_mask_matters_below_full_strength_alone() {
+    let scenes = Scenes::open();
+    let (image, mask) = (scenes.image("image"), scenes.mask());
+    let mut other = image.clone();
+    let pixels = other.bytes_mut().chunks_exact_mut(3).zip(mask.labels());
+    for (pixel, _) in pixels.filter(|(_, label)| **label != 0) {
+        pixel.copy_from_slice(&[250, 30, 30]);
+    }
+    let apart = |strength: f64| {
+        let generator = generator("xl", json!({"strength": strength, "composite": "hard"}));
+        let [first, second] = [&image, &other].map(|image| job(image, &mask, "healthy mucosa"));
+        let painted = paint(&generator, &[first, second]);
+        difference(&painted[0], &painted[1])
+    };
+    assert_eq!(apart(1.0), (0.0, 0));
+    let ((more, _), (less, _)) = (apart(0.3), apart(0.9));
+    assert!(more > less && less > 0.0, "{more} {less}");
+}
+
 #[test]
 fn without_negative_text_and_with_rescaled_guidance() {
     let options = json!({"guidance_rescale": 0.7, "strength": 0.9999});

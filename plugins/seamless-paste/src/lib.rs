@@ -211,6 +211,10 @@ impl Generator for SeamlessPaste {
         painted.into_iter().collect()
     }
 
+    fn follows_texts(&self) -> Result<bool> {
+        Ok(false)
+    }
+
     fn fit(
         &self,
         train: &BoxDataset,

@@ -1,7 +1,7 @@
 //! Whether what the stages need fits into the memory that there is.
 
 use super::{Report, Stage};
-use crate::manifest::Manifest;
+use crate::{manifest::Manifest, pipeline::wire::START};
 use diffaug::human_bytes;
 
 impl Report {
@@ -31,8 +31,15 @@ impl Report {
             .iter()
             .all(|&bytes| bytes > 0 && bytes <= memory.total)
         {
-            let both = painting.iter().sum();
-            needs.push(("generator", both, "together with `segmenter`".into()));
+            let all = painting
+                .iter()
+                .sum::<u64>()
+                .saturating_add(self.run_bytes(START));
+            let with = match self.run_bytes(START) {
+                0 => "together with `segmenter`".to_owned(),
+                _ => format!("together with `{START}` and `segmenter`"),
+            };
+            needs.push(("generator", all, with));
         }
         for (stage, bytes, what) in needs {
             if bytes > memory.total {

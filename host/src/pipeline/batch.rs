@@ -1,0 +1,136 @@
+//! What goes down the line of a synthesis, a batch at once: candidates, what was painted of them, and
+//! what is to be written down.
+
+use super::{
+    candidates::{Candidate, Skipped},
+    journal::Line,
+    painting::{Painted, Stages},
+    record::{Record, file_name},
+    sizes::{self, Filled},
+};
+use crate::ui::Bar;
+use diffaug::{Image, Mask, Progress, Result};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// How far a synthesis has come.
+pub struct Done {
+    /// Candidates that were judged.
+    pub judged: u64,
+    /// How many of them were accepted.
+    pub accepted: u64,
+}
+
+impl Done {
+    /// Counts a batch.
+    pub fn add(&mut self, judged: &[Judged]) {
+        self.judged += judged.len() as u64;
+        self.accepted += judged.iter().filter(|j| j.record.accepted()).count() as u64;
+    }
+
+    /// Shows how far it is to `quota`.
+    pub fn show(&self, bar: &Bar, quota: u64) {
+        let share = match self.judged {
+            0 => String::new(),
+            judged => format!(
+                "{:.0} % accepted",
+                100.0 * self.accepted as f64 / judged as f64
+            ),
+        };
+        bar.progress(self.accepted, quota, &share);
+    }
+}
+
+/// Candidates of a batch by their index, and what was painted for those that there are.
+pub struct Batch {
+    /// Candidates, or why there are none.
+    pub drawn: Vec<(u64, Result<Candidate, Skipped>)>,
+    /// In the order of those that there are.
+    pub painted: Vec<Painted>,
+}
+
+impl Batch {
+    /// Those that there are.
+    pub fn candidates(drawn: &[(u64, Result<Candidate, Skipped>)]) -> Vec<&Candidate> {
+        drawn.iter().filter_map(|(_, c)| c.as_ref().ok()).collect()
+    }
+}
+
+/// What the stations of a line have in common.
+pub struct Shift<'a> {
+    /// What of the quota is accepted.
+    pub filled: &'a Mutex<Filled>,
+    /// What paints and judges.
+    pub stages: &'a Stages,
+    /// Where progress is shown.
+    pub bar: &'a Bar,
+}
+
+impl Shift<'_> {
+    fn filled(&self) -> MutexGuard<'_, Filled> {
+        self.filled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A candidate, unless it is known already that there are enough lesions of its size.
+    pub fn wanted(
+        &self,
+        index: u64,
+        drawn: Result<Candidate, Skipped>,
+    ) -> Result<Candidate, Skipped> {
+        let candidate = drawn?;
+        let size = sizes::group(candidate.wanted.view());
+        match self.filled().is_full(size, index) {
+            false => Ok(candidate),
+            true => {
+                let Candidate {
+                    id,
+                    source,
+                    variant,
+                    ..
+                } = candidate;
+                Err(Skipped::full(id, source, variant, size))
+            }
+        }
+    }
+
+    /// What is left of a batch now that all before it is known.
+    pub fn settled(&self, judged: Vec<Judged>) -> Vec<Judged> {
+        let mut filled = self.filled();
+        let settled = judged.into_iter().map(|Judged { record, images }| {
+            let record = filled.settle(record);
+            let images = images.filter(|_| record.painted());
+            Judged { record, images }
+        });
+        settled.collect()
+    }
+}
+
+/// A journal line and the images that belong to it.
+pub struct Judged {
+    /// The line.
+    pub record: Record,
+    /// Image and mask, where they are kept.
+    pub images: Option<(Image, Mask)>,
+}
+
+impl Judged {
+    /// Folder and name of its image or mask.
+    pub fn place(&self, kind: &str) -> (String, String) {
+        let list = match self.record.accepted() {
+            true => "synthetic",
+            false => "rejected",
+        };
+        (format!("{list}/{kind}"), file_name(self.record.index))
+    }
+}
+
+/// Drops what comes after the `left`-th acceptance.
+pub fn truncate_at_quota(judged: &mut Vec<Judged>, left: u64) {
+    let mut seen = 0;
+    let end = judged.iter().position(|j| {
+        seen += u64::from(j.record.accepted());
+        seen >= left
+    });
+    if let Some(end) = end {
+        judged.truncate(end + 1);
+    }
+}
