@@ -3,7 +3,7 @@
 //! Lives beside the datasets rather than in a segmenter, so that every trained stage sees the same
 //! distribution. Validation and test views are never augmented.
 
-use crate::{data::*, error::*, rng, stage::Dataset};
+use crate::{appearance::LUMA, data::*, error::*, rng, stage::Dataset};
 use abi_stable::std_types::RVec;
 use rand::RngExt;
 use schemars::JsonSchema;
@@ -299,9 +299,6 @@ fn mirror(place: i64, side: u32) -> usize {
 fn byte(value: f32) -> u8 {
     value.round().clamp(0.0, 255.0) as u8
 }
-
-/// Weights of red, green and blue in perceived brightness (ITU-R BT.601).
-const LUMA: [f32; 3] = [0.299, 0.587, 0.114];
 
 /// Factors and a turn of the hue, drawn but not yet tied to an image.
 struct ColourDraw {

@@ -413,7 +413,8 @@ pub struct Sample {
     pub image: Image,
     /// Class labels, of the image's size.
     pub mask: Mask,
-    /// Facts; those of [`crate::lesion::measure`] are added by the host.
+    /// Facts; those of [`crate::lesion::measure`] and [`crate::appearance::Appearance`] are added by
+    /// the host, where none of that name is stated.
     pub attributes: Attributes,
 }
 

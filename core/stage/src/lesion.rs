@@ -6,6 +6,46 @@ use crate::data::{Attributes, MaskRef};
 /// A lesion is `small` when it covers less than this fraction of the image.
 pub const SMALL_AREA: f64 = 0.02;
 
+/// A lesion is large when it covers more than this fraction of the image.
+pub const LARGE_AREA: f64 = 0.1;
+
+/// How large a lesion is in its image: the groups by which acceptance and scores are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SizeGroup {
+    /// Below [`SMALL_AREA`].
+    Small,
+    /// From [`SMALL_AREA`] to [`LARGE_AREA`], both included.
+    Medium,
+    /// Above [`LARGE_AREA`].
+    Large,
+}
+
+impl SizeGroup {
+    /// Every group, the smallest first.
+    pub const ALL: [SizeGroup; 3] = [SizeGroup::Small, SizeGroup::Medium, SizeGroup::Large];
+
+    /// The group of a lesion that covers the fraction `area` (0 to 1, above 0) of its image. An image
+    /// without lesion belongs to none: that is for the caller to leave out.
+    pub fn of(area: f64) -> Self {
+        if area < SMALL_AREA {
+            SizeGroup::Small
+        } else if area <= LARGE_AREA {
+            SizeGroup::Medium
+        } else {
+            SizeGroup::Large
+        }
+    }
+
+    /// What tables call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            SizeGroup::Small => "below 2 %",
+            SizeGroup::Medium => "2 to 10 %",
+            SizeGroup::Large => "above 10 %",
+        }
+    }
+}
+
 /// One pixel in this many: a component below that is a speck, which [`measure`] does not count.
 const SPECK: u64 = 10_000;
 
@@ -282,6 +322,23 @@ mod tests {
         assert_eq!(facts.number("area"), Some(0.01));
         assert_eq!(measure(rows(2.0).view(), &[1]).flag("small"), Some(false));
         assert_eq!(measure(rows(1.0).view(), &[2]).number("area"), Some(0.0));
+    }
+
+    #[test]
+    fn size_groups_meet_at_two_and_ten_percent() {
+        for (area, name) in [
+            (0.0001, "below 2 %"),
+            (0.0199, "below 2 %"),
+            (0.02, "2 to 10 %"),
+            (0.1, "2 to 10 %"),
+            (0.1001, "above 10 %"),
+            (1.0, "above 10 %"),
+        ] {
+            assert_eq!(SizeGroup::of(area).name(), name, "{area}");
+        }
+        let names = SizeGroup::ALL.map(SizeGroup::name);
+        assert_eq!(names, ["below 2 %", "2 to 10 %", "above 10 %"]);
+        assert!(SizeGroup::ALL.is_sorted());
     }
 
     #[test]

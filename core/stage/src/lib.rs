@@ -54,10 +54,11 @@
 //! # fn main() {}
 //! ```
 //!
-//! The host measures masks, resizes, splits, augments and scores; a plugin need not. A stage with a
+//! The host measures masks and images, resizes, splits, augments and scores; a plugin need not. A stage with a
 //! model says in [`FromConfig::inspect`] how large it is and what it lacks, for `diffaug doctor`.
 
 pub mod abi;
+pub mod appearance;
 pub mod augment;
 pub mod data;
 pub mod error;

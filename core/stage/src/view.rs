@@ -3,6 +3,7 @@
 //! A stage never sees more than its view holds; that is how test data stays out of training.
 
 use crate::{
+    appearance::Appearance,
     data::*,
     error::{Error, Result},
     image::{resize_image, resize_mask},
@@ -192,8 +193,12 @@ impl Prepared {
             sample.image = resize_image(sample.image.view(), width, height);
             sample.mask = resize_mask(sample.mask.view(), width, height);
         }
+        let (image, mask) = (sample.image.view(), sample.mask.view());
         // The plugin's own facts win over what is measured.
-        let mut attributes = lesion::measure(sample.mask.view(), &self.targets);
+        let mut attributes = lesion::measure(mask, &self.targets);
+        if let Some(appearance) = Appearance::of(image, mask, &self.targets) {
+            attributes.extend(&appearance.facts());
+        }
         attributes.extend(&sample.attributes);
         sample.attributes = attributes;
         Ok(sample)
@@ -313,6 +318,29 @@ mod tests {
         assert_eq!(sample.image.size(), (8, 8));
         assert_eq!(sample.attributes.number("area"), Some(1.0 / 16.0));
         assert_eq!(view.sample(1).unwrap(), sample);
+    }
+
+    #[test]
+    fn what_a_dataset_states_wins_over_what_is_measured() {
+        /// States the contrast of its samples.
+        struct Stating(Shared);
+        impl Dataset for Stating {
+            fn info(&self) -> Result<DatasetInfo> {
+                self.0.info()
+            }
+            fn items(&self) -> Result<RVec<Item>> {
+                self.0.items()
+            }
+            fn sample(&self, index: u64) -> Result<Sample> {
+                let mut sample = self.0.sample(index)?;
+                sample.attributes.set_number("contrast", 7.0);
+                Ok(sample)
+            }
+        }
+        let view = Prepared::new(Arc::new(Stating(grey(200))), Some((8, 8)), 0).unwrap();
+        let facts = view.sample(100).unwrap().attributes;
+        assert_eq!(facts.number("contrast"), Some(7.0));
+        assert_eq!(facts.number("brightness"), Some(100.0));
     }
 
     #[test]
