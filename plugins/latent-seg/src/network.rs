@@ -16,7 +16,7 @@ use diffaug_nn::{
     fit::WEIGHTS,
     layers::Conv2d,
     noise,
-    ops::Dropping,
+    ops::{self, Dropping},
     params::Params,
     weights,
 };
@@ -238,7 +238,7 @@ impl Network {
     /// # Errors
     /// When the shapes do not fit.
     pub fn probabilities(&self, latents: &Tensor) -> Result<Tensor> {
-        self.grey(&self.decoded(latents)?, latents.dim(0)?)
+        grey(&self.decoded(latents)?, latents.dim(0)?)
     }
 
     /// The pixels of masks' latents, `[n * classes, 3, height, width]`.
@@ -248,14 +248,6 @@ impl Network {
         let each = (count * classes, self.description.latent, height, width);
         let latents = (latents.reshape(each)? / self.description.scale)?;
         self.vae.decode(&latents)
-    }
-
-    /// How probable each class is, from the `pixels` of masks of `count` images. What is no number is
-    /// one afterwards.
-    fn grey(&self, pixels: &Tensor, count: usize) -> Result<Tensor> {
-        let (_, _, height, width) = pixels.dims4()?;
-        let grey = pixels.affine(0.5, 0.5)?.clamp(0f32, 1f32)?.mean(1)?;
-        Ok(grey.reshape((count, (), height, width))?)
     }
 
     /// What the answer to an image begins with: it depends on the image and the seed alone.
@@ -324,7 +316,7 @@ impl Network {
                 first + row
             )));
         }
-        let planes = self.grey(&pixels, images.len())?.to_device(&Device::Cpu)?;
+        let planes = grey(&pixels, images.len())?.to_device(&Device::Cpu)?;
         let planes: Vec<Vec<Vec<f32>>> = planes.flatten_from(2)?.to_vec3()?;
         let work = planes.into_par_iter().zip(images);
         work.map(|(planes, image)| self.answer(&planes, *image, options.threshold))
@@ -363,6 +355,17 @@ impl Network {
             probability: found.iter().map(|(_, p)| *p).collect(),
         })
     }
+}
+
+/// How probable each class is, from the `pixels` of masks of `count` images. What is no number is one
+/// afterwards. The Dice loss moves a wrong pixel that is blacker than black or whiter than white.
+///
+/// # Errors
+/// When the shapes do not fit.
+pub(crate) fn grey(pixels: &Tensor, count: usize) -> Result<Tensor> {
+    let (_, _, height, width) = pixels.dims4()?;
+    let grey = ops::clamp_leading_back(&pixels.affine(0.5, 0.5)?, 0.0, 1.0)?.mean(1)?;
+    Ok(grey.reshape((count, (), height, width))?)
 }
 
 /// What identifies an image: its size and pixels.

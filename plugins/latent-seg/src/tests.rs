@@ -6,12 +6,12 @@ mod reference;
 
 use crate::{
     description::Description,
-    network::Network,
+    network::{self, Network},
     options::Options,
     segmenter::{LatentSeg, SdSeg},
-    training::Trainee,
+    training::{Trainee, dice_error},
 };
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 use diffaug::{
     BoxDataset, Class, Context, DatasetInfo, Image, Mask, Progress, Silent, metrics::mean_dice,
     prelude::*, segmenting, stage::Segmenter as Stage, with_reporter,
@@ -159,6 +159,32 @@ fn the_error_of_the_latent_is_that_of_the_noise_weighed() {
     let of_latent = mean((clean - &batch.z0).unwrap());
     let ours = learner.latent_losses(&batch, &output, &noisy).unwrap();
     close(&ours, &(of_noise + of_latent).unwrap(), 1e-4);
+}
+
+#[test]
+fn the_dice_loss_moves_wrong_pixels_that_are_beyond_black_and_white() {
+    // Wrong, right, and in range; first where a lesion is, then where none is.
+    let pixels = [-4.0f32, 4.0, 0.25, 4.0, -4.0, 0.25];
+    let truth = [1.0f32, 1.0, 1.0, 0.0, 0.0, 0.0];
+    let channels = Tensor::new(&pixels, &Device::Cpu).unwrap();
+    let channels = channels.reshape((1, 1, 2, 3)).unwrap();
+    let pixels = Var::from_tensor(&channels.repeat((1, 3, 1, 1)).unwrap()).unwrap();
+    let truth = Tensor::new(&truth, &Device::Cpu).unwrap();
+    let truth = truth.reshape((1, 1, 2, 3)).unwrap();
+    let found = network::grey(&pixels, 1).unwrap();
+    let grads = dice_error(&found, &truth).unwrap().backward().unwrap();
+    let grad = grads.get(&pixels).unwrap();
+    let grad: Vec<f32> = grad
+        .narrow(1, 0, 1)
+        .unwrap()
+        .flatten_all()
+        .unwrap()
+        .to_vec1()
+        .unwrap();
+    assert!(grad[0] < 0.0 && grad[3] > 0.0, "wrong: {grad:?}");
+    assert_eq!((grad[1], grad[4]), (0.0, 0.0), "right: {grad:?}");
+    // In range they are what they are without a clamp beyond it: those of the other pixels of the kind.
+    assert_eq!((grad[0], grad[3]), (grad[2], grad[5]));
 }
 
 #[test]

@@ -118,13 +118,21 @@ impl Trainee<'_> {
         let prediction = self.network.description.prediction.prediction();
         let schedule = &self.network.schedule;
         let clean = schedule.clean(prediction, output, noisy, &batch.t)?;
-        let found = self.network.probabilities(&clean)?.flatten_from(2)?;
-        let truth = batch.truth.flatten_from(2)?;
-        let both = (&found * &truth)?.sum(2)?;
-        let sizes = (found.sum(2)? + truth.sum(2)?)?;
-        let dice = ((both * 2.0)? + 1.0)?.div(&(sizes + 1.0)?)?;
-        Ok((1.0 - dice.mean_all()?)?)
+        dice_error(&self.network.probabilities(&clean)?, &batch.truth)
     }
+}
+
+/// 1 - Dice of probabilities and the masks `truth`, both `[n, classes, height, width]`: a mean over
+/// images and classes.
+///
+/// # Errors
+/// When the shapes differ.
+pub(crate) fn dice_error(probabilities: &Tensor, truth: &Tensor) -> Result<Tensor> {
+    let (found, truth) = (probabilities.flatten_from(2)?, truth.flatten_from(2)?);
+    let both = (&found * &truth)?.sum(2)?;
+    let sizes = (found.sum(2)? + truth.sum(2)?)?;
+    let dice = ((both * 2.0)? + 1.0)?.div(&(sizes + 1.0)?)?;
+    Ok((1.0 - dice.mean_all()?)?)
 }
 
 /// The masks of samples, 0 or 1, `[n, labels, height, width]`.

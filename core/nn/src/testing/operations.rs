@@ -196,6 +196,9 @@ fn activations(list: &mut List) {
     list.add("activations", "dropout", &[&[7, 3, 5]], |v| {
         ops::dropout(&v[0], 0.3, 7, "layer", 3)
     });
+    list.add("activations", "clamp", &[&[7, 3, 5]], |v| {
+        ops::clamp_leading_back(&v[0], -0.25, 0.5)
+    });
 }
 
 fn sums(list: &mut List) {
