@@ -124,7 +124,7 @@ fn pools_are_set_beside_each_other() {
     let printed = sandbox.run("run m.toml").ok().stdout;
     assert!(printed.contains("fine detail"), "{printed}");
     assert!(
-        printed.contains("accepted by share of the image: "),
+        printed.contains("accepted by size of the lesion: "),
         "{printed}"
     );
     let synthesis = &sandbox.read_json("runs/tiny/result.json")["synthesis"];
@@ -147,9 +147,9 @@ fn pools_are_set_beside_each_other() {
             "{pool}: {found}, {mean}"
         );
     }
-    let sizes = pools["acceptance_by_size"].as_object().unwrap();
+    let sizes = synthesis["by_size"].as_array().unwrap();
     let all: u64 = sizes
-        .values()
+        .iter()
         .map(|g| g["candidates"].as_u64().unwrap())
         .sum();
     assert_eq!(all, synthesis["candidates"].as_u64().unwrap());
