@@ -12,6 +12,8 @@ mod cli;
 mod cuda;
 mod doctor;
 #[cfg(feature = "builtin")]
+mod facts;
+#[cfg(feature = "builtin")]
 mod gate;
 #[cfg(feature = "builtin")]
 mod inputs;

@@ -25,11 +25,25 @@ fn a_run_of_loaded_stages_goes_through() {
     exit 0
     7 candidates: 7 accepted, 0 rejected
 
+    accepted by size of the lesion: above 10 %: 7 of 7
+
+    of 1 real lesions of the validation part 1 pass: above 10 %: 1 of 1
+
+    | lesions  | images | fine detail | beside wall |     contrast |    brightness |
+    |----------|--------|-------------|-------------|--------------|---------------|
+    | real     |      7 | 8.02 ± 0.16 | 1.47 ± 0.15 | 79.09 ± 0.15 |  83.85 ± 1.84 |
+    | accepted |      7 | 7.83 ± 2.18 | 1.47 ± 0.15 | 88.14 ± 1.83 | 82.62 ± 12.82 |
+    | rejected |      0 |           - |           - |            - |             - |
+
     misbehave on squares, 2 test images (split `random`), mean over images:
     | trained on | images |  Dice |   IoU | sensitivity |   FNR | specificity | Dice (pixels) |
     |------------|--------|-------|-------|-------------|-------|-------------|---------------|
     | real       |      7 | 1.000 | 1.000 |       1.000 | 0.000 |       1.000 |         1.000 |
     | augmented  |     14 | 1.000 | 1.000 |       1.000 | 0.000 |       1.000 |         1.000 |
+
+    | Dice by group    | images |  real | augmented |
+    |------------------|--------|-------|-----------|
+    | size: above 10 % |      2 | 1.000 |     1.000 |
     reading the dataset: 7 to train, 1 to validate, 2 to test (TIME)
     painting: 7 of 7 accepted (TIME)
     testing on real training: 2 images (TIME)
@@ -181,7 +195,7 @@ fn an_option_out_of_range_is_pointed_at() {
     "#);
     assert_snapshot!(sandbox.run("check m.toml --set dataset.count=9 --set generator.mode=wild"), @r"
     exit 1
-    error: unknown variant `wild`, expected one of `well`, `panic-on-build`, `panic-on-inspect`, `fail-on-inspect`, `greedy`, `panic`, `panic-in-thread`, `missing-file`, `fewer-answers`, `other-size`, `stray-label`, `duplicate-ids`, `log`, `slow`, `hang`, `reject`
+    error: unknown variant `wild`, expected one of `well`, `panic-on-build`, `panic-on-inspect`, `fail-on-inspect`, `greedy`, `panic`, `panic-in-thread`, `missing-file`, `fewer-answers`, `other-size`, `stray-label`, `duplicate-ids`, `log`, `slow`, `hang`, `reject`, `stubborn`, `idle`
      --> --set:1:16
       |
     1 | generator.mode=wild

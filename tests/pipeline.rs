@@ -289,7 +289,7 @@ fn save(sandbox: &Sandbox, id: &str, pixels: Vec<u8>, mask: Vec<u8>) {
 }
 
 /// [`TINY`] on a folder of twelve images of which the last four are for testing.
-fn with_folder() -> Sandbox {
+pub fn with_folder() -> Sandbox {
     let sandbox = Sandbox::new();
     folder(&sandbox, 12);
     let split = r#"{"train": ["0","1","2","3","4","5"], "validation": ["6","7"], "test": ["8","9","10","11"]}"#;

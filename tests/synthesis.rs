@@ -3,7 +3,7 @@
 
 use crate::{
     pipeline::tiny,
-    util::{Sandbox, assert_same, misbehave},
+    util::{Sandbox, assert_same, misbehave, root},
 };
 use diffaug::{Image, image::open_image};
 use serde_json::Value;
@@ -140,6 +140,55 @@ fn a_hybrid_keeps_the_fine_detail_of_its_start() {
         assert!((mean - 220.0).abs() < 15.0, "{mean}");
     }
     assert!(varied > 4, "{varied}");
+}
+
+/// The smaller the strength, the more of the pasted lesion is left.
+#[test]
+fn a_diffusion_model_goes_on_from_what_was_pasted() {
+    let sandbox = Sandbox::new();
+    sandbox.library("diffaug-misbehave", "misbehave.so");
+    let weights = |name: &str| root().join("manifests/weights").join(name);
+    let base = root().join("manifests/quickstart.toml");
+    let text = format!(
+        "base = \"{}\"\nlibraries = [\"./misbehave.so\"]\n\
+         dataset = {{ use = \"phantom\", train = 6, validation = 2, test = 2 }}\n\
+         validator = {{ use = \"accept-all\" }}\n\
+         segmenter = {{ use = \"latent-seg\", weights = \"{}\" }}\n\
+         synthesis = {{ variants = 1, start = {{ use = \"seamless-paste\" }} }}\n",
+        base.display(),
+        weights("segmenter").display(),
+    );
+    sandbox.write("m.toml", text);
+    let model = weights("generator").display().to_string();
+    let run = |name: &str, set: &str| -> Vec<Vec<[u8; 3]>> {
+        sandbox
+            .run(&format!(
+                "generate m.toml -q {set} --set output=runs/{name}"
+            ))
+            .ok();
+        let all = records(&sandbox, name);
+        let insides = all.iter().map(|record| parts(&sandbox, name, record));
+        insides.map(|[inside, _]| inside).collect()
+    };
+    let start = run(
+        "start",
+        "--set generator.use=misbehave --set generator.mode=idle",
+    );
+    let apart = |strength: f64| -> f64 {
+        let set = format!(
+            "--set generator.weights={model} --set generator.steps=6 --set generator.strength={strength}"
+        );
+        let painted = run(&format!("at-{strength}"), &set);
+        let pixels = painted
+            .iter()
+            .zip(&start)
+            .flat_map(|(a, b)| a.iter().zip(b));
+        let differences = pixels.flat_map(|(a, b)| a.iter().zip(b).map(|(a, b)| a.abs_diff(*b)));
+        let all: Vec<f64> = differences.map(f64::from).collect();
+        all.iter().sum::<f64>() / all.len() as f64
+    };
+    let (little, all) = (apart(0.34), apart(1.0));
+    assert!(little > 0.5 && little < 0.8 * all, "{little} {all}");
 }
 
 #[test]

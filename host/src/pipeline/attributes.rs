@@ -64,10 +64,11 @@ impl Facts {
     }
 
     fn parse(path: &str, text: &str) -> Result<Self> {
+        let text = text.trim_start_matches('\u{feff}').as_bytes();
         let mut reader = csv::ReaderBuilder::new()
             .flexible(true)
             .trim(csv::Trim::All)
-            .from_reader(text.trim_start_matches('\u{feff}').as_bytes());
+            .from_reader(text);
         let broken = |e: csv::Error| Error::data(format!("`{path}` is no CSV file: {e}"));
         let header = reader.headers().map_err(broken)?;
         if header.iter().ne(HEADER) {
@@ -83,7 +84,7 @@ impl Facts {
         };
         for record in reader.records() {
             let record = record.map_err(broken)?;
-            let line = record.position().map_or(0, csv::Position::line);
+            let line = record.position().map_or(0, |at| line_of(at, text));
             all.add(line, &record)
                 .map_err(|fault| Error::data(format!("line {line} of `{path}` {fault}")))?;
         }
@@ -142,6 +143,14 @@ impl Facts {
         ))
         .at(FIELD))
     }
+}
+
+/// The line of a record that begins at `at`: the reader counts empty lines before it as its own.
+fn line_of(at: &csv::Position, text: &[u8]) -> u64 {
+    let start = usize::try_from(at.byte()).unwrap_or(usize::MAX);
+    let rest = text.get(start..).unwrap_or_default();
+    let empty = rest.iter().take_while(|byte| b"\r\n".contains(byte));
+    at.line() + empty.filter(|byte| **byte == b'\n').count() as u64
 }
 
 /// A dataset with the facts of a file.
@@ -244,8 +253,10 @@ mod tests {
             ),
         ] {
             let text = SOUND.replacen(from, to, 1);
-            let error = parse(&text).unwrap_err().to_string();
-            assert!(error.contains(sentence), "{error}");
+            for text in [text.replace('\n', "\r\n"), text] {
+                let error = parse(&text).unwrap_err().to_string();
+                assert!(error.contains(sentence), "{error}");
+            }
         }
         assert!(
             parse("")

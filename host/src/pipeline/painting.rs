@@ -130,10 +130,11 @@ fn decoys(
     }
     let most = candidates.iter().map(|c| c.decoys.len()).max();
     for round in 0..most.unwrap_or(0) {
-        let open = (0..candidates.len())
-            .filter_map(|place| Some((place, images[place].take()?)))
-            .partition(|(place, _)| candidates[*place].decoys.len() > round);
-        let (open, done): (Vec<(usize, Image)>, Vec<(usize, Image)>) = open;
+        let some = candidates.iter().enumerate();
+        let some = some.filter(|(_, candidate)| candidate.decoys.len() > round);
+        let open: Vec<(usize, Image)> = some
+            .filter_map(|(place, _)| Some((place, images[place].take()?)))
+            .collect();
         let jobs = open.iter().map(|(place, image)| {
             let candidate = candidates[*place];
             candidate.decoy_job(round, image.view())
@@ -142,8 +143,6 @@ fn decoys(
         let painted = generate(&stages.generator, &jobs, None, reporter)?;
         let painted = open.iter().map(|(place, _)| *place).zip(painted);
         painted.for_each(|(place, image)| images[place] = image);
-        done.into_iter()
-            .for_each(|(place, image)| images[place] = Some(image));
     }
     Ok(())
 }
