@@ -138,3 +138,45 @@ fn candidates_are_given_up_at_their_previews() {
     assert_eq!(output.code, Some(2), "{output}");
     assert!(output.stderr.contains("the generator showed"), "{output}");
 }
+
+#[test]
+fn a_gate_smaller_than_the_images_judges_them_by_size_and_detail() {
+    let sandbox = tiny();
+    let gate = r#"
+base = "m.toml"
+output = "runs/sized"
+[images]
+size = 64
+[segmenter]
+use = "unet"
+size = 32
+[validator]
+use = "iou"
+threshold = 0.9
+tolerance = 1
+tolerant_below = 1.0
+detail = 10.0
+by_size = [{ below = 0.0001, threshold = 0.5 }, { below = 1.0, threshold = 0.0 }]
+"#;
+    sandbox.write("sized.toml", gate);
+    sandbox.run("sweep sized.toml --json").ok();
+    let rejected = sandbox.read_lines("runs/sized/rejected.jsonl");
+    assert!(!rejected.is_empty());
+    // Nothing has ten times the detail around it; what is not found is told with its threshold.
+    for record in &rejected {
+        let reason = record["reason"].as_str().unwrap();
+        let (smooth, missed) = (
+            reason.starts_with("too smooth: "),
+            reason.contains("not above 0.00, the threshold of lesions below 100 % of the image"),
+        );
+        assert!(smooth || missed, "{reason}");
+        assert!(record["measures"]["detail_ratio"].as_f64().unwrap() < 10.0);
+    }
+    assert_eq!(
+        summary(&sandbox, "sized")["sweep"]
+            .as_array()
+            .unwrap()
+            .len(),
+        9
+    );
+}

@@ -20,6 +20,8 @@ mod inputs;
 mod manifests;
 mod misbehave;
 #[cfg(feature = "builtin")]
+mod mixing;
+#[cfg(feature = "builtin")]
 mod paper;
 #[cfg(feature = "builtin")]
 mod pipeline;

@@ -44,9 +44,10 @@ evaluate_every = 2
 [segmenter]
 use = "latent-seg"
 vae = {:?}
+base = {:?}
 
 [segmenter.architecture]
-width = 8
+width = 16
 multipliers = [1, 2]
 layers = 1
 heads = 2
@@ -69,7 +70,8 @@ batch = 2
 [evaluate]
 runs = 1
 "#,
-        model.join("vae")
+        model.join("vae"),
+        sandbox.path("base")
     )
 }
 
@@ -97,6 +99,23 @@ fn small_copies_of_the_papers_runs_go_through() {
         weights("diffusion_pytorch_model.fp16.safetensors"),
     )
     .unwrap();
+    // The manifests begin with published weights, as `diffaug convert` makes a folder of them.
+    let set = [
+        "width=16",
+        "multipliers=[1,2]",
+        "layers=1",
+        "heads=2",
+        "groups=4",
+        "attention=[2]",
+    ];
+    let set = set
+        .map(|option| format!("--set architecture.{option}"))
+        .join(" ");
+    let made = sandbox.run(&format!(
+        "convert segmenter latent-seg model base --set size=64 {set}"
+    ));
+    let made = made.ok();
+    assert!(made.stdout.contains("way down"), "{made}");
     for (name, kind) in [("kvasir", "colon"), ("cvc", "colon"), ("refuge2", "fundus")] {
         sandbox.write("m.toml", small_paper(&sandbox, name, kind));
         let result = sandbox.run("run m.toml --json").ok().json();

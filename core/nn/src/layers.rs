@@ -312,7 +312,7 @@ impl BatchNorm {
     /// Added to the variance.
     const EPSILON: f32 = 1e-5;
     /// Share of the new batch in the running statistics.
-    const MOMENTUM: f64 = 0.1;
+    pub const MOMENTUM: f64 = 0.1;
 
     /// For `channels` channels.
     ///

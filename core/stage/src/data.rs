@@ -390,15 +390,18 @@ pub struct Item {
     pub group: RString,
     /// The dataset's own part (`train`, `validation`, `test`), or empty.
     pub part: RString,
+    /// Whether it was generated; the host says so of the images that it adds.
+    pub synthetic: bool,
 }
 
 impl Item {
-    /// An entry with neither group nor part.
+    /// An entry of a real sample with neither group nor part.
     pub fn new(id: &str) -> Self {
         Item {
             id: id.into(),
             group: RString::new(),
             part: RString::new(),
+            synthetic: false,
         }
     }
 }

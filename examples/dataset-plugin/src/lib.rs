@@ -131,10 +131,9 @@ fn read_labels(options: &Options) -> Result<Vec<Annotated>> {
         let at = *known.entry(row.file.clone()).or_insert_with(|| {
             images.push(Annotated {
                 item: Item {
-                    // Unique, and the same on every machine: never a path.
-                    id: stem(&row.file).into(),
                     group: row.patient.clone().unwrap_or_default().into(),
-                    part: RString::new(),
+                    // Unique, and the same on every machine: never a path.
+                    ..Item::new(stem(&row.file))
                 },
                 file: options.root.join("images").join(&row.file),
                 lesions: Vec::new(),

@@ -457,10 +457,13 @@ fn external_id(path: &Path) -> Result<String> {
 /// The finished images as a dataset, to be joined with the real ones.
 pub fn as_dataset(
     info: diffaug::DatasetInfo,
-    pairs: Vec<pairs::Pair>,
+    mut pairs: Vec<pairs::Pair>,
     rule: diffaug::image::MaskRule,
     max_pixels: u64,
 ) -> Result<Shared> {
+    for pair in &mut pairs {
+        pair.item.synthetic = true;
+    }
     Ok(Arc::new(pairs::Pairs::new(info, pairs, rule, max_pixels)?))
 }
 

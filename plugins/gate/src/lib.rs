@@ -4,8 +4,14 @@
 //! intersection over union of what it finds and what was asked for must be strictly above a
 //! threshold. `ensemble` asks several segmenters, of whom enough must agree. `accept-all` is the
 //! ablation without a gate.
+//!
+//! Small lesions may have a threshold of their own and a border that does not count; and a lesion may
+//! have to be as rough as what surrounds it, which no segmenter minds.
+
+mod rules;
 
 use diffaug::{Class, metrics::Confusion, prelude::*};
+use rules::{BySize, Rules, Terms, tolerant_iou};
 use serde::Serialize;
 
 /// Options of the validator `iou`.
@@ -16,6 +22,17 @@ pub struct IouOptions {
     pub threshold: f64,
     /// Labels that must each pass; without it, every label of the wanted mask.
     pub classes: Option<Vec<u8>>,
+    /// Thresholds for small lesions, the smallest first: `[{ below = 0.01, threshold = 0.5 }]` is for
+    /// those that cover less than 1 % of the image. The first that fits counts, else `threshold`.
+    pub by_size: Vec<BySize>,
+    /// Width, in pixels of the image, of the band on either side of the wanted border that does not count
+    /// for small lesions, in rows and columns; less where it would leave nothing of a lesion. 0 is none.
+    pub tolerance: u32,
+    /// Lesions that cover less than this share of the image are small for `tolerance`.
+    pub tolerant_below: f64,
+    /// Least ratio of the fine detail inside the lesion to that of the ring around it; a painted
+    /// lesion that is smoother is turned down. Without it detail is not looked at.
+    pub detail: Option<f64>,
 }
 
 impl Default for IouOptions {
@@ -23,7 +40,34 @@ impl Default for IouOptions {
         IouOptions {
             threshold: 0.7,
             classes: None,
+            by_size: Vec::new(),
+            tolerance: 0,
+            tolerant_below: 0.02,
+            detail: None,
         }
+    }
+}
+
+impl IouOptions {
+    fn rules(&self) -> Rules<'_> {
+        Rules {
+            threshold: self.threshold,
+            by_size: &self.by_size,
+            tolerance: self.tolerance,
+            tolerant_below: self.tolerant_below,
+            detail: self.detail,
+        }
+    }
+}
+
+/// Checks the labels of the option `classes`.
+fn check_classes(classes: Option<&[u8]>) -> Result<()> {
+    match classes {
+        Some([]) => Err(Error::config("`classes` is empty, expected labels").at("classes")),
+        Some(labels) if labels.contains(&0) => {
+            Err(Error::config("`classes` names 0, which is background").at("classes"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -34,20 +78,8 @@ impl FromConfig for Iou {
     type Config = IouOptions;
 
     fn validate(options: &IouOptions) -> Result<()> {
-        let threshold = options.threshold;
-        if !(0.0..1.0).contains(&threshold) {
-            return Err(Error::config(format!(
-                "`threshold` is {threshold}, expected at least 0 and below 1"
-            ))
-            .at("threshold"));
-        }
-        match options.classes.as_deref() {
-            Some([]) => Err(Error::config("`classes` is empty, expected labels").at("classes")),
-            Some(labels) if labels.contains(&0) => {
-                Err(Error::config("`classes` names 0, which is background").at("classes"))
-            }
-            _ => Ok(()),
-        }
+        options.rules().check()?;
+        check_classes(options.classes.as_deref())
     }
 
     fn from_config(options: IouOptions, _: &Context) -> Result<Self> {
@@ -63,16 +95,24 @@ impl Validator for Iou {
         reporter: &Reporter<'_>,
     ) -> Result<RVec<Verdict>> {
         let labels = self.0.classes.as_deref();
-        let found = compare(&candidates, segmenters.as_slice(), labels, reporter)?;
-        Ok(found.iter().map(|each| self.verdict(&each[0])).collect())
+        let rules = self.0.rules();
+        let found = compare(&candidates, segmenters.as_slice(), labels, &rules, reporter)?;
+        let answers = candidates.iter().zip(&found);
+        Ok(answers
+            .map(|(candidate, each)| {
+                rules.rough_enough(candidate, &each[0].labels(), self.verdict(&each[0]))
+            })
+            .collect())
     }
 }
 
 /// How well what a segmenter finds matches what was asked for.
 #[derive(Debug)]
 struct Match {
-    /// IoU of each label.
+    /// IoU of each label, without what is tolerated.
     each: Vec<(u8, f64)>,
+    /// What counts for a lesion of this size.
+    terms: Terms,
     /// All labels together.
     whole: Confusion,
     /// Share of the image that was found.
@@ -82,7 +122,12 @@ struct Match {
 }
 
 impl Match {
-    fn new(candidate: &Candidate<'_>, labels: &[u8], found: Mask) -> Result<Self> {
+    fn new(
+        candidate: &Candidate<'_>,
+        labels: &[u8],
+        found: Mask,
+        rules: &Rules<'_>,
+    ) -> Result<Self> {
         let wanted = candidate.mask;
         if found.size() != wanted.size() {
             return Err(Error::internal(format!(
@@ -94,15 +139,21 @@ impl Match {
                 wanted.height()
             )));
         }
-        let each = labels
-            .iter()
-            .map(|&label| Ok((label, Confusion::of(wanted, found.view(), &[label])?.iou())))
-            .collect::<Result<_>>()?;
         let whole = Confusion::of(wanted, found.view(), labels)?;
-        let area = whole.true_positive + whole.false_positive;
+        let share = |pixels: u64| pixels as f64 / found.labels().len() as f64;
+        let terms = rules.terms(share(whole.true_positive + whole.false_negative));
+        let iou = |label: u8| -> Result<f64> {
+            match terms.tolerance {
+                0 => Ok(Confusion::of(wanted, found.view(), &[label])?.iou()),
+                tolerance => Ok(tolerant_iou(wanted, found.view(), label, tolerance)),
+            }
+        };
+        let each = labels.iter().map(|&label| Ok((label, iou(label)?)));
+        let each = each.collect::<Result<_>>()?;
         Ok(Match {
             each,
-            area: area as f64 / found.labels().len() as f64,
+            terms,
+            area: share(whole.true_positive + whole.false_positive),
             whole,
             found,
         })
@@ -114,6 +165,27 @@ impl Match {
         let worst = worst.min_by(|a, b| a.1.total_cmp(&b.1));
         worst.unwrap_or((0, 0.0))
     }
+
+    /// What was compared.
+    fn labels(&self) -> Vec<u8> {
+        self.each.iter().map(|(label, _)| *label).collect()
+    }
+}
+
+impl Rules<'_> {
+    /// `verdict` on `candidate`, turned down where the lesion is too smooth. Its score stays.
+    fn rough_enough(&self, candidate: &Candidate<'_>, labels: &[u8], verdict: Verdict) -> Verdict {
+        let Some((ratio, wrong)) = self.detail(candidate, labels) else {
+            return verdict;
+        };
+        let mut verdict = verdict;
+        verdict.measures.set_number("detail_ratio", ratio);
+        if let Some(wrong) = wrong.filter(|_| verdict.accepted) {
+            verdict.accepted = false;
+            verdict.reason = wrong.into();
+        }
+        verdict
+    }
 }
 
 /// What each of `segmenters` finds of each candidate; `labels` are to be compared, or those that are
@@ -122,6 +194,7 @@ fn compare(
     candidates: &[Candidate<'_>],
     segmenters: &[BoxSegmenter],
     labels: Option<&[u8]>,
+    rules: &Rules<'_>,
     reporter: &Reporter<'_>,
 ) -> Result<Vec<Vec<Match>>> {
     if segmenters.is_empty() {
@@ -146,7 +219,7 @@ fn compare(
         let answers = candidates.iter().zip(&compared).zip(found);
         for (all, ((candidate, labels), found)) in all.iter_mut().zip(answers) {
             check_numbers(candidate, &found)?;
-            all.push(Match::new(candidate, labels, found.mask)?);
+            all.push(Match::new(candidate, labels, found.mask, rules)?);
         }
     }
     Ok(all)
@@ -196,9 +269,8 @@ fn compared(candidate: &Candidate<'_>, labels: Option<&[u8]>, known: &[Class]) -
 
 impl Iou {
     fn verdict(&self, found: &Match) -> Verdict {
-        let threshold = self.0.threshold;
         let (worst, score) = found.worst();
-        let accepted = score > threshold;
+        let accepted = score > found.terms.threshold;
         let mut measures = Attributes::new();
         measures.set_number("iou", found.whole.iou());
         measures.set_number("dice", found.whole.dice());
@@ -208,10 +280,11 @@ impl Iou {
                 measures.set_number(&format!("iou_{label}"), *iou);
             }
         }
+        let threshold = found.terms.words();
         let reason = match (accepted, found.each.len()) {
             (true, _) => String::new(),
-            (false, 1) => format!("IoU {score:.2} is not above {threshold:.2}"),
-            (false, _) => format!("IoU {score:.2} of label {worst} is not above {threshold:.2}"),
+            (false, 1) => format!("IoU {score:.2} is not above {threshold}"),
+            (false, _) => format!("IoU {score:.2} of label {worst} is not above {threshold}"),
         };
         Verdict {
             accepted,
@@ -234,6 +307,17 @@ pub struct EnsembleOptions {
     pub threshold: f64,
     /// Labels that must each be found; without it, every label of the wanted mask.
     pub classes: Option<Vec<u8>>,
+    /// Thresholds for small lesions, the smallest first: `[{ below = 0.01, threshold = 0.5 }]` is for
+    /// those that cover less than 1 % of the image. The first that fits counts, else `threshold`.
+    pub by_size: Vec<BySize>,
+    /// Width, in pixels of the image, of the band on either side of the wanted border that does not count
+    /// for small lesions, in rows and columns; less where it would leave nothing of a lesion. 0 is none.
+    pub tolerance: u32,
+    /// Lesions that cover less than this share of the image are small for `tolerance`.
+    pub tolerant_below: f64,
+    /// Least ratio of the fine detail inside the lesion to that of the ring around it; a painted
+    /// lesion that is smoother is turned down. Without it detail is not looked at.
+    pub detail: Option<f64>,
 }
 
 impl Default for EnsembleOptions {
@@ -243,6 +327,10 @@ impl Default for EnsembleOptions {
             agree: None,
             threshold: 0.7,
             classes: None,
+            by_size: Vec::new(),
+            tolerance: 0,
+            tolerant_below: 0.02,
+            detail: None,
         }
     }
 }
@@ -250,6 +338,16 @@ impl Default for EnsembleOptions {
 impl EnsembleOptions {
     fn agree(&self) -> u32 {
         self.agree.unwrap_or(self.members / 2 + 1)
+    }
+
+    fn rules(&self) -> Rules<'_> {
+        Rules {
+            threshold: self.threshold,
+            by_size: &self.by_size,
+            tolerance: self.tolerance,
+            tolerant_below: self.tolerant_below,
+            detail: self.detail,
+        }
     }
 }
 
@@ -275,8 +373,8 @@ impl FromConfig for Ensemble {
             ))
             .at("agree"));
         }
-        let (threshold, classes) = (options.threshold, options.classes.clone());
-        Iou::validate(&IouOptions { threshold, classes })
+        options.rules().check()?;
+        check_classes(options.classes.as_deref())
     }
 
     fn from_config(options: EnsembleOptions, _: &Context) -> Result<Self> {
@@ -296,14 +394,22 @@ impl Validator for Ensemble {
         reporter: &Reporter<'_>,
     ) -> Result<RVec<Verdict>> {
         let labels = self.0.classes.as_deref();
-        let found = compare(&candidates, segmenters.as_slice(), labels, reporter)?;
-        found.iter().map(|each| self.verdict(each)).collect()
+        let rules = self.0.rules();
+        let found = compare(&candidates, segmenters.as_slice(), labels, &rules, reporter)?;
+        let answers = candidates.iter().zip(&found);
+        answers
+            .map(|(candidate, each)| {
+                let verdict = self.verdict(each)?;
+                Ok(rules.rough_enough(candidate, &each[0].labels(), verdict))
+            })
+            .collect()
     }
 }
 
 impl Ensemble {
     fn verdict(&self, members: &[Match]) -> Result<Verdict> {
-        let (threshold, agree) = (self.0.threshold, self.0.agree() as usize);
+        let (terms, agree) = (members[0].terms, self.0.agree() as usize);
+        let threshold = terms.threshold;
         let mut scores: Vec<f64> = members.iter().map(|found| found.worst().1).collect();
         scores.sort_by(|a, b| b.total_cmp(a));
         // Above the threshold exactly when as many members as must agree are.
@@ -326,8 +432,9 @@ impl Ensemble {
         let reason = match accepted {
             true => String::new(),
             false => format!(
-                "{found} of {} segmenters find it with an IoU above {threshold:.2}, {agree} must",
-                members.len()
+                "{found} of {} segmenters find it with an IoU above {}, {agree} must",
+                members.len(),
+                terms.words()
             ),
         };
         Ok(Verdict {
@@ -344,8 +451,7 @@ fn agreement(members: &[Match]) -> Result<f64> {
     let mut all = Vec::new();
     for (i, a) in members.iter().enumerate() {
         for b in &members[i + 1..] {
-            let labels: Vec<u8> = a.each.iter().map(|(label, _)| *label).collect();
-            all.push(Confusion::of(a.found.view(), b.found.view(), &labels)?.iou());
+            all.push(Confusion::of(a.found.view(), b.found.view(), &a.labels())?.iou());
         }
     }
     Ok(diffaug::metrics::mean(&all).unwrap_or(1.0))

@@ -67,7 +67,7 @@ fn judge(options: IouOptions, wanted: &[u8], found: &[u8], classes: Vec<Class>) 
 fn polyp(threshold: f64, wanted: &[u8], found: &[u8]) -> Result<Verdict> {
     let options = IouOptions {
         threshold,
-        classes: None,
+        ..IouOptions::default()
     };
     judge(options, wanted, found, vec![class(1, "polyp")])
 }
@@ -127,15 +127,121 @@ fn options_are_checked() {
     for threshold in [-0.1, 1.0, f64::NAN] {
         let options = IouOptions {
             threshold,
-            classes: None,
+            ..IouOptions::default()
         };
         assert_eq!(Iou::validate(&options).unwrap_err().field, "threshold");
     }
     let options = IouOptions {
-        threshold: 0.7,
         classes: Some(vec![0]),
+        ..IouOptions::default()
     };
     assert_eq!(Iou::validate(&options).unwrap_err().field, "classes");
+    let field = |json: &str| {
+        let options: IouOptions = serde_json::from_str(json).unwrap();
+        let ensemble: EnsembleOptions = serde_json::from_str(json).unwrap();
+        let field = Iou::validate(&options).unwrap_err().field;
+        assert_eq!(Ensemble::validate(&ensemble).unwrap_err().field, field);
+        field.to_string()
+    };
+    let sizes = |a: f64, b: f64, threshold: f64| {
+        format!(
+            r#"{{"by_size": [{{"below": {a}, "threshold": 0.5}}, {{"below": {b}, "threshold": {threshold}}}]}}"#
+        )
+    };
+    assert_eq!(field(&sizes(0.02, 0.01, 0.5)), "by_size");
+    assert_eq!(field(&sizes(0.01, 1.5, 0.5)), "by_size");
+    assert_eq!(field(&sizes(0.01, 0.02, 1.0)), "by_size");
+    assert_eq!(field(r#"{"tolerance": 65}"#), "tolerance");
+    assert_eq!(field(r#"{"tolerant_below": 2}"#), "tolerant_below");
+    assert_eq!(field(r#"{"detail": -1}"#), "detail");
+}
+
+#[test]
+fn small_lesions_have_their_own_threshold_and_border() {
+    // Two of 100 pixels, of which one is found.
+    let wanted: Vec<u8> = (0..100).map(|i| u8::from(i == 40 || i == 41)).collect();
+    let found: Vec<u8> = (0..100).map(|i| u8::from(i == 41)).collect();
+    let verdict = |json: &str, found: &[u8]| {
+        let options: IouOptions = serde_json::from_str(json).unwrap();
+        Iou::validate(&options).unwrap();
+        judge(options, &wanted, found, vec![class(1, "polyp")]).unwrap()
+    };
+    let sizes = r#"{"threshold": 0.9, "by_size": [
+        {"below": 0.02, "threshold": 0.1}, {"below": 0.03, "threshold": 0.5}]}"#;
+    let plain = verdict(sizes, &found);
+    assert_eq!((plain.accepted, plain.score), (false, 0.5));
+    assert_eq!(
+        plain.reason,
+        "IoU 0.50 is not above 0.50, the threshold of lesions below 3 % of the image"
+    );
+    // Five wanted pixels, found one to the right: 4 of 6, and all without the border.
+    let wanted: Vec<u8> = (0..100).map(|i| u8::from((40..45).contains(&i))).collect();
+    let found: Vec<u8> = (0..100).map(|i| u8::from((41..46).contains(&i))).collect();
+    let verdict = |json: &str| {
+        let options: IouOptions = serde_json::from_str(json).unwrap();
+        judge(options, &wanted, &found, vec![class(1, "polyp")]).unwrap()
+    };
+    let strict = verdict(r#"{"tolerance": 1, "tolerant_below": 0.05}"#);
+    assert_eq!((strict.accepted, strict.score), (false, 4.0 / 6.0));
+    let tolerant = verdict(r#"{"tolerance": 1, "tolerant_below": 0.06}"#);
+    assert_eq!((tolerant.accepted, tolerant.score), (true, 1.0));
+    // The measures stay what they are without it.
+    assert_eq!(tolerant.measures.number("iou"), Some(4.0 / 6.0));
+}
+
+/// An image of 32x32 whose middle is a lesion of grey levels that alternate by `inside`, on ground that
+/// does by `around`; found where it is.
+fn rough(options: IouOptions, inside: u8, around: u8) -> Verdict {
+    let lesion = |x: u32, y: u32| (10..22).contains(&x) && (10..22).contains(&y);
+    let places = || (0..32).flat_map(|y| (0..32).map(move |x| (x, y)));
+    let labels: Vec<u8> = places().map(|(x, y)| u8::from(lesion(x, y))).collect();
+    let pixels: Vec<u8> = places()
+        .flat_map(|(x, y)| {
+            let by = if lesion(x, y) { inside } else { around };
+            [if (x + y) % 2 == 0 { 120 + by } else { 120 - by }; 3]
+        })
+        .collect();
+    let (image, mask) = (
+        Image::new(32, 32, pixels).unwrap(),
+        Mask::new(32, 32, labels).unwrap(),
+    );
+    let segmenter = BoxSegmenter::new(Says {
+        probability: Vec::new(),
+        mask: mask.clone(),
+        classes: vec![class(1, "polyp")],
+    });
+    let candidates = [Candidate {
+        id: "c-1".into(),
+        image: image.view(),
+        mask: mask.view(),
+    }];
+    let verdicts = with_reporter(&Silent, |reporter| {
+        let segmenters = [segmenter];
+        Iou(options).judge((&candidates[..]).into(), (&segmenters[..]).into(), reporter)
+    });
+    verdicts.unwrap()[0].clone()
+}
+
+#[test]
+fn a_lesion_that_is_too_smooth_is_turned_down() {
+    let options = |detail| IouOptions {
+        detail,
+        ..IouOptions::default()
+    };
+    let smooth = rough(options(Some(0.6)), 4, 20);
+    assert_eq!((smooth.accepted, smooth.score), (false, 1.0));
+    assert!(
+        smooth.reason.starts_with("too smooth: "),
+        "{}",
+        smooth.reason
+    );
+    let ratio = smooth.measures.number("detail_ratio").unwrap();
+    assert!((0.1..0.4).contains(&ratio), "{ratio}");
+    let alike = rough(options(Some(0.6)), 20, 20);
+    assert!(alike.accepted && alike.reason.is_empty());
+    // Without the option detail is neither judged nor told.
+    let plain = rough(options(None), 4, 20);
+    assert!(plain.accepted && plain.measures.number("detail_ratio").is_none());
 }
 
 #[test]

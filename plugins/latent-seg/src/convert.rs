@@ -1,8 +1,10 @@
 //! Folders of weights made of other things: of checkpoints of the reference (Stable Diffusion
 //! Segmentation, latent-diffusion's layout) the running means of the denoising network, its vision
-//! encoder and its autoencoder; of a folder that training left a small one for sharing.
+//! encoder and its autoencoder; of a folder that training left a small one for sharing; of other published
+//! weights a beginning ([`crate::begin`]).
 
 use crate::{
+    begin,
     denoiser::DenoiserConfig,
     description::{Betas, Description, PLUGIN, Vision},
     network::{Network, VAE},
@@ -24,25 +26,25 @@ use std::{
 };
 
 /// Side of the images that the published models were trained on.
-const SIDE: u32 = 256;
+pub(crate) const SIDE: u32 = 256;
 
 /// What only going on with a training needs.
 const TRAINING: [&str; 5] = ["autoencoder", LAST, AVERAGED, LOG, EVENTS];
 
-/// Makes the folder `to` of the checkpoint or trained folder `from`.
+/// Makes the folder `to` of the checkpoint or folder `from`.
 ///
 /// # Errors
-/// When the file is none of the reference's, the folder holds no segmenter, or `to` cannot be written.
+/// When the weights are of another kind, none of them fits, or `to` cannot be written.
 pub fn convert(options: &Options, from: &Path, to: &Path) -> Result<String> {
+    if from.join("unet").is_dir() {
+        return begin::convert(options, from, to);
+    }
     if from.is_dir() {
         Description::read(from)?;
         return Ok(packing::pack(from, to, &TRAINING)?.to_string());
     }
-    if options.preset() != Preset::SdSeg {
-        return Err(Error::unsupported(
-            "checkpoints of the reference are for `sdseg` (or `preset = \"sdseg\"`)",
-        )
-        .at("preset"));
+    if options.preset() != Preset::SdSeg || !has_vision_encoder(from)? {
+        return begin::convert(options, from, to);
     }
     let name = || format!("in `{}`", from.display());
     let mut parts = Parts::read(original::open(from)?.as_mut()).or_error(ErrorKind::Model, name)?;
@@ -89,6 +91,19 @@ pub fn convert(options: &Options, from: &Path, to: &Path) -> Result<String> {
     ))
 }
 
+/// Whether a checkpoint is one of the reference: what others have in this place is a text encoder.
+fn has_vision_encoder(path: &Path) -> Result<bool> {
+    let names = original::open(path)?.names();
+    Ok(names
+        .iter()
+        .any(|name| name.starts_with("cond_stage_model.encoder.")))
+}
+
+/// What the running mean of a tensor of the denoising network is called: names without dots.
+pub(crate) fn mean_name(rest: &str) -> String {
+    format!("model_ema.diffusion_model{}", rest.replace('.', ""))
+}
+
 /// Builds the networks, so that a folder is only written where they fit.
 fn check(
     description: &Description,
@@ -128,8 +143,7 @@ impl Parts {
         };
         for name in source.names() {
             if let Some(rest) = name.strip_prefix("model.diffusion_model.") {
-                // Running means are kept under names without dots.
-                let mean = format!("model_ema.diffusion_model{}", rest.replace('.', ""));
+                let mean = mean_name(rest);
                 let averaged = source.shape(&mean).is_some();
                 parts.averaged |= averaged;
                 let name = if averaged { &mean } else { &name };

@@ -1,6 +1,7 @@
 //! What a folder of weights says of the networks in it.
 
 use crate::{
+    begin::BEGINNING,
     denoiser::DenoiserConfig,
     options::{Options, Target, VisionInput},
 };
@@ -172,6 +173,12 @@ impl Description {
             model: Description,
         }
         let path = weights.join(CONFIG);
+        if !path.exists() && weights.join(BEGINNING).exists() {
+            return Err(Error::model(format!(
+                "`{}` is a beginning for training, no trained segmenter: name it by the option `base`",
+                weights.display()
+            )));
+        }
         let no_folder = || {
             let shown = weights.display();
             format!("`{shown}` is no folder that training `{PLUGIN}` left")

@@ -5,6 +5,7 @@
 //! trains, the encoders [`RESNET`]; an answer holds [`ANSWER`] of each.
 
 use crate::{
+    begin,
     description::Description,
     network::VAE,
     options::{Options, VisionInput},
@@ -64,6 +65,11 @@ pub fn inspect(options: &Options, context: &Context) -> Result<Inspection> {
         },
         None => None,
     };
+    if let Some(base) = options.base.as_ref().filter(|_| options.weights.is_none())
+        && let Err(error) = begin::check_there(base)
+    {
+        inspection.miss(error);
+    }
     let (description, autoencoder) = match stored {
         Some(description) => (description, own_autoencoder(options)),
         None => {

@@ -4,6 +4,7 @@
 //! `latent-seg` is the paper's validator (its section 3.2); `sdseg` the model it builds on (Lin et
 //! al., Stable Diffusion Segmentation for Biomedical Images with Single-step Reverse Process, 2024).
 
+mod begin;
 mod convert;
 mod denoiser;
 mod description;
@@ -11,6 +12,7 @@ mod inspect;
 mod network;
 mod options;
 mod segmenter;
+mod shares;
 mod training;
 
 pub use denoiser::{Denoiser, DenoiserConfig};

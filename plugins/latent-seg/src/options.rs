@@ -5,7 +5,7 @@ use diffaug::{Error, Result};
 use diffaug_models::compressor::AutoencoderTraining;
 use diffaug_nn::{
     diffusion::scheduler::Prediction,
-    fit::{Averaging, Settings},
+    fit::{Averaging, Keep, Mix, Settings},
     limits,
     optim::{Decay, Schedule},
     precision::Precision,
@@ -49,7 +49,8 @@ pub struct Options {
     pub zero_terminal_snr: bool,
     /// The networks.
     pub architecture: Architecture,
-    /// A folder that training or `diffaug convert` left, whose weights training begins with.
+    /// A folder that training or `diffaug convert` left, whose weights training begins with. Of weights of
+    /// latent diffusion or Stable Diffusion `diffaug convert` makes such a folder.
     pub base: Option<PathBuf>,
     /// What of `base` is taken.
     pub init: Init,
@@ -223,6 +224,15 @@ pub struct Training {
     pub patience: u64,
     /// Steps from one validation to the next.
     pub evaluate_every: u64,
+    /// Which weights are kept: `best` by validation, or `last`, those after all steps, for which
+    /// `patience` has to be 0.
+    pub keep: Keep,
+    /// Share of each step's images that are synthetic, 0 to below 1, whatever there are of both kinds;
+    /// 0.3, say. Without it every epoch visits every image once. Where there are no synthetic
+    /// images, all are real.
+    pub synthetic_share: Option<f64>,
+    /// Share of all steps, those at the end, that see real images alone, 0 to 1.
+    pub real_last: f64,
     /// Steps from one checkpoint to the next. A killed training goes on from the last one.
     pub checkpoint_every: u64,
     /// Whether event files for TensorBoard are written beside `log.jsonl`.
@@ -254,6 +264,9 @@ impl Default for Training {
             precision: Precision::F32,
             patience: 0,
             evaluate_every: 2000,
+            keep: Keep::Best,
+            synthetic_share: None,
+            real_last: 0.0,
             checkpoint_every: 500,
             tensorboard: false,
             autoencoder: AutoencoderTraining::default(),
@@ -455,6 +468,8 @@ impl Options {
                 only: sdseg.then_some("denoiser."),
             }),
             patience: train.patience,
+            keep: train.keep,
+            mix: train.mix(),
             evaluate_every: u64::MAX,
             evaluate_steps: train.evaluate_every,
             checkpoint_every: train.checkpoint_every,
@@ -466,6 +481,10 @@ impl Options {
 }
 
 impl Training {
+    fn mix(&self) -> Option<Mix> {
+        Mix::of(self.synthetic_share, self.real_last)
+    }
+
     fn check(&self) -> Result<()> {
         for (name, value) in [
             ("steps", self.steps),
@@ -503,6 +522,13 @@ impl Training {
             ("lambda_dice", self.lambda_dice.unwrap_or(0.0)),
         ] {
             within(&format!("train.{name}"), value, 0.0, 1e6)?;
+        }
+        if self.keep == Keep::Last && self.patience > 0 {
+            let expected = "0, for `keep = \"last\"` is after all steps";
+            return refuse("train.patience", self.patience, expected);
+        }
+        if let Some(mix) = self.mix() {
+            mix.check("train.synthetic_share", "train.real_last")?;
         }
         self.autoencoder.check("train.autoencoder")
     }
@@ -544,6 +570,11 @@ mod tests {
             "architecture.vision"
         );
         assert_eq!(field(r#"{"train": {"dropout": 1.0}}"#), "train.dropout");
+        let last = r#"{"train": {"keep": "last", "patience": 3}}"#;
+        assert_eq!(field(last), "train.patience");
+        let share = r#"{"train": {"synthetic_share": 1.0}}"#;
+        assert_eq!(field(share), "train.synthetic_share");
+        assert_eq!(field(r#"{"train": {"real_last": -1}}"#), "train.real_last");
         for (name, value) in [
             ("layers", "1000000000"),
             ("vision_layers", "65"),

@@ -1,9 +1,10 @@
 //! The stages: training, and answering for images of any size.
 
 use crate::{
-    description::{Description, PLUGIN},
+    begin::{self, begin_with},
+    description::Description,
     network::{Network, VAE},
-    options::{Init, Options, Preset},
+    options::{Options, Preset},
     training::{ImagesAndMasks, Trainee, mask_scale},
 };
 use candle_core::{DType, Device};
@@ -12,13 +13,7 @@ use diffaug_models::{
     Vae,
     compressor::{self, Compression},
 };
-use diffaug_nn::{
-    batch::Frame,
-    device,
-    fit::{self, WEIGHTS},
-    params::Params,
-    weights::{self, Source},
-};
+use diffaug_nn::{batch::Frame, device, fit, params::Params};
 use serde_json::json;
 use std::path::Path;
 
@@ -177,6 +172,9 @@ struct Fit<'a, 'r> {
 
 impl Fit<'_, '_> {
     fn run(&self) -> Result<FitReport> {
+        if let (None, Some(base)) = (&self.options.weights, &self.options.base) {
+            begin::check_there(base).map_err(|error| error.at("base"))?;
+        }
         let targets = segmenting::targets(&self.train.info()?)?;
         let input = segmenting::input_size(self.train, self.options.size)?;
         let labels: Vec<u8> = targets.iter().map(|(label, _)| *label).collect();
@@ -202,8 +200,9 @@ impl Fit<'_, '_> {
             } else {
                 "base"
             };
-            begin_with(folder, self.options.init, &learner.network.params)
+            let shares = begin_with(folder, self.options.init, &learner.network.params)
                 .map_err(|error| error.at(field))?;
+            tracing::info!("`{field}`: {shares}");
         }
         let settings = self.options.settings(self.seed);
         let mut model = serde_json::to_value(&learner.network.description)?;
@@ -269,29 +268,5 @@ impl Fit<'_, '_> {
             "base": self.options.base,
             "init": self.options.init,
         }))
-    }
-}
-
-/// Gives the networks what a folder of weights has of them.
-fn begin_with(folder: &Path, init: Init, params: &Params) -> Result<()> {
-    let mut source = weights::Files::open(&[folder.join(WEIGHTS)])?;
-    let mut taken = 0;
-    for (name, var) in params.trainable() {
-        let anew = init == Init::EncoderOnly
-            && (name.starts_with("denoiser.output_blocks.") || name.starts_with("denoiser.out."));
-        if anew || source.shape(name).as_deref() != Some(var.dims()) {
-            continue;
-        }
-        if let Some(tensor) = source.take(name)? {
-            var.set(&tensor.to_dtype(DType::F32)?.to_device(var.device())?)?;
-            taken += 1;
-        }
-    }
-    match taken {
-        0 => Err(Error::model(format!(
-            "`{}` holds no tensor of the networks of `{PLUGIN}`",
-            folder.join(WEIGHTS).display()
-        ))),
-        _ => Ok(()),
     }
 }

@@ -221,9 +221,8 @@ impl Dataset for Phantom {
     fn items(&self) -> Result<RVec<Item>> {
         let list = |(part, size): (Part, u32)| {
             (0..u64::from(size)).map(move |index| Item {
-                id: self.id(part, index).into(),
-                group: RString::new(),
                 part: part.word().into(),
+                ..Item::new(&self.id(part, index))
             })
         };
         Ok(self.parts().into_iter().flat_map(list).collect())

@@ -5,7 +5,7 @@ use diffaug::{Error, ErrorKind, Result, ResultExt};
 use diffaug_nn::{
     batch::Frame,
     budget,
-    fit::{Averaging, CONFIG, Settings},
+    fit::{Averaging, CONFIG, Keep, Mix, Settings},
     limits,
     optim::{self, Decay, Plateau, Rule},
     precision::Precision,
@@ -69,6 +69,19 @@ pub struct Options {
     pub evaluate_every: u64,
     /// Steps from one validation to the next, besides those after epochs; 0 is never.
     pub evaluate_steps: u64,
+    /// Which weights are kept: `best` by validation, or `last`, those after all steps. With `last` no
+    /// training stops early, so `patience` does not count.
+    pub keep: Keep,
+    /// Share of each step's images that are synthetic, 0 to below 1, whatever there are of both kinds;
+    /// 0.3, say. Without it every epoch visits every image once. Where there are no synthetic
+    /// images, all are real.
+    pub synthetic_share: Option<f64>,
+    /// Share of all steps, those at the end, that see real images alone, 0 to 1.
+    pub real_last: f64,
+    /// Whether the statistics of batch normalisation are formed anew after training, of real training
+    /// images alone: the means over at most 64 batches from all over the set. The reported score is
+    /// that before.
+    pub real_statistics: bool,
     /// Steps from one checkpoint to the next, besides those after epochs; 0 is never. A killed
     /// training goes on from the last one.
     pub checkpoint_every: u64,
@@ -111,6 +124,10 @@ impl Default for Options {
             ema: None,
             evaluate_every: 1,
             evaluate_steps: 0,
+            keep: Keep::Best,
+            synthetic_share: None,
+            real_last: 0.0,
+            real_statistics: false,
             checkpoint_every: 0,
             tensorboard: false,
             precision: Precision::F32,
@@ -247,6 +264,9 @@ impl Options {
                 return fail(field, &value, "a number from 0 to below 1");
             }
         }
+        if let Some(mix) = self.mix() {
+            mix.check("synthetic_share", "real_last")?;
+        }
         if self.momentum.is_some() && self.optimizer == Optimizer::AdamW {
             return Err(Error::config(
                 "`momentum` is for the optimizers `sgd` and `rmsprop`, not `adamw`",
@@ -278,7 +298,12 @@ impl Options {
             weight_decay: self.weight_decay,
             clip: self.clip,
             warmup: self.warmup,
-            patience: self.patience,
+            patience: match self.keep {
+                Keep::Best => self.patience,
+                Keep::Last => 0,
+            },
+            keep: self.keep,
+            mix: self.mix(),
             evaluate_every: self.evaluate_every,
             seed,
             optimizer: self.rule(),
@@ -290,6 +315,10 @@ impl Options {
             tensorboard: self.tensorboard,
             ..Settings::default()
         }
+    }
+
+    fn mix(&self) -> Option<Mix> {
+        Mix::of(self.synthetic_share, self.real_last)
     }
 
     fn rule(&self) -> Rule {
@@ -445,6 +474,8 @@ mod tests {
         assert_eq!(field(r#"{"momentum": 0.9}"#), "momentum");
         let sgd = r#"{"optimizer": "sgd", "momentum": 1}"#;
         assert_eq!(field(sgd), "momentum");
+        assert_eq!(field(r#"{"synthetic_share": 1.0}"#), "synthetic_share");
+        assert_eq!(field(r#"{"real_last": 1.1}"#), "real_last");
         assert_eq!(field(r#"{"final_lr": -1}"#), "final_lr");
         assert_eq!(field(r#"{"power": 0}"#), "power");
         assert_eq!(field(r#"{"plateau_factor": 1}"#), "plateau_factor");
@@ -454,6 +485,15 @@ mod tests {
 
     #[test]
     fn every_choice_fits_the_training_loop() {
+        let mixed = r#"{"synthetic_share": 0.3, "real_last": 0.4, "keep": "last"}"#;
+        let mixed: Options = serde_json::from_str(mixed).unwrap();
+        mixed.check().unwrap();
+        let settings = mixed.settings(1);
+        settings.check().unwrap();
+        assert_eq!(
+            (settings.keep, settings.mix),
+            (Keep::Last, Mix::of(Some(0.3), 0.4))
+        );
         for optimizer in ["adamw", "sgd", "rmsprop"] {
             for schedule in ["constant", "cosine", "polynomial", "plateau"] {
                 let json = format!(

@@ -5,6 +5,7 @@ mod config;
 mod inspect;
 mod model;
 mod segmenter;
+mod statistics;
 
 pub use config::{Architecture, Loss, Optimizer, Options, Schedule};
 pub use model::UNet;

@@ -1,6 +1,6 @@
 //! The stage: training, and answering for images of any size.
 
-use crate::{Architecture, Options, UNet};
+use crate::{Architecture, Options, UNet, statistics};
 use candle_core::Tensor;
 use diffaug::prelude::*;
 use diffaug::stage::Segmenter as Stage;
@@ -288,9 +288,20 @@ impl Stage for Segmenter {
         let mut model = serde_json::to_value(&network.architecture)?;
         model["loss"] = serde_json::to_value(options.loss)?;
         model["threshold"] = serde_json::to_value(options.threshold)?;
+        if options.real_statistics {
+            model["real_statistics"] = true.into();
+        }
         let out = Path::new(out.as_str());
-        fit::fit(
+        let report = fit::fit(
             &network, &settings, &model, train, validation, out, reporter,
-        )
+        )?;
+        if options.real_statistics {
+            statistics::of_real(&network, train, options.batch, out, |batch| {
+                let images = network.precision().enter(&batch.images)?;
+                network.net.forward(&images, Mode::Train)?;
+                Ok(())
+            })?;
+        }
+        Ok(report)
     }
 }

@@ -73,6 +73,87 @@ impl Dataset for Discs {
     }
 }
 
+/// Discs, of which the last half is synthetic and far brighter.
+struct Painted(u64);
+
+impl Dataset for Painted {
+    fn info(&self) -> Result<DatasetInfo> {
+        discs(1, 1, 1).info()
+    }
+
+    fn items(&self) -> Result<RVec<Item>> {
+        let items = discs(self.0, 1, 1).items()?.into_iter().zip(0..);
+        let half = self.0 / 2;
+        let item = |(item, at)| Item {
+            synthetic: at >= half,
+            ..item
+        };
+        Ok(items.map(item).collect())
+    }
+
+    fn sample(&self, index: u64) -> Result<Sample> {
+        let mut sample = discs(self.0, 1, 1).sample(index)?;
+        if index % self.0 >= self.0 / 2 {
+            let bytes = sample.image.bytes_mut();
+            bytes
+                .iter_mut()
+                .for_each(|value| *value = value.saturating_add(60));
+        }
+        Ok(sample)
+    }
+}
+
+#[test]
+fn statistics_formed_anew_are_of_real_images() {
+    let options = |more: &str| {
+        format!(r#"{{"width": 4, "depth": 1, "steps": 6, "batch": 4, "lr": 0.01{more}}}"#)
+    };
+    let run = |more: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let (train, validation) = (BoxDataset::new(Painted(16)), discs(4, 1, 2));
+        let fit = || {
+            let out = folder.path().to_str().unwrap();
+            with_reporter(&Silent, |reporter| {
+                segmenter(&options(more)).fit(&train, &validation, out.into(), reporter)
+            })
+        };
+        fit().unwrap();
+        let once = files(folder.path());
+        // Again, as after a kill: what is there is found to be done, or done again.
+        fit().unwrap();
+        assert_eq!(once, files(folder.path()));
+        weights::read(&folder.path().join("weights.safetensors")).unwrap()
+    };
+    let (mixed, real) = (run(""), run(r#", "real_statistics": true"#));
+    // What was trained is the same.
+    let (mut statistics, mut means) = (0, Vec::new());
+    for (name, tensor) in &mixed {
+        let same = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            == real[name].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(same, !name.contains("running"), "{name}");
+        statistics += usize::from(!same);
+        if name.ends_with("running_mean") {
+            means.push(name.clone());
+        }
+    }
+    assert_eq!(statistics, 2 * means.len());
+
+    // The first layer's mean is that of its convolution over the real images.
+    let (first, weight) = (
+        &real["entry.norm1.running_mean"],
+        &real["entry.conv1.weight"],
+    );
+    let images: Vec<Image> = (0..8)
+        .map(|i| Painted(16).sample(i).unwrap().image)
+        .collect();
+    let views: Vec<ImageRef<'_>> = images.iter().map(Image::view).collect();
+    let frame = diffaug_nn::batch::Frame::padded((SIDE, SIDE), 2);
+    let input = diffaug_nn::batch::images(&views, frame, &Device::Cpu).unwrap();
+    let y = ops::conv2d(&input, weight, None).unwrap();
+    let expected = y.mean((0, 2, 3)).unwrap();
+    close(first, &expected, 1e-4);
+}
+
 fn discs(count: u64, classes: u8, seed: u64) -> BoxDataset {
     BoxDataset::new(Discs {
         count,

@@ -43,7 +43,13 @@ pub(super) fn open(folder: &Path, options: &Options) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-fn component(folder: &Path, name: &str, kind: Kind, options: &Options) -> Result<Component> {
+/// The network `name` of a folder.
+pub(super) fn component(
+    folder: &Path,
+    name: &str,
+    kind: Kind,
+    options: &Options,
+) -> Result<Component> {
     let place = folder.join(name);
     let config = read_json(&place.join("config.json"))?;
     let shown = place.display();

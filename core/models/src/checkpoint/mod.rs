@@ -175,6 +175,23 @@ impl Component {
         })
     }
 
+    /// The denoising network in a pipeline's folder in the layout of diffusers; the rest of the folder
+    /// is not looked at.
+    ///
+    /// # Errors
+    /// When its configuration or its weights are missing.
+    pub fn unet_of(folder: &Path) -> Result<Self> {
+        folder::component(folder, "unet", Kind::Unet, &Options::default())
+    }
+
+    /// The autoencoder in a pipeline's folder, likewise.
+    ///
+    /// # Errors
+    /// Those of [`Component::unet_of`].
+    pub fn vae_of(folder: &Path) -> Result<Self> {
+        folder::component(folder, "vae", Kind::Autoencoder, &Options::default())
+    }
+
     /// Its `config.json` as that of a UNet, whose sizes are such as networks have.
     ///
     /// # Errors

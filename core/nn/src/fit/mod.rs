@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | `config.json` | what is trained, how, on how much data; a folder serves one such run |
 //! | `last.safetensors` | the checkpoint to go on from; gone when the run is finished, unless kept |
-//! | `weights.safetensors` | the weights with the best validation score so far |
+//! | `weights.safetensors` | the weights with the best validation score so far, or the last ones |
 //! | `ema.safetensors` | their running mean at that time, where it is not itself what is judged |
 //! | `log.jsonl` | loss, learning rate, norm of the gradient and scores, by step; times |
 //! | `tensorboard/` | the same for TensorBoard, if wanted |
@@ -16,6 +16,7 @@
 
 mod events;
 mod log;
+mod mix;
 mod plan;
 mod run;
 mod settings;
@@ -23,8 +24,9 @@ mod state;
 
 pub use events::EVENTS;
 pub use log::LOG;
+pub use mix::Mix;
 pub use run::{AVERAGED, LAST};
-pub use settings::{Averaging, Settings};
+pub use settings::{Averaging, Keep, Settings};
 
 use crate::{
     params::Params,
@@ -33,8 +35,10 @@ use crate::{
 };
 use candle_core::Tensor;
 use diffaug::{
-    BoxDataset, Dataset, Error, ErrorKind, FitReport, Reporter, Result, ResultExt, Sample, rng,
+    BoxDataset, Dataset, Error, ErrorKind, FitReport, Item, Reporter, Result, ResultExt, Sample,
+    prelude::RVec, rng,
 };
+use plan::Plan;
 use run::Run;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -88,14 +92,16 @@ pub trait Learner: Sync {
     }
 }
 
-/// Trains `learner` on `train`, keeps the weights that score best on `validation` in the folder
-/// `out`, and goes on from what a run cut short left there. A finished run's report is returned
+/// Trains `learner` on `train`, keeps the weights that score best on `validation` (or the last ones,
+/// [`Keep`]) in the folder `out`, and goes on from what a run cut short left there. A finished run's report is returned
 /// at once. `model` describes what is trained and goes into `config.json`.
 ///
-/// Sample `i` of epoch `e` is number `e * n + i` of `train`, which has `n`.
+/// Sample `i` of epoch `e` is number `e * n + i` of `train`, which has `n`; where real and synthetic
+/// samples are mixed ([`Mix`]), `e` counts the passes over its kind.
 ///
 /// # Errors
-/// When a setting is out of range; when a dataset is empty or a sample cannot be used; when `out`
+/// When a setting is out of range; when a dataset is empty, a sample cannot be used, or synthetic samples
+/// are to be mixed with real ones and there are none; when `out`
 /// belongs to a run with other settings, or its checkpoint does not fit; when the loss is no longer
 /// finite, or the gradient, the score, or a weight that is to be kept (the best weights and the last
 /// checkpoint stay); and [`ErrorKind::Cancelled`].
@@ -109,15 +115,18 @@ pub fn fit<L: Learner>(
     reporter: &Reporter<'_>,
 ) -> Result<FitReport> {
     settings.check()?;
-    let ids = |dataset: &BoxDataset, what: &str| -> Result<Vec<String>> {
+    let items = |dataset: &BoxDataset, what: &str| -> Result<RVec<Item>> {
         let items = dataset.items()?;
-        if items.is_empty() {
-            return Err(Error::data(format!("there are no samples for {what}")));
+        match items.is_empty() {
+            true => Err(Error::data(format!("there are no samples for {what}"))),
+            false => Ok(items),
         }
-        Ok(items.iter().map(|item| item.id.to_string()).collect())
     };
-    let (samples, judges) = (ids(train, "training")?, ids(validation, "validation")?);
-    let digest = |ids: &[String]| rng::derive(0, "items", &ids.join("\n"));
+    let (samples, judges) = (items(train, "training")?, items(validation, "validation")?);
+    let digest = |items: &[Item]| {
+        let ids: Vec<&str> = items.iter().map(|item| item.id.as_str()).collect();
+        rng::derive(0, "items", &ids.join("\n"))
+    };
     let mut config = json!({
         "model": model,
         "training": settings,
@@ -133,9 +142,10 @@ pub fn fit<L: Learner>(
     if let Some(report) = finished(out, learner.metric())? {
         return Ok(report);
     }
-    let samples = samples.len() as u64;
-    settings.check_total(samples)?;
-    let mut run = Run::new(learner, settings, validation, samples, out, reporter)?;
+    settings.check_total(samples.len() as u64)?;
+    let synthetic: Vec<bool> = samples.iter().map(|item| item.synthetic).collect();
+    let plan = Plan::new(settings, &synthetic)?;
+    let mut run = Run::new(learner, settings, validation, plan, out, reporter)?;
     run.all(train)?;
     run.finish()
 }

@@ -1,19 +1,24 @@
 //! How epochs are cut into steps and steps into batches, and the threads that prepare them.
 
-use super::{Learner, Settings};
+use super::{Learner, Settings, mix::Mixture};
 use diffaug::{BoxDataset, Dataset, Error, Result, Sample, rng};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{
+    Arc,
+    mpsc::{Receiver, SyncSender, sync_channel},
+};
 use std::thread::{self, Scope};
 
 /// How the order is drawn: a permutation of the samples (Fisher & Yates) for each epoch, from the
 /// random stream of that purpose. A change of it needs another name.
 const SCHEME: &str = "order/fisher-yates";
-const PURPOSE: &str = "order";
+/// How it is drawn where real and synthetic samples are mixed: a permutation for each pass over a kind.
+const MIXED: &str = "order/fisher-yates-by-kind";
+pub(super) const PURPOSE: &str = "order";
 
 /// How epochs are cut into steps.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub samples: u64,
     pub steps_per_epoch: u64,
@@ -21,6 +26,18 @@ pub(super) struct Plan {
     /// Batches of a step.
     pub accumulate: u64,
     seed: u64,
+    /// How steps are made where kinds are mixed. An epoch is then so many steps, and no pass.
+    mixture: Option<Arc<Mixture>>,
+}
+
+/// The numbers below `count` in the order of pass `pass`.
+pub(super) fn permutation(seed: u64, count: u64, pass: u64) -> Vec<u64> {
+    let mut order: Vec<u64> = (0..count).collect();
+    let mut rng = rng::stream(seed, PURPOSE, pass);
+    for i in (1..order.len()).rev() {
+        order.swap(i, rng.random_range(0..=i));
+    }
+    order
 }
 
 /// What the order of samples follows from, for checkpoints.
@@ -32,35 +49,45 @@ pub(super) struct Order {
     steps_per_epoch: u64,
     accumulate: u64,
     epoch: u64,
-    /// Of the order of that epoch.
+    /// Of the order of that epoch; where kinds are mixed, of the samples of the next step.
     digest: u64,
 }
 
 impl Plan {
-    pub fn new(settings: &Settings, samples: u64) -> Self {
+    /// The plan for as many samples as `synthetic` has entries; each says whether that sample is.
+    ///
+    /// # Errors
+    /// When kinds are to be mixed and no sample is real.
+    pub fn new(settings: &Settings, synthetic: &[bool]) -> Result<Self> {
+        let samples = synthetic.len() as u64;
         let accumulate = settings.accumulate.max(1) as u64;
-        let steps_per_epoch = samples.div_ceil(settings.batch.max(1) as u64 * accumulate);
-        Plan {
+        let size = settings.batch.max(1) as u64 * accumulate;
+        let steps_per_epoch = samples.div_ceil(size);
+        let total = settings.steps.unwrap_or(steps_per_epoch * settings.epochs);
+        let seed = settings.seed;
+        let mixture = settings
+            .mix
+            .map(|mix| Mixture::new(mix, synthetic, size, total, seed));
+        Ok(Plan {
             samples,
             steps_per_epoch,
-            total: settings.steps.unwrap_or(steps_per_epoch * settings.epochs),
+            total,
             accumulate,
-            seed: settings.seed,
-        }
+            seed,
+            mixture: mixture.transpose()?.map(Arc::new),
+        })
     }
 
     /// The samples in the order of `epoch`.
     fn order(&self, epoch: u64) -> Vec<u64> {
-        let mut order: Vec<u64> = (0..self.samples).collect();
-        let mut rng = rng::stream(self.seed, PURPOSE, epoch);
-        for i in (1..order.len()).rev() {
-            order.swap(i, rng.random_range(0..=i));
-        }
-        order
+        permutation(self.seed, self.samples, epoch)
     }
 
     /// The indices (beyond the last one for later epochs) of the samples of `step`.
     pub fn indices(&self, step: u64) -> Vec<u64> {
+        if let Some(mixture) = &self.mixture {
+            return mixture.indices(step);
+        }
         let (epoch, place) = (step / self.steps_per_epoch, step % self.steps_per_epoch);
         let order = self.order(epoch);
         // Steps of equal size: a last one of a single sample would upset batch normalisation.
@@ -88,9 +115,13 @@ impl Plan {
     /// What the order of the samples after `step` steps follows from.
     pub fn describe(&self, step: u64) -> Order {
         let epoch = step / self.steps_per_epoch;
-        let order: Vec<String> = self.order(epoch).iter().map(u64::to_string).collect();
+        let (scheme, order) = match &self.mixture {
+            None => (SCHEME, self.order(epoch)),
+            Some(mixture) => (MIXED, mixture.indices(step)),
+        };
+        let order: Vec<String> = order.iter().map(u64::to_string).collect();
         Order {
-            scheme: SCHEME.into(),
+            scheme: scheme.into(),
             seed: self.seed,
             samples: self.samples,
             steps_per_epoch: self.steps_per_epoch,
@@ -117,7 +148,7 @@ impl<B> Batches<B> {
         scope: &'scope Scope<'scope, 'env>,
         learner: &'env L,
         train: &'env BoxDataset,
-        plan: Plan,
+        plan: &Plan,
         start: u64,
     ) -> Self
     where
@@ -128,9 +159,10 @@ impl<B> Batches<B> {
         let queues = (0..workers as u64).map(|worker| {
             // One batch waits while the next is made.
             let (sender, receiver) = sync_channel(1);
+            let plan = plan.clone();
             scope.spawn(move || {
                 let numbers = (first + worker..end).step_by(workers);
-                prepare(learner, train, plan, numbers, &sender);
+                prepare(learner, train, &plan, numbers, &sender);
             });
             receiver
         });
@@ -153,7 +185,7 @@ impl<B> Batches<B> {
 fn prepare<L: Learner>(
     learner: &L,
     train: &BoxDataset,
-    plan: Plan,
+    plan: &Plan,
     numbers: impl Iterator<Item = u64>,
     queue: &SyncSender<Ready<L::Batch>>,
 ) {
@@ -176,8 +208,10 @@ fn prepare<L: Learner>(
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::fit::Mix;
 
     fn plan(batch: usize, accumulate: usize) -> Plan {
         let settings = Settings {
@@ -187,7 +221,33 @@ mod tests {
             seed: 5,
             ..Settings::default()
         };
-        Plan::new(&settings, 7)
+        Plan::new(&settings, &[false; 7]).unwrap()
+    }
+
+    #[test]
+    fn a_mixed_step_is_the_same_however_it_is_cut() {
+        let plan = |batch: usize, accumulate: usize| {
+            let settings = Settings {
+                steps: Some(40),
+                batch,
+                accumulate,
+                seed: 5,
+                mix: Mix::of(Some(0.3), 0.25),
+                ..Settings::default()
+            };
+            let kinds = [true, false, false, true, false, true, true];
+            Plan::new(&settings, &kinds).unwrap()
+        };
+        let (whole, cut) = (plan(8, 1), plan(4, 2));
+        for step in 0..40 {
+            assert_eq!(whole.indices(step), cut.indices(step));
+            let (first, a) = cut.batch(2 * step);
+            let (second, b) = cut.batch(2 * step + 1);
+            assert_eq!([first, second].concat(), whole.batch(step).0);
+            assert_eq!((a, b), (0.5, 0.5));
+        }
+        assert_ne!(whole.describe(3), whole.describe(4));
+        assert_eq!(whole.describe(3), plan(8, 1).describe(3));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A training run at work.
 
 use super::{
-    Averaging, Learner, Settings, WEIGHTS,
+    Averaging, Keep, Learner, Settings, WEIGHTS,
     log::{Line, Log},
     plan::{Batches, Order, Plan},
     state::{Epoch, Evaluation, Report, State},
@@ -44,7 +44,7 @@ impl<'a, 'r, L: Learner> Run<'a, 'r, L> {
         learner: &'a L,
         settings: &'a Settings,
         validation: &'a BoxDataset,
-        samples: u64,
+        plan: Plan,
         out: &'a Path,
         reporter: &'a Reporter<'r>,
     ) -> Result<Self> {
@@ -64,7 +64,7 @@ impl<'a, 'r, L: Learner> Run<'a, 'r, L> {
             optimizer,
             ema,
             state: State::default(),
-            plan: Plan::new(settings, samples),
+            plan,
             log: None,
             saved: None,
         };
@@ -83,7 +83,7 @@ impl<'a, 'r, L: Learner> Run<'a, 'r, L> {
     }
 
     fn restore(&mut self) -> Result<()> {
-        let plan = self.plan;
+        let plan = self.plan.clone();
         let path = self.out.join(LAST);
         let parts = Parts {
             params: self.learner.params(),
@@ -101,9 +101,9 @@ impl<'a, 'r, L: Learner> Run<'a, 'r, L> {
 
     /// Makes all steps that are left, while other threads prepare the next batches.
     pub fn all(&mut self, train: &BoxDataset) -> Result<()> {
-        let (start, plan, learner) = (self.state.step, self.plan, self.learner);
+        let (start, learner) = (self.state.step, self.learner);
         thread::scope(|scope| {
-            let mut batches = Batches::start(scope, learner, train, plan, start);
+            let mut batches = Batches::start(scope, learner, train, &self.plan, start);
             loop {
                 let outcome = self.settle();
                 self.checkpoint_if_cancelled(outcome)?;
@@ -285,7 +285,7 @@ impl<'a, 'r, L: Learner> Run<'a, 'r, L> {
         Ok(())
     }
 
-    /// Scores the weights and keeps them if they are the best. The state changes at the end, so
+    /// Scores the weights and keeps them if they are the best, or the last so far. The state changes at the end, so
     /// that an evaluation that is broken off is made again.
     fn evaluate(&mut self, closes_epoch: bool) -> Result<f64> {
         let (step, params) = (self.state.step, self.learner.params());
@@ -294,7 +294,11 @@ impl<'a, 'r, L: Learner> Run<'a, 'r, L> {
             if !score.is_finite() {
                 return Err(self.diverged("the validation score", score, step));
             }
-            let better = self.state.best.is_none_or(|best| score > best.score);
+            let better = match self.settings.keep {
+                Keep::Best => self.state.best.is_none_or(|best| score > best.score),
+                // The last evaluation is after the last step.
+                Keep::Last => true,
+            };
             if better {
                 self.check_weights(step)?;
                 weights::save(&self.out.join(WEIGHTS), params)?;

@@ -1,5 +1,6 @@
 //! How to train.
 
+use super::mix::Mix;
 use crate::optim::{self, Decay, Group, Rule, Schedule};
 use diffaug::{Error, Result};
 use schemars::JsonSchema;
@@ -58,6 +59,14 @@ pub struct Settings {
     /// Steps from one evaluation to the next, besides those after epochs; 0 is never.
     #[serde(skip_serializing_if = "is_default")]
     pub evaluate_steps: u64,
+    /// Which weights are kept.
+    #[serde(skip_serializing_if = "is_default")]
+    pub keep: Keep,
+    /// How real and synthetic samples are mixed; without it every epoch visits every sample once. With it
+    /// each step has `batch` times `accumulate` samples, and an epoch is as many steps as one pass over
+    /// all samples would take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mix: Option<Mix>,
     /// Steps from one checkpoint to the next, besides those after epochs and evaluations; 0 is
     /// never. What is not yet in a checkpoint is done again after a kill.
     #[serde(skip)]
@@ -71,6 +80,17 @@ pub struct Settings {
     /// Whether the log is written for TensorBoard, too.
     #[serde(skip)]
     pub tensorboard: bool,
+}
+
+/// Which weights are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    /// Those with the best score on the validation set.
+    #[default]
+    Best,
+    /// Those after the last step, so that no training has more of them to choose from than another.
+    Last,
 }
 
 /// A running mean of the weights, and what becomes of it.
@@ -106,6 +126,8 @@ impl Default for Settings {
             accumulate: 1,
             ema: None,
             evaluate_steps: 0,
+            keep: Keep::Best,
+            mix: None,
             checkpoint_every: 0,
             keep_last: false,
             log_every: 1,
@@ -166,6 +188,13 @@ impl Settings {
             if !(value >= 0.0 && value.is_finite()) {
                 return fail(field, value, "0 or a number above it");
             }
+        }
+        if self.keep == Keep::Last && self.patience > 0 {
+            let expected = "0, for the last weights are those after all steps";
+            return fail("patience", self.patience as f64, expected);
+        }
+        if let Some(mix) = self.mix {
+            mix.check("mix.share", "mix.real_last")?;
         }
         self.optimizer.check()?;
         self.schedule.check()?;
@@ -230,6 +259,12 @@ mod tests {
         let error = long.check_total(2).unwrap_err();
         assert!(error.message.contains("makes 2000000000 steps"), "{error}");
         assert_eq!(field(|s| s.clip = f64::NAN), "clip");
+        assert_eq!(field(|s| s.mix = Mix::of(Some(1.0), 0.0)), "mix.share");
+        assert_eq!(field(|s| s.mix = Mix::of(None, -0.1)), "mix.real_last");
+        assert_eq!(
+            field(|s| (s.keep, s.patience) = (Keep::Last, 1)),
+            "patience"
+        );
         assert_eq!(
             field(|s| s.optimizer = Rule::sgd(2.0)),
             "optimizer.momentum"

@@ -17,7 +17,7 @@ pub(super) struct State {
     pub averaged: u64,
     /// Sum of the losses of the present epoch.
     pub loss: f64,
-    /// The best evaluation.
+    /// The evaluation whose weights are kept: the best, or the last.
     pub best: Option<Evaluation>,
     /// Evaluations since then.
     pub stale: u64,

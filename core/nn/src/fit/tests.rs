@@ -50,6 +50,8 @@ struct Line {
     /// What the loss is multiplied by.
     loud: f64,
     score_is_nan: AtomicBool,
+    /// Whether every score is below the one before.
+    worsens: bool,
     batches: Mutex<Vec<usize>>,
 }
 
@@ -66,6 +68,7 @@ impl Line {
             precision: Precision::F32,
             loud: 1.0,
             score_is_nan: AtomicBool::new(false),
+            worsens: false,
             batches: Mutex::default(),
         }
     }
@@ -105,6 +108,9 @@ impl Learner for Line {
         });
         if self.score_is_nan.load(Ordering::Relaxed) {
             return Ok(f64::NAN);
+        }
+        if self.worsens {
+            return Ok(-f64::from(self.seen.sum_all()?.to_scalar::<f32>()?));
         }
         Ok(10.0 - errors.sum::<Result<f64>>()?)
     }
@@ -700,6 +706,117 @@ fn without_progress_it_stops() {
     settings.epochs = 50;
     let report = train(&Line::new(), &settings, folder.path(), &Silent).unwrap();
     assert!(report.steps < 60, "{report:?}");
+}
+
+/// [`Greys`] of which the last four are synthetic.
+struct Painted;
+
+impl Dataset for Painted {
+    fn info(&self) -> Result<DatasetInfo> {
+        Greys(7).info()
+    }
+    fn items(&self) -> Result<RVec<Item>> {
+        let items = Greys(7).items()?.into_iter().zip(0..);
+        let item = |(item, at)| Item {
+            synthetic: at >= 3,
+            ..item
+        };
+        Ok(items.map(item).collect())
+    }
+    fn sample(&self, index: u64) -> Result<Sample> {
+        Greys(7).sample(index)
+    }
+}
+
+fn train_on_both(settings: &Settings, out: &Path, progress: &impl Progress) -> Result<FitReport> {
+    let (train, validation) = (BoxDataset::new(Painted), BoxDataset::new(Greys(4)));
+    with_reporter(progress, |reporter| {
+        let model = json!({ "kind": "line" });
+        fit(
+            &Line::new(),
+            settings,
+            &model,
+            &train,
+            &validation,
+            out,
+            reporter,
+        )
+    })
+}
+
+#[test]
+fn a_mixed_run_ends_with_the_same_bytes_stopped_at_any_step() {
+    let mixed = Settings {
+        steps: Some(12),
+        mix: Mix::of(Some(0.3), 0.4),
+        ..everything()
+    };
+    let whole = tempfile::tempdir().unwrap();
+    let expected = train_on_both(&mixed, whole.path(), &Silent).unwrap();
+    assert_eq!(expected.steps, 12);
+    for stop_at in 1..=12 {
+        let folder = tempfile::tempdir().unwrap();
+        let watch = Watch {
+            stop_at,
+            ..Watch::default()
+        };
+        train_on_both(&mixed, folder.path(), &watch).unwrap_err();
+        let report = train_on_both(&mixed, folder.path(), &Silent).unwrap();
+        assert_eq!(report, expected);
+        assert_eq!(files(whole.path()), files(folder.path()), "at {stop_at}");
+    }
+    // Another mixture is another run.
+    let other = Settings {
+        mix: Mix::of(Some(0.5), 0.4),
+        ..mixed
+    };
+    let error = train_on_both(&other, whole.path(), &Silent).unwrap_err();
+    assert!(
+        error
+            .message
+            .contains("`training.mix.share` = 0.3, not 0.5"),
+        "{error}"
+    );
+}
+
+#[test]
+fn without_a_mixture_synthetic_samples_are_like_others() {
+    let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    train_on_both(&everything(), ours.path(), &Silent).unwrap();
+    train(&Line::new(), &everything(), theirs.path(), &Silent).unwrap();
+    assert_eq!(files(ours.path()), files(theirs.path()));
+}
+
+#[test]
+fn the_last_weights_are_kept_where_it_is_said() {
+    let settings = |keep| Settings {
+        steps: Some(9),
+        evaluate_every: u64::MAX,
+        evaluate_steps: 2,
+        keep,
+        ..settings()
+    };
+    let run = |keep| {
+        let folder = tempfile::tempdir().unwrap();
+        let line = Line {
+            worsens: true,
+            ..Line::new()
+        };
+        let report = train(&line, &settings(keep), folder.path(), &Silent).unwrap();
+        let kept = Line::new();
+        weights::load(&folder.path().join(WEIGHTS), &kept.params).unwrap();
+        let values = |line: &Line| {
+            let weights = line.weights.flatten_all().unwrap();
+            weights.to_vec1::<f32>().unwrap()
+        };
+        (report, values(&kept), values(&line))
+    };
+    let (best, kept, last) = run(Keep::Best);
+    assert!(best.best_step == 2 && kept != last, "{best:?}");
+    let (report, kept, last_again) = run(Keep::Last);
+    assert_eq!((report.steps, report.best_step), (9, 9));
+    assert!(report.score < best.score);
+    assert_eq!((&kept, &last), (&last, &last_again));
 }
 
 #[test]

@@ -20,9 +20,9 @@ fn info(splits: &[(&str, SplitRule, [u32; 3])]) -> DatasetInfo {
 
 fn item(id: &str, group: &str, part: &str) -> Item {
     Item {
-        id: id.into(),
         group: group.into(),
         part: part.into(),
+        ..Item::new(id)
     }
 }
 

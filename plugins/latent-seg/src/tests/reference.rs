@@ -5,7 +5,7 @@ use crate::{
     convert::as_map,
     denoiser::{Denoiser, DenoiserConfig},
     network::{Network, Seen},
-    segmenter::{LatentSeg, SdSeg},
+    segmenter::SdSeg,
 };
 use candle_core::{Device, Tensor};
 use diffaug::prelude::*;
@@ -148,6 +148,4 @@ fn what_cannot_be_converted_is_named() {
         &fixture("reference.ckpt"),
     );
     assert!(groups.contains("`groups` 3 does not divide 8"), "{groups}");
-    let preset = LatentSeg::convert(&parsed(&reference()), &fixture("reference.ckpt"), &to);
-    assert_eq!(preset.unwrap_err().field, "preset");
 }
