@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 /// The measures of a pool, with what a table calls them.
 pub const SHOWN: [(&str, &str); 4] = [
     ("detail", "fine detail"),
-    ("detail_ratio", "beside wall"),
+    ("detail_ratio", "detail in / around"),
     ("contrast", "contrast"),
     ("brightness", "brightness"),
 ];

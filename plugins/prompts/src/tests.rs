@@ -42,7 +42,7 @@ fn looks() -> Vec<Attributes> {
     for brightness in [60.0, 104.9, 105.0, 119.9, 120.0, 180.0] {
         for redness in [-9.0, -5.0, -1.0, 0.0, 1.0, 5.0, 6.4, 6.5, 20.0] {
             for contrast in [2.0, 8.9, 9.0, 10.9, 11.0, 18.0, 40.0] {
-                let (mask, ratio) = (&masks[all.len() % 3], ratios[all.len() % 10 % 9]);
+                let (mask, ratio) = (&masks[all.len() % 3], ratios[all.len() / 3 % 9]);
                 all.push(looking(mask, brightness, redness, contrast, ratio));
             }
         }
@@ -54,7 +54,7 @@ fn looks() -> Vec<Attributes> {
 fn statements() -> Vec<Attributes> {
     let mut all = Vec::new();
     for topic in topics().unwrap() {
-        for round in 0..8 {
+        for round in 0..24 {
             for (count, cdr) in [(1.0, 0.8), (2.0, 0.55)] {
                 let mut stated = facts(0.05, 1.5, count, cdr);
                 for (name, values) in &topic.properties {
