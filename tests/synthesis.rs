@@ -426,7 +426,7 @@ fn real_lesions_of_the_validation_part_are_judged_alike() {
         (&real["accepted"], &real["acceptance"]),
         (&real["n"], &1.0.into())
     );
-    let told = format!("of {validation} real lesions of the validation part {validation} pass");
+    let told = format!("{validation} of {validation} real lesions of the validation part pass");
     assert!(output.stdout.contains(&told), "{output}");
     let run = |more: &str, name: &str| {
         let args = format!("generate m.toml -q {set} {more} --set output=runs/{name}");

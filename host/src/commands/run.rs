@@ -147,9 +147,9 @@ fn synthesis(s: &Summary) -> Vec<String> {
     }
     if let Some(real) = s.real_acceptance.as_ref().filter(|real| real.n > 0) {
         lines.push(format!(
-            "of {} real lesions of the validation part {} pass: {}",
-            real.n,
+            "{} of {} real lesions of the validation part pass the same validator: {}",
             real.accepted,
+            real.n,
             sizes(&real.by_size)
         ));
     }
