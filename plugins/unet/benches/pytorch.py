@@ -4,9 +4,8 @@ With torch, numpy and pillow installed, and the folder of a finished run on CVC-
 was not augmented:
 
     diffaug run manifests/cvc-cpu.toml --set dataset.root=ROOT --set images.size=128 \
-        --set synthesis.ratio=0 --set augment.enabled=false --set evaluate.segmenter.width=16 \
-        --set evaluate.segmenter.epochs=30 --set evaluate.segmenter.batch=8 \
-        --set evaluate.segmenter.patience=0 --set output=RUN
+        --set synthesis.ratio=0 --set augment.enabled=false --set output=RUN --set \
+        'evaluate.segmenter={ use = "unet", size = 128, width = 16, epochs = 30, batch = 8, patience = 0 }'
     python plugins/unet/benches/pytorch.py ROOT RUN --width 16 --epochs 30 --batch 8 --seed 0
 
 It takes the split from RUN/split.json. The recipe: images and masks at `--size`, batches of equal
