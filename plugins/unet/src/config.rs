@@ -15,6 +15,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
+/// Passes over the training samples where neither `epochs` nor `steps` is set.
+const EPOCHS: u64 = 50;
+
 /// How the network looks and how it is trained.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -26,10 +29,10 @@ pub struct Options {
     /// Side of the square that images are resized to; without it, the size of the training images.
     /// Sides that are no multiple of 2^depth are padded with the border's pixels.
     pub size: Option<u32>,
-    /// Passes over the training samples.
-    pub epochs: u64,
+    /// Passes over the training samples; without it and `steps`, 50.
+    pub epochs: Option<u64>,
     /// Steps of the optimizer after which training ends, in place of `epochs`: arms of a comparison
-    /// that differ in their number of images then train alike.
+    /// that differ in their number of images then train alike. Only one of the two may be set.
     pub steps: Option<u64>,
     /// Images of a training step, and at most as many at once afterwards.
     pub batch: usize,
@@ -104,7 +107,7 @@ impl Default for Options {
             width: 64,
             depth: 4,
             size: None,
-            epochs: 50,
+            epochs: None,
             steps: None,
             batch: 8,
             lr: 1e-3,
@@ -219,7 +222,7 @@ impl Options {
             return fail("width", &self.width, &expected);
         }
         for (field, value, most) in [
-            ("epochs", self.epochs, 1_000_000_000),
+            ("epochs", self.epochs.unwrap_or(1), 1_000_000_000),
             ("steps", self.steps.unwrap_or(1), 1_000_000_000),
             ("batch", self.batch as u64, 65_536),
             ("accumulate", self.accumulate as u64, 65_536),
@@ -229,7 +232,7 @@ impl Options {
             }
         }
         let counts = [
-            ("epochs", self.epochs),
+            ("epochs", self.epochs.unwrap_or(1)),
             ("steps", self.steps.unwrap_or(1)),
             ("batch", self.batch as u64),
             ("accumulate", self.accumulate as u64),
@@ -239,6 +242,10 @@ impl Options {
             if value == 0 {
                 return fail(field, &value, "at least 1");
             }
+        }
+        if let (Some(epochs), Some(steps)) = (self.epochs, self.steps) {
+            let expected = format!("nothing, for `steps` = {steps} says how long training takes");
+            return fail("epochs", &epochs, &expected);
         }
         if !(self.lr > 0.0 && self.lr.is_finite()) {
             return fail("lr", &self.lr, "a number above 0");
@@ -291,7 +298,7 @@ impl Options {
             only: None,
         };
         Settings {
-            epochs: self.epochs,
+            epochs: self.epochs.unwrap_or(EPOCHS),
             steps: self.steps,
             batch: self.batch,
             learning_rate: self.lr,
@@ -460,6 +467,7 @@ mod tests {
         assert_eq!(field(r#"{"width": 0}"#), "width");
         assert_eq!(field(r#"{"width": 1024, "depth": 5}"#), "width");
         assert_eq!(field(r#"{"epochs": 18446744073709551615}"#), "epochs");
+        assert_eq!(field(r#"{"epochs": 2, "steps": 500}"#), "epochs");
         assert_eq!(field(r#"{"batch": 1000000000}"#), "batch");
         assert_eq!(field(r#"{"accumulate": 1000000000}"#), "accumulate");
         assert_eq!(field(r#"{"size": 2147483648}"#), "size");

@@ -127,7 +127,7 @@ fn one_case() {
     let (folder, batch) = (env::var(WEIGHTS).unwrap(), options.batch);
     let start = status("VmRSS:");
     let estimate = if what == "training" {
-        options.epochs = 2;
+        (options.epochs, options.steps) = (Some(2), None);
         let segmenter = Segmenter::from_config(options, &context).unwrap();
         let data = [squares(side, 2 * batch as u64), squares(side, 1)];
         let out = folder.as_str().into();
