@@ -10,7 +10,7 @@ use diffaug::{
     Error, Image, ImageRef, Job, MaskRef, Result,
     image::{crop_image, crop_mask},
 };
-use diffaug_nn::batch::{self, Frame};
+use diffaug_nn::batch::{self, Filter, Frame};
 
 /// The shortest side of an image that is painted into, in pixels.
 pub const SHORTEST: u32 = 64;
@@ -176,7 +176,7 @@ pub fn pixels(image: ImageRef<'_>, plan: &Plan, device: &Device) -> Result<Tenso
         height,
     } = plan.part;
     let part = crop_image(image, x, y, width, height)?;
-    let values = batch::images(&[part.view()], plan.frame, device)?;
+    let values = batch::resized_images(&[part.view()], plan.frame, Filter::Lanczos, device)?;
     Ok(values.affine(2.0, -1.0)?)
 }
 
@@ -253,7 +253,7 @@ pub fn put_back(
         let plane = batch::crop(plane, plan.frame);
         let plane = match plan.frame.content == (width, height) {
             true => plane,
-            false => batch::resize(&plane, plan.frame.content, (width, height)),
+            false => batch::resize_by(&plane, plan.frame.content, (width, height), Filter::Lanczos),
         };
         let level = |value: &f32| (value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0;
         let painted: Vec<f32> = plane.iter().map(level).collect();
