@@ -526,7 +526,7 @@ fn a_third_partys_dataset_runs_by_its_manifest() {
         options.stdout.contains("min_radius (number, default 0.0)"),
         "{options}"
     );
-    let quick = "--set segmenter.epochs=2 --set segmenter.width=4 --set validator.threshold=0.01";
+    let quick = "--set segmenter.steps=8 --set segmenter.width=4 --set validator.threshold=0.01";
     let result = sandbox
         .run(&format!("run manifest.toml -q --json {quick}"))
         .ok()

@@ -32,7 +32,8 @@ pub struct Options {
     /// Passes over the training samples; without it and `steps`, 50.
     pub epochs: Option<u64>,
     /// Steps of the optimizer after which training ends, in place of `epochs`: arms of a comparison
-    /// that differ in their number of images then train alike. Only one of the two may be set.
+    /// that differ in their number of images then train alike. Where both are set, `steps` counts, and
+    /// a warning says so.
     pub steps: Option<u64>,
     /// Images of a training step, and at most as many at once afterwards.
     pub batch: usize,
@@ -243,10 +244,6 @@ impl Options {
                 return fail(field, &value, "at least 1");
             }
         }
-        if let (Some(epochs), Some(steps)) = (self.epochs, self.steps) {
-            let expected = format!("nothing, for `steps` = {steps} says how long training takes");
-            return fail("epochs", &epochs, &expected);
-        }
         if !(self.lr > 0.0 && self.lr.is_finite()) {
             return fail("lr", &self.lr, "a number above 0");
         }
@@ -288,6 +285,14 @@ impl Options {
             return fail("plateau_factor", &self.plateau_factor, expected);
         }
         Ok(())
+    }
+
+    /// What of the options does not count because of another, if any.
+    pub fn unused(&self) -> Option<String> {
+        let (epochs, steps) = (self.epochs?, self.steps?);
+        Some(format!(
+            "`epochs` = {epochs} is not used: `steps` = {steps} says how long training takes"
+        ))
     }
 
     /// What the training loop is told.
@@ -463,11 +468,17 @@ mod tests {
             options.check().unwrap_err().field.to_string()
         };
         assert!(Options::default().check().is_ok());
+        let both: Options = serde_json::from_str(r#"{"epochs": 2, "steps": 500}"#).unwrap();
+        assert!(
+            both.unused()
+                .unwrap()
+                .starts_with("`epochs` = 2 is not used")
+        );
+        assert_eq!(Options::default().unused(), None);
         assert_eq!(field(r#"{"depth": 6}"#), "depth");
         assert_eq!(field(r#"{"width": 0}"#), "width");
         assert_eq!(field(r#"{"width": 1024, "depth": 5}"#), "width");
         assert_eq!(field(r#"{"epochs": 18446744073709551615}"#), "epochs");
-        assert_eq!(field(r#"{"epochs": 2, "steps": 500}"#), "epochs");
         assert_eq!(field(r#"{"batch": 1000000000}"#), "batch");
         assert_eq!(field(r#"{"accumulate": 1000000000}"#), "accumulate");
         assert_eq!(field(r#"{"size": 2147483648}"#), "size");

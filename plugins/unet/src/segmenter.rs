@@ -284,6 +284,9 @@ impl Stage for Segmenter {
             let load = || weights::load(&folder.join(WEIGHTS), &network.params);
             load().map_err(|error| error.at("weights"))?;
         }
+        if let Some(unused) = options.unused() {
+            tracing::warn!("{unused}");
+        }
         let settings = options.settings(self.seed);
         let mut model = serde_json::to_value(&network.architecture)?;
         model["loss"] = serde_json::to_value(options.loss)?;
