@@ -5,14 +5,14 @@
 //! round robin over the backgrounds, so that a quota is filled from as many as possible.
 
 use super::{
-    placing::{self, Room, is_free, only},
+    placing::{self, Room, only},
     sizes,
 };
 use crate::manifest::{Background, Synthesis};
 use diffaug::{
     Attributes, BoxPromptBank, Dataset, Error, Image, Item, Mask, Prompt, PromptBank, PromptQuery,
     Result, Sample,
-    image::{ReadOptions, crop_image, open_image, resize_image},
+    image::{ReadOptions, open_image, resize_image},
     lesion::{self, SizeGroup},
     pairs, rng,
     view::Shared,
@@ -23,9 +23,6 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
-
-/// Attempts to find a lesion-free crop before a background is given up.
-const CROP_ATTEMPTS: usize = 64;
 
 /// An image to be painted, complete.
 pub struct Candidate {
@@ -78,6 +75,8 @@ pub struct Candidates<'a> {
     reading: ReadOptions,
     seed: u64,
     train: Shared,
+    /// The same samples at their own size.
+    originals: Shared,
     items: Vec<Item>,
     places: Vec<Place>,
     targets: Vec<u8>,
@@ -87,7 +86,8 @@ pub struct Candidates<'a> {
 }
 
 impl<'a> Candidates<'a> {
-    /// Lists the backgrounds. With [`Background::PseudoNormal`] they are the training images without a
+    /// Lists the backgrounds of the samples of `train`; `originals` are the same ones at their own size, so
+    /// that a part of one is as sharp as the whole. With [`Background::PseudoNormal`] they are the training images without a
     /// lesion and those of `cleared`.
     ///
     /// # Errors
@@ -95,6 +95,7 @@ impl<'a> Candidates<'a> {
     /// left to paint on.
     pub fn new(
         train: Shared,
+        originals: Shared,
         options: &'a Synthesis,
         size: Option<(u32, u32)>,
         reading: ReadOptions,
@@ -110,6 +111,7 @@ impl<'a> Candidates<'a> {
             seed,
             items: train.items()?.into_iter().collect(),
             train,
+            originals,
             places: Vec::new(),
             targets: info.targets(),
             target_name: target.map_or_else(String::new, |class| class.name.to_string()),
@@ -256,13 +258,18 @@ impl<'a> Candidates<'a> {
             }
             Place::Sample(index) => *index as u64,
         };
-        let sample = self.train.sample(index)?;
         if self.options.background == Background::Crop {
-            return match self.lesion_free_crop(&sample, &mut rng)? {
-                Some(crop) => self.placed(crop, None, name, &mut rng),
+            let whole = self.originals.sample(index)?;
+            return match placing::lesion_free_crop(&whole, self.options.min_crop, &mut rng)? {
+                Some(crop) => {
+                    let (width, height) = self.size.unwrap_or(whole.image.size());
+                    let background = resize_image(crop.view(), width, height);
+                    self.placed(background, None, name, &mut rng)
+                }
                 None => Ok(None),
             };
         }
+        let sample = self.train.sample(index)?;
         if !has_target(&sample, &self.targets) {
             return self.placed(sample.image, Some(sample.mask), name, &mut rng);
         }
@@ -377,28 +384,6 @@ impl<'a> Candidates<'a> {
             ));
         }
         Ok(self.lesions.get_or_init(|| found))
-    }
-
-    /// The largest part without any label that a number of seeded attempts finds, at the image's
-    /// own size and proportions.
-    fn lesion_free_crop(&self, sample: &Sample, rng: &mut rng::Rng) -> Result<Option<Image>> {
-        let (width, height) = sample.image.size();
-        let mut best: Option<(u32, u32, u32, u32)> = None;
-        for _ in 0..CROP_ATTEMPTS {
-            let share = rng.random_range(self.options.min_crop..=1.0);
-            let w = ((f64::from(width) * share) as u32).clamp(1, width);
-            let h = ((f64::from(height) * share) as u32).clamp(1, height);
-            let x = rng.random_range(0..=width - w);
-            let y = rng.random_range(0..=height - h);
-            if best.is_none_or(|(_, _, bw, _)| w > bw) && is_free(&sample.mask, (x, y), (w, h)) {
-                best = Some((x, y, w, h));
-            }
-        }
-        best.map(|(x, y, w, h)| {
-            let crop = crop_image(sample.image.view(), x, y, w, h)?;
-            Ok(resize_image(crop.view(), width, height))
-        })
-        .transpose()
     }
 }
 

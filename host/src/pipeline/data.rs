@@ -81,6 +81,12 @@ impl Data {
         self.view(&self.prepared, 0)
     }
 
+    /// The real training samples at their own size, checked when they are read and not kept.
+    pub fn originals(&self) -> Result<Shared> {
+        let whole: Shared = Arc::new(Prepared::new(self.raw.clone(), None, 0)?);
+        self.view(&whole, 0)
+    }
+
     /// Those of the real training samples that `keep` wants.
     pub fn train_where(&self, keep: impl Fn(&Item) -> bool) -> Result<Shared> {
         let part = self.parts[0].iter().copied();

@@ -497,9 +497,16 @@ impl Run<'_> {
             true => self.cleared(stages).map(|(all, each)| (Some(all), each))?,
             false => Default::default(),
         };
-        let train = self.data.train()?;
-        let candidates = Candidates::new(train, &m.synthesis, m.size(), reading, m.seed, &cleared)
-            .map_err(|error| self.wire.document.failure("", error))?;
+        let candidates = Candidates::new(
+            self.data.train()?,
+            self.data.originals()?,
+            &m.synthesis,
+            m.size(),
+            reading,
+            m.seed,
+            &cleared,
+        )
+        .map_err(|error| self.wire.document.failure("", error))?;
         let validation = self.data.validation()?;
         let ratio = m.synthesis.ratio;
         let synthesis = Synthesis {

@@ -1,8 +1,11 @@
-//! Where a borrowed outline may lie: masks moved over an image, and room beside labels.
+//! Where a borrowed outline may lie: masks moved over an image, parts of an image without labels, and
+//! room beside labels.
 
-use diffaug::{Mask, MaskRef, Result, rng};
+use diffaug::{Image, Mask, MaskRef, Result, Sample, image::crop_image, rng};
 use rand::RngExt;
 
+/// Attempts to find a lesion-free crop before a background is given up.
+const CROP_ATTEMPTS: usize = 64;
 /// Attempts to find room for a healthy hole before it is left out.
 const ATTEMPTS: usize = 64;
 /// Pixels that a healthy hole keeps from labels and other holes at least, so that the seams of what is
@@ -59,8 +62,34 @@ pub fn only(mask: &Mask, targets: &[u8]) -> Mask {
     mask
 }
 
+/// The largest part of `sample` without any label that a number of seeded attempts finds, in the image's
+/// proportions and with at least `min_crop` of its sides.
+///
+/// # Errors
+/// Those of [`crop_image`].
+pub fn lesion_free_crop(
+    sample: &Sample,
+    min_crop: f64,
+    rng: &mut rng::Rng,
+) -> Result<Option<Image>> {
+    let (width, height) = sample.image.size();
+    let mut best: Option<(u32, u32, u32, u32)> = None;
+    for _ in 0..CROP_ATTEMPTS {
+        let share = rng.random_range(min_crop..=1.0);
+        let w = ((f64::from(width) * share) as u32).clamp(1, width);
+        let h = ((f64::from(height) * share) as u32).clamp(1, height);
+        let x = rng.random_range(0..=width - w);
+        let y = rng.random_range(0..=height - h);
+        if best.is_none_or(|(_, _, bw, _)| w > bw) && is_free(&sample.mask, (x, y), (w, h)) {
+            best = Some((x, y, w, h));
+        }
+    }
+    best.map(|(x, y, w, h)| crop_image(sample.image.view(), x, y, w, h))
+        .transpose()
+}
+
 /// Whether a part of a mask, at (x, y) and of that size, has no label.
-pub fn is_free(mask: &Mask, (x, y): (u32, u32), (width, height): (u32, u32)) -> bool {
+fn is_free(mask: &Mask, (x, y): (u32, u32), (width, height): (u32, u32)) -> bool {
     let row = mask.width() as usize;
     (y..y + height).all(|line| {
         let start = line as usize * row + x as usize;

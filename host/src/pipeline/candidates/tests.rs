@@ -48,8 +48,10 @@ fn a_placed_lesion_is_to_look_as_its_donor() {
     );
     let options = Synthesis::default();
     let reading = ReadOptions::default();
+    let prepared: Shared = Arc::new(prepared);
     let all = Candidates::new(
-        Arc::new(prepared),
+        prepared.clone(),
+        prepared,
         &options,
         None,
         reading,
@@ -71,4 +73,55 @@ fn a_placed_lesion_is_to_look_as_its_donor() {
     }
     assert_eq!(scene.attributes.text("morphology"), Some("sessile"));
     assert_eq!(scene.attributes.number("area"), Some(96.0 / 1024.0));
+}
+
+/// Stripes of two pixels, with a lesion in the middle.
+struct Striped;
+
+impl Dataset for Striped {
+    fn info(&self) -> Result<diffaug::DatasetInfo> {
+        Ok(diffaug::DatasetInfo::single_class("striped", "polyp"))
+    }
+    fn items(&self) -> Result<diffaug::prelude::RVec<Item>> {
+        Ok([Item::new("striped")].into_iter().collect())
+    }
+    fn sample(&self, _: u64) -> Result<Sample> {
+        let stripe = |i: usize| [if i / 2 % 2 == 0 { 40 } else { 200 }; 3];
+        let middle = 112..144;
+        let inside = |i: usize| middle.contains(&(i % 256)) && middle.contains(&(i / 256));
+        Ok(Sample {
+            id: "striped".into(),
+            image: Image::new(256, 256, (0..65536).flat_map(stripe).collect())?,
+            mask: Mask::new(256, 256, (0..65536).map(|i| u8::from(inside(i))).collect())?,
+            attributes: Attributes::new(),
+        })
+    }
+}
+
+#[test]
+fn a_crop_is_taken_before_the_image_is_made_small() {
+    let small = |size| -> Shared {
+        Arc::new(diffaug::view::Prepared::new(Arc::new(Striped), size, 0).unwrap())
+    };
+    let options = Synthesis {
+        background: Background::Crop,
+        ..Synthesis::default()
+    };
+    let size = Some((64, 64));
+    let reading = ReadOptions::default();
+    let none = Cleared::new();
+    let (train, whole) = (small(size), small(None));
+    let all = Candidates::new(train.clone(), whole, &options, size, reading, 1, &none).unwrap();
+    // The grey levels of a middle row, apart from the image's borders.
+    let spread = |image: &Image| {
+        let row = (0..48).map(|x| image.pixels()[(32 * 64 + 8 + x) * 3]);
+        row.clone().max().unwrap() - row.min().unwrap()
+    };
+    // At a quarter of its side the whole image has lost its stripes; a part beside the lesion, which is
+    // less than twice as large as wanted, has not.
+    assert!(spread(&train.sample(0).unwrap().image) < 20);
+    let scene = (0..20).find_map(|variant| all.scene(0, "striped", variant).unwrap());
+    let background = scene.unwrap().background;
+    assert_eq!(background.size(), (64, 64));
+    assert!(spread(&background) > 20, "{}", spread(&background));
 }
