@@ -8,6 +8,7 @@
 
 mod abi;
 mod cli;
+mod compare;
 #[cfg(all(target_os = "linux", not(feature = "cuda")))]
 mod cuda;
 mod doctor;

@@ -97,6 +97,8 @@ pub enum Command {
     Evaluate(ManifestArgs),
     /// Score a folder of predicted masks against a folder of true ones.
     Score(ScoreArgs),
+    /// Compare arms of finished runs, image by image, with an interval and a test.
+    Compare(CompareArgs),
     /// Try one stage on one image.
     #[command(subcommand)]
     Try(Try),
@@ -175,6 +177,21 @@ pub struct ScoreArgs {
     /// Write the figures of each image to this CSV file.
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
+}
+
+/// What to compare.
+#[derive(Args, Debug)]
+pub struct CompareArgs {
+    /// Run folders, as `runs/quickstart` for all arms of a run or `runs/quickstart:augmented` for one.
+    /// Every arm is compared with the first.
+    #[arg(required = true, value_name = "RUN[:ARM]")]
+    pub runs: Vec<String>,
+    /// The figure to compare: dice, iou, sensitivity, fnr or specificity.
+    #[arg(long, default_value = "dice")]
+    pub metric: String,
+    /// Seed of the resamples of the interval.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
 }
 
 /// What to convert.

@@ -1,6 +1,7 @@
 //! One file a verb. Each returns its result or a failure; none decides an exit code.
 
 mod check;
+mod compare;
 mod convert;
 mod doctor;
 mod plugins;
@@ -36,6 +37,7 @@ pub fn dispatch(command: Command, global: &Global, ui: Ui) -> Result<(), Failure
         Command::Generate(args) => run::run(&args, Goal::Synthesis, global, ui),
         Command::Sweep(args) => run::sweep(&args, global, ui),
         Command::Score(args) => score::score(&args, ui),
+        Command::Compare(args) => compare::compare(&args, ui),
         Command::Convert(args) => convert::convert(&args, global, ui),
         Command::Try(what) => try_stage::try_stage(what, global, ui),
         Command::Plugins {

@@ -182,7 +182,8 @@ impl Evaluation<'_> {
         let native = self.manifest().evaluate.resolution == Resolution::Native;
         let test = self.data.test(native)?;
         let targets = self.data.targets();
-        let total = test.items()?.len() as u64;
+        let items = test.items()?;
+        let total = items.len() as u64;
         let bar = ui.bar(&format!("testing on {arm} training"));
         let mut scored = Vec::new();
         for start in (0..total).step_by(BATCH) {
@@ -194,14 +195,17 @@ impl Evaluation<'_> {
                 .map(|index| self.test_sample(&test, index, native))
                 .collect::<Result<_>>()?;
             let found = clock::stage(|| segment(segmenter, &samples))?;
-            for (sample, found) in samples.into_iter().zip(found) {
-                scored.push(scoring::score(
+            let items = &items[start as usize..end as usize];
+            for ((sample, found), item) in samples.into_iter().zip(found).zip(items) {
+                let mut one = scoring::score(
                     &sample.id,
                     sample.mask.view(),
                     found.mask.view(),
                     &targets,
                     sample.attributes,
-                )?);
+                )?;
+                one.group = item.group.to_string();
+                scored.push(one);
             }
             bar.progress(end, total, "");
         }

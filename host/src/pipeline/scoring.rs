@@ -19,6 +19,8 @@ const MOST_GROUPS: usize = 8;
 pub struct Scored {
     /// The image.
     pub id: String,
+    /// The patient or video that the image is of; empty where unknown.
+    pub group: String,
     /// Pixel counts.
     pub counts: Confusion,
     /// Facts, for groups.
@@ -97,6 +99,7 @@ pub fn score(
         .or_error(ErrorKind::Data, || format!("cannot score `{id}`"))?;
     Ok(Scored {
         id: id.to_owned(),
+        group: String::new(),
         counts,
         attributes,
     })
@@ -172,7 +175,8 @@ fn groups(all: &[Scored]) -> BTreeMap<String, Vec<&Scored>> {
     groups
 }
 
-/// One line an image: id, figures, pixel counts, attributes. Undefined figures are empty.
+/// One line an image: id, group where any has one, figures, pixel counts, attributes. Undefined figures
+/// are empty.
 pub fn csv(all: &[Scored]) -> Result<String> {
     let names: BTreeSet<&str> = all
         .iter()
@@ -188,11 +192,20 @@ pub fn csv(all: &[Scored]) -> Result<String> {
         "false_negative",
         "true_negative",
     ];
-    let header = ["id"].iter().chain(&figures).chain(&counts).chain(&names);
+    let grouped = all.iter().any(|scored| !scored.group.is_empty());
+    let first = if grouped {
+        &["id", "group"][..]
+    } else {
+        &["id"]
+    };
+    let header = first.iter().chain(&figures).chain(&counts).chain(&names);
     writer.write_record(header).map_err(failed)?;
     for scored in all {
         let c = &scored.counts;
         let mut row = vec![scored.id.clone()];
+        if grouped {
+            row.push(scored.group.clone());
+        }
         for (_, value) in c.scores().named() {
             row.push(value.map_or_else(String::new, |v| v.to_string()));
         }
@@ -271,6 +284,20 @@ mod tests {
             "{text}"
         );
     }
+
+    #[test]
+    fn groups_of_images_are_a_column_where_there_are_any() {
+        let mut all = vec![scored("a", [1, 0, 0, 0], [1, 0, 0, 0], "flat")];
+        assert!(csv(&all).unwrap().starts_with("id,dice,"));
+        all.push(scored("b", [1, 0, 0, 0], [1, 0, 0, 0], "flat"));
+        all[1].group = "video 3".into();
+        let text = csv(&all).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].starts_with("id,group,dice,"), "{text}");
+        assert!(lines[1].starts_with("a,,1,"), "{text}");
+        assert!(lines[2].starts_with("b,video 3,1,"), "{text}");
+    }
+
     #[test]
     fn images_are_grouped_by_size_unless_there_is_no_lesion() {
         let all: Vec<Scored> = [0.0, 0.01, 0.02, 0.1, 0.3, 0.4]

@@ -86,7 +86,7 @@ impl Dataset for Striped {
         Ok([Item::new("striped")].into_iter().collect())
     }
     fn sample(&self, _: u64) -> Result<Sample> {
-        let stripe = |i: usize| [if i / 2 % 2 == 0 { 40 } else { 200 }; 3];
+        let stripe = |i: usize| [if i % 4 < 2 { 40 } else { 200 }; 3];
         let middle = 112..144;
         let inside = |i: usize| middle.contains(&(i % 256)) && middle.contains(&(i / 256));
         Ok(Sample {

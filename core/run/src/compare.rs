@@ -1,0 +1,202 @@
+//! Compares arms by the scores of each test image.
+
+use crate::{
+    reader::{Arm, Scores},
+    statistics::{Comparison, holm},
+};
+use diffaug::{
+    Error, Result,
+    metrics::{mean, std_dev},
+};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// An arm beside the first one.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// What the arm is called.
+    pub arm: String,
+    /// The seeds of its trainings.
+    pub seeds: Vec<u64>,
+    /// Steps of each training.
+    pub steps: Vec<Option<u64>>,
+    /// Mean over trainings of the mean over images.
+    pub mean: f64,
+    /// Sample standard deviation over trainings of the mean over images.
+    pub std: f64,
+    /// This arm less the first, image by image, each the mean over trainings; `None` for the first.
+    pub against_first: Option<Comparison>,
+    /// The p of the comparison, corrected for their number (Holm).
+    pub adjusted_p: Option<f64>,
+}
+
+impl Row {
+    /// `gain`, `loss`, or `none` where the interval holds zero.
+    pub fn verdict(&self) -> &'static str {
+        match &self.against_first {
+            None => "",
+            Some(found) if found.low > 0.0 => "gain",
+            Some(found) if found.high < 0.0 => "loss",
+            Some(_) => "none",
+        }
+    }
+}
+
+/// Compares every arm with the first by the figure called `metric`.
+///
+/// # Errors
+/// When a figure is unknown, or two arms share no image that has it.
+pub fn compare(arms: &[Arm], metric: &str, seed: u64) -> Result<Vec<Row>> {
+    let Some(first) = arms.first() else {
+        return Ok(Vec::new());
+    };
+    let reference = by_image(first, metric)?;
+    let mut rows = Vec::new();
+    for (index, arm) in arms.iter().enumerate() {
+        let against_first = match index {
+            0 => None,
+            _ => Some(against(&by_image(arm, metric)?, &reference, arm, seed)?),
+        };
+        let means: Vec<f64> = arm
+            .trainings
+            .iter()
+            .filter_map(|training| mean(&values(training.images.values(), metric)))
+            .collect();
+        rows.push(Row {
+            arm: arm.name.clone(),
+            seeds: arm.trainings.iter().map(|t| t.seed).collect(),
+            steps: arm.trainings.iter().map(|t| t.steps).collect(),
+            mean: mean(&means).unwrap_or(f64::NAN),
+            std: std_dev(&means).unwrap_or(0.0),
+            against_first,
+            adjusted_p: None,
+        });
+    }
+    let tested = |row: &Row| row.against_first.as_ref().and_then(|found| found.p);
+    let adjusted = holm(&rows.iter().filter_map(tested).collect::<Vec<f64>>());
+    let with_p = rows.iter_mut().filter(|row| tested(row).is_some());
+    for (row, p) in with_p.zip(adjusted) {
+        row.adjusted_p = Some(p);
+    }
+    Ok(rows)
+}
+
+fn values<'a>(images: impl Iterator<Item = &'a Scores>, metric: &str) -> Vec<f64> {
+    images
+        .filter_map(|scores| scores.figures.get(metric).copied())
+        .collect()
+}
+
+/// The mean over trainings of each image, and its cluster: the image itself where it is of no group.
+fn by_image<'a>(arm: &'a Arm, metric: &str) -> Result<BTreeMap<&'a str, (f64, String)>> {
+    let mut all: BTreeMap<&str, (Vec<f64>, String)> = BTreeMap::new();
+    for (id, scores) in arm.trainings.iter().flat_map(|training| &training.images) {
+        let Some(value) = scores.figures.get(metric) else {
+            continue;
+        };
+        let cluster = match scores.group.is_empty() {
+            true => format!("image {id}"),
+            false => format!("group {}", scores.group),
+        };
+        all.entry(id)
+            .or_insert_with(|| (Vec::new(), cluster))
+            .0
+            .push(*value);
+    }
+    if all.is_empty() {
+        return Err(Error::config(format!(
+            "no test image of `{}` has a figure `{metric}`",
+            arm.name
+        )));
+    }
+    // An image that some training has no figure of is left out: means would be of different trainings.
+    let whole = all
+        .into_iter()
+        .filter(|(_, (values, _))| values.len() == arm.trainings.len());
+    Ok(whole
+        .filter_map(|(id, (values, cluster))| Some((id, (mean(&values)?, cluster))))
+        .collect())
+}
+
+fn against(
+    arm: &BTreeMap<&str, (f64, String)>,
+    reference: &BTreeMap<&str, (f64, String)>,
+    named: &Arm,
+    seed: u64,
+) -> Result<Comparison> {
+    let shared = arm.iter().filter_map(|(id, (value, cluster))| {
+        Some(((*value, reference.get(id)?.0), cluster.clone()))
+    });
+    let (pairs, clusters): (Vec<(f64, f64)>, Vec<String>) = shared.unzip();
+    if pairs.is_empty() {
+        return Err(Error::data(format!(
+            "`{}` shares no test image with the first arm",
+            named.name
+        )));
+    }
+    Comparison::of(&pairs, &clusters, seed)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::reader::Training;
+
+    fn arm(name: &str, dice: &[&[f64]], groups: &[&str]) -> Arm {
+        let training = |(seed, values): (usize, &&[f64])| Training {
+            seed: seed as u64,
+            steps: Some(10),
+            images: values
+                .iter()
+                .enumerate()
+                .map(|(i, &value)| {
+                    let figures = [("dice".to_owned(), value)].into();
+                    let group = groups.get(i).copied().unwrap_or_default().to_owned();
+                    (format!("i{i}"), Scores { group, figures })
+                })
+                .collect(),
+        };
+        Arm {
+            name: name.to_owned(),
+            trainings: dice.iter().enumerate().map(training).collect(),
+        }
+    }
+
+    #[test]
+    fn arms_are_compared_image_by_image_over_all_trainings() {
+        let real = arm("real", &[&[0.5, 0.6, 0.7], &[0.7, 0.6, 0.5]], &[]);
+        let more = arm("more", &[&[0.7, 0.8, 0.9], &[0.9, 0.8, 0.7]], &[]);
+        let rows = compare(&[real, more], "dice", 0).unwrap();
+        assert!(rows[0].against_first.is_none() && rows[0].adjusted_p.is_none());
+        assert!((rows[0].mean - 0.6).abs() < 1e-12 && rows[0].std < 1e-12);
+        let found = rows[1].against_first.as_ref().unwrap();
+        assert!((found.difference - 0.2).abs() < 1e-12);
+        assert!((found.low - 0.2).abs() < 1e-12 && (found.high - 0.2).abs() < 1e-12);
+        assert_eq!((found.images, found.clusters), (3, 3));
+        assert_eq!(rows[1].verdict(), "gain");
+    }
+
+    #[test]
+    fn a_difference_that_its_interval_does_not_bear_out_is_none() {
+        let one = arm("one", &[&[0.5, 0.6, 0.7, 0.4]], &["a", "a", "b", "b"]);
+        let other = arm("other", &[&[0.9, 0.7, 0.6, 0.3]], &["a", "a", "b", "b"]);
+        let rows = compare(&[one, other], "dice", 0).unwrap();
+        assert_eq!(rows[1].verdict(), "none");
+        assert_eq!(rows[1].against_first.as_ref().unwrap().clusters, 2);
+    }
+
+    #[test]
+    fn what_cannot_be_compared_is_said() {
+        let one = arm("one", &[&[0.5]], &[]);
+        let error = compare(&[one.clone(), one.clone()], "dicey", 0).unwrap_err();
+        assert!(error.message.contains("dicey"), "{error:?}");
+        let mut other = one.clone();
+        let images = std::mem::take(&mut other.trainings[0].images);
+        let renamed = images
+            .into_values()
+            .map(|scores| ("else".to_owned(), scores));
+        other.trainings[0].images = renamed.collect();
+        assert!(compare(&[one, other], "dice", 0).is_err());
+    }
+}

@@ -1,0 +1,218 @@
+//! Reads finished runs: their arms, the trainings of each, and the scores of every test image.
+
+use diffaug::{Error, Result, ResultExt, error::ErrorKind, files};
+use serde::Deserialize;
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// No file of scores is larger.
+const MOST_BYTES: u64 = 256 << 20;
+
+/// A run folder.
+#[derive(Debug)]
+pub struct Run {
+    root: PathBuf,
+    lock: Value,
+    split: Split,
+}
+
+/// The part of `split.json` that is read here.
+#[derive(Debug, Deserialize)]
+struct Split {
+    test: Vec<String>,
+}
+
+/// An arm of a run: what its trainings came to.
+#[derive(Clone, Debug)]
+pub struct Arm {
+    /// What it is called, with the run: `runs/paint:augmented`.
+    pub name: String,
+    /// Every training that was scored, by seed.
+    pub trainings: Vec<Training>,
+}
+
+/// A training and the scores of each test image.
+#[derive(Clone, Debug)]
+pub struct Training {
+    /// Its seed.
+    pub seed: u64,
+    /// Steps that it took; `None` where nothing was trained.
+    pub steps: Option<u64>,
+    /// By the images' ids.
+    pub images: BTreeMap<String, Scores>,
+}
+
+/// The scores of an image.
+#[derive(Clone, Debug, Default)]
+pub struct Scores {
+    /// Its patient or video; empty where unknown.
+    pub group: String,
+    /// By the names of figures (`dice`, `iou`, …); undefined ones are missing.
+    pub figures: BTreeMap<String, f64>,
+}
+
+/// The part of `scores.json` that is read here.
+#[derive(Deserialize)]
+struct Scored {
+    seed: u64,
+    fit: Option<Fitted>,
+}
+
+#[derive(Deserialize)]
+struct Fitted {
+    steps: u64,
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let shown = || format!("`{}` is damaged", path.display());
+    let text = files::read_text(path, MOST_BYTES)?;
+    serde_json::from_str(&text).or_error(ErrorKind::Data, shown)
+}
+
+impl Run {
+    /// Opens the run of a folder.
+    ///
+    /// # Errors
+    /// When it is no folder of a run.
+    pub fn open(root: &Path) -> Result<Self> {
+        let lock = root.join("lock.json");
+        if !lock.is_file() {
+            return Err(Error::data(format!(
+                "`{}` is no folder of a run: it has no lock.json",
+                root.display()
+            )));
+        }
+        Ok(Run {
+            root: root.to_owned(),
+            lock: read_json(&lock)?,
+            split: read_json(&root.join("split.json"))?,
+        })
+    }
+
+    /// Its folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The names of the arms that have scores.
+    ///
+    /// # Errors
+    /// When the folder cannot be listed.
+    pub fn arms(&self) -> Result<Vec<String>> {
+        let folder = self.root.join("evaluate");
+        let mut names = Vec::new();
+        for name in folders(&folder)? {
+            if !self.seeds(&name)?.is_empty() {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    /// The folders of the trainings of `arm` that have scores.
+    fn seeds(&self, arm: &str) -> Result<Vec<PathBuf>> {
+        let folder = self.root.join("evaluate").join(arm);
+        let seeds = folders(&folder)?.into_iter().map(|name| folder.join(name));
+        Ok(seeds
+            .filter(|seed| seed.join("scores.json").is_file())
+            .collect())
+    }
+
+    /// An arm with the scores of every image.
+    ///
+    /// # Errors
+    /// When there is no such arm or a file of it cannot be read.
+    pub fn arm(&self, name: &str) -> Result<Arm> {
+        let mut trainings = Vec::new();
+        for folder in self.seeds(name)? {
+            let scored: Scored = read_json(&folder.join("scores.json"))?;
+            trainings.push(Training {
+                seed: scored.seed,
+                steps: scored.fit.map(|fit| fit.steps),
+                images: read_scores(&folder.join("per_image.csv"))?,
+            });
+        }
+        if trainings.is_empty() {
+            return Err(Error::data(format!(
+                "run `{}` has no scores of an arm `{name}`; those it has: {}",
+                self.root.display(),
+                self.arms()?.join(", ")
+            )));
+        }
+        trainings.sort_by_key(|training| training.seed);
+        Ok(Arm {
+            name: format!("{}:{name}", self.root.display()),
+            trainings,
+        })
+    }
+
+    /// What `other` has that keeps its scores from being compared with these; `None` where nothing does.
+    pub fn differs(&self, other: &Run) -> Option<String> {
+        let fields = [
+            ("another dataset", "/dataset/sha256"),
+            ("images of another size", "/manifest/images/size"),
+            ("scores at another size", "/manifest/evaluate/resolution"),
+        ];
+        let different = |at: &str| self.lock.pointer(at) != other.lock.pointer(at);
+        if let Some((what, _)) = fields.iter().find(|(_, at)| different(at)) {
+            return Some((*what).to_owned());
+        }
+        let sorted = |run: &Run| {
+            let mut ids = run.split.test.clone();
+            ids.sort();
+            ids
+        };
+        (sorted(self) != sorted(other)).then(|| "other test images".to_owned())
+    }
+}
+
+/// The folders in a folder, by name; none where it is not there.
+fn folders(folder: &Path) -> Result<Vec<String>> {
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
+    let failed = || format!("cannot list `{}`", folder.display());
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).or_error(ErrorKind::Data, failed)? {
+        let entry = entry.or_error(ErrorKind::Data, failed)?;
+        if entry.path().is_dir() {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// The scores of each image, of a file `per_image.csv`.
+fn read_scores(path: &Path) -> Result<BTreeMap<String, Scores>> {
+    let failed = || format!("`{}` is damaged", path.display());
+    let text = files::read_text(path, MOST_BYTES)?;
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let header = reader.headers().or_error(ErrorKind::Data, failed)?.clone();
+    let mut images = BTreeMap::new();
+    for row in reader.records() {
+        let row = row.or_error(ErrorKind::Data, failed)?;
+        let mut id = None;
+        let mut scores = Scores::default();
+        for (name, cell) in header.iter().zip(&row) {
+            match (name, cell.parse::<f64>()) {
+                ("id", _) => id = Some(cell.to_owned()),
+                ("group", _) => cell.clone_into(&mut scores.group),
+                (_, Ok(value)) if value.is_finite() => {
+                    scores.figures.insert(name.to_owned(), value);
+                }
+                _ => {}
+            }
+        }
+        let id = id.ok_or_else(|| Error::data(format!("{}: it has no column `id`", failed())))?;
+        if images.insert(id.clone(), scores).is_some() {
+            let message = format!("{}: it names `{id}` twice", failed());
+            return Err(Error::data(message));
+        }
+    }
+    Ok(images)
+}
