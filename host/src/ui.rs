@@ -6,6 +6,7 @@
 use crate::{escape, failure::Failure};
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 use diffaug::{Error, ErrorKind, Progress};
+use diffaug_run::session::{Monitor, Step};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
     fmt::Display,
@@ -124,8 +125,12 @@ impl Ui {
         }
     }
 
-    /// Shows the progress of a step called `label`.
-    pub fn bar(&self, label: &str) -> Bar {
+    /// The same for libraries: the run folder's log wants `info` whatever the terminal shows.
+    pub fn library_log_level(&self) -> u8 {
+        self.log_level().max(3)
+    }
+
+    fn bar(&self, label: &str) -> Bar {
         let label = escape::line(label).into_owned();
         let terminal = std::io::stderr().is_terminal() && !self.quiet && self.verbose == 0;
         let bar = if terminal {
@@ -210,7 +215,7 @@ pub fn stop_on_interrupt() {
 }
 
 /// Whether the user asked to stop.
-pub fn stopped() -> bool {
+fn stopped() -> bool {
     STOP.load(Ordering::SeqCst)
 }
 
@@ -222,8 +227,18 @@ struct State {
     note: String,
 }
 
+impl Monitor for Ui {
+    fn begin(&self, label: &str) -> Box<dyn Step> {
+        Box::new(self.bar(label))
+    }
+
+    fn stopped(&self) -> bool {
+        stopped()
+    }
+}
+
 /// The progress of one step: a bar on a terminal, a line every ten seconds elsewhere.
-pub struct Bar {
+struct Bar {
     bar: ProgressBar,
     label: String,
     plain: bool,
@@ -262,9 +277,8 @@ impl Progress for Bar {
     }
 }
 
-impl Bar {
-    /// Ends the step and says what came of it.
-    pub fn finish(self, summary: &str) {
+impl Step for Bar {
+    fn finish(self: Box<Self>, summary: &str) {
         self.bar.finish_and_clear();
         if self.plain || !self.bar.is_hidden() {
             let seconds = human(self.start.elapsed().as_secs_f64());

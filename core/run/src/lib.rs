@@ -4,4 +4,5 @@
 
 pub mod compare;
 pub mod reader;
+pub mod session;
 pub mod statistics;

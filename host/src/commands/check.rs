@@ -6,15 +6,11 @@
 use crate::{
     cli::{Global, Look, ManifestArgs},
     failure::Failure,
-    pipeline::{
-        Inspected,
-        attributes::Facts,
-        inspect,
-        wire::{self, Wire},
-    },
+    pipeline::{Inspected, attributes::Facts, inspect, wire::Wire},
     ui::Ui,
 };
 use diffaug::Error;
+use diffaug_run::session::Session;
 use serde_json::{Value, json};
 
 /// Checks syntax, names and options; with `data`, also the split and every file of the dataset.
@@ -26,7 +22,7 @@ pub fn check(
 ) -> Result<(), Failure> {
     let (manifest, document) = super::read(args, global)?;
     let mut registry = super::load(&manifest, &document, "cpu", global, ui)?;
-    let device = registry.add_device(&manifest.device, wire::log_level(ui));
+    let device = registry.add_device(&manifest.device, ui.library_log_level());
     let wire = Wire {
         registry: &registry,
         document: &document,
@@ -37,7 +33,13 @@ pub fn check(
     let mut text = format!("{} is in order", document.name());
     let mut result = json!({ "manifest": document.name(), "valid": true });
     if let Some(look) = data {
-        let found = inspect(&manifest, &document, &registry, look == Look::Full, ui)?;
+        let found = inspect(
+            &manifest,
+            &document,
+            &registry,
+            look == Look::Full,
+            &Session::new(&ui),
+        )?;
         refuse(&found, document.name(), ui)?;
         describe(&found, look, &mut text, &mut result);
     }

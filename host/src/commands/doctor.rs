@@ -14,7 +14,7 @@ use crate::{
     manifest::{Background, StageTable},
     pipeline::{
         self, gate,
-        wire::{self, START, Wire},
+        wire::{START, Wire},
     },
     registry::{self, Kind},
     ui::Ui,
@@ -123,7 +123,7 @@ pub fn doctor(args: &ManifestArgs, global: &Global, ui: Ui) -> Result<(), Failur
     let (manifest, document) = super::read(args, global)?;
     // As for a processor, so that a device that is missing does not keep the rest from being told.
     let mut registry = super::load(&manifest, &document, "cpu", global, ui)?;
-    let device = registry.add_device(&manifest.device, wire::log_level(ui));
+    let device = registry.add_device(&manifest.device, ui.library_log_level());
     let wire = Wire {
         registry: &registry,
         document: &document,

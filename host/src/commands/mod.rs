@@ -84,7 +84,12 @@ fn load(
     global: &Global,
     ui: Ui,
 ) -> Result<Registry, Failure> {
-    let registry = wire::registry(&global.plugin_dir, &manifest.libraries, device, ui);
+    let registry = wire::registry(
+        &global.plugin_dir,
+        &manifest.libraries,
+        device,
+        ui.library_log_level(),
+    );
     registry.map_err(|failure| match failure.error.field.as_str() {
         "" => failure,
         _ => document.place("", failure),
@@ -94,7 +99,12 @@ fn load(
 /// What there is without a manifest: as one would have it that names `libraries`.
 fn registry(libraries: &[PathBuf], global: &Global, ui: Ui) -> Result<Registry, Failure> {
     let libraries: Vec<Library> = libraries.iter().cloned().map(Library::Path).collect();
-    wire::registry(&global.plugin_dir, &libraries, device(global), ui)
+    wire::registry(
+        &global.plugin_dir,
+        &libraries,
+        device(global),
+        ui.library_log_level(),
+    )
 }
 
 /// The device that was asked for on the command line.

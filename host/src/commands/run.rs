@@ -13,12 +13,13 @@ use crate::{
     ui::{Ui, table},
 };
 use diffaug::Error;
+use diffaug_run::session::Session;
 use serde_json::{Value, json};
 
 /// Runs a manifest up to `goal` and prints what came of it.
 pub fn run(args: &ManifestArgs, goal: Goal, global: &Global, ui: Ui) -> Result<(), Failure> {
     let (manifest, document, registry) = super::open(args, global, ui)?;
-    let outcome = pipeline::run(&manifest, &document, &registry, goal, ui)?;
+    let outcome = pipeline::run(&manifest, &document, &registry, goal, &Session::new(&ui))?;
     let result = outcome.result.clone().unwrap_or_else(|| {
         json!({
             "folder": outcome.folder,
@@ -34,7 +35,13 @@ pub fn run(args: &ManifestArgs, goal: Goal, global: &Global, ui: Ui) -> Result<(
 /// Runs a manifest up to the synthetic images and prints what each threshold would have come to.
 pub fn sweep(args: &ManifestArgs, global: &Global, ui: Ui) -> Result<(), Failure> {
     let (manifest, document, registry) = super::open(args, global, ui)?;
-    let outcome = pipeline::run(&manifest, &document, &registry, Goal::Synthesis, ui)?;
+    let outcome = pipeline::run(
+        &manifest,
+        &document,
+        &registry,
+        Goal::Synthesis,
+        &Session::new(&ui),
+    )?;
     let sweep = outcome.summary.map(|s| s.sweep).unwrap_or_default();
     if sweep.is_empty() {
         let name = &manifest.validator.name;

@@ -12,6 +12,7 @@ use diffaug::{
     image::{MaskRule, OutputFormat, open_image, open_mask, save_gray, save_image},
     with_reporter,
 };
+use diffaug_run::session::Monitor;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -141,10 +142,10 @@ fn generate(
 ) -> Result<Image, Failure> {
     let registry = super::registry(&common.library, global, ui)?;
     let generator: BoxGenerator = build(&registry, name, common, global)?;
-    let bar = ui.bar(name);
+    let step = ui.begin(name);
     let jobs = [job];
-    let painted = with_reporter(&bar, |r| generator.generate((&jobs[..]).into(), r))?;
-    bar.finish("1 image");
+    let painted = with_reporter(&step, |r| generator.generate((&jobs[..]).into(), r))?;
+    step.finish("1 image");
     let first = painted.into_iter().next();
     let first = first.ok_or_else(|| Error::internal(format!("`{name}` painted nothing")))?;
     if first.size() != job.image.size() {
@@ -163,10 +164,10 @@ fn segment(
 ) -> Result<Mask, Failure> {
     let registry = super::registry(&common.library, global, ui)?;
     let segmenter: BoxSegmenter = build(&registry, name, common, global)?;
-    let bar = ui.bar(name);
+    let step = ui.begin(name);
     let images = [image.view()];
-    let found = with_reporter(&bar, |r| segmenter.segment((&images[..]).into(), r))?;
-    bar.finish("1 image");
+    let found = with_reporter(&step, |r| segmenter.segment((&images[..]).into(), r))?;
+    step.finish("1 image");
     let first = found.into_iter().next();
     let first = first.ok_or_else(|| Error::internal(format!("`{name}` answered nothing")))?;
     if first.mask.size() != image.size() {

@@ -11,20 +11,17 @@
 use super::{
     candidates::{Cleared, lesions},
     journal::{Entry, Journal, Line},
-    overlap::Enough,
+    overlap::StopFlag,
     painting::{self, Interrupt, Stages, healthy},
     placing::{grown, only},
     record::{Backgrounds, file_name},
     store::Store,
     wire::blame,
 };
-use crate::{
-    manifest::Synthesis,
-    ui::{Bar, Ui},
-};
+use crate::manifest::Synthesis;
 use diffaug::{
-    Dataset, Error, Image, ImageRef, Job, Mask, Progress, Prompt, PromptBank, PromptQuery, Result,
-    Sample, Segmenter,
+    Dataset, Error, Image, ImageRef, Job, Mask, Prompt, PromptBank, PromptQuery, Result, Sample,
+    Segmenter,
     files::{self, hash_file},
     image::save_image,
     poisson::{self, Limits, Problem},
@@ -32,6 +29,7 @@ use diffaug::{
     view::Shared,
     with_reporter,
 };
+use diffaug_run::session::{Session, Step};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -94,6 +92,8 @@ pub struct Clearing<'a> {
     pub options: &'a Synthesis,
     /// The run's seed.
     pub seed: u64,
+    /// Who follows the run.
+    pub session: &'a Session<'a>,
     /// The run folder.
     pub store: &'a Store,
     /// The training images.
@@ -122,13 +122,13 @@ impl Clearing<'_> {
     ///
     /// # Errors
     /// When a stage fails, the user stops the run, or what was made is no longer what it was.
-    pub fn run(&self, stages: &Stages, ui: Ui) -> Result<(Backgrounds, Cleared)> {
+    pub fn run(&self, stages: &Stages) -> Result<(Backgrounds, Cleared)> {
         let found = match self.store.read_marker::<Found>(MARKER)? {
             Some(found) => {
                 self.journal().remove();
                 found
             }
-            None => self.make(stages, ui)?,
+            None => self.make(stages)?,
         };
         let verdicts = found.verdicts.into_iter();
         let cleared = verdicts
@@ -140,8 +140,8 @@ impl Clearing<'_> {
         Journal::new(self.store, JOURNAL)
     }
 
-    fn make(&self, stages: &Stages, ui: Ui) -> Result<Found> {
-        let bar = ui.bar("painting lesions away");
+    fn make(&self, stages: &Stages) -> Result<Found> {
+        let step = self.session.begin("painting lesions away");
         files::make_folder(&self.store.path(FOLDER))?;
         let all = lesions(&self.train, self.targets)?;
         let journal = self.journal();
@@ -152,7 +152,7 @@ impl Clearing<'_> {
             .copied()
             .filter(|i| !done.contains_key(i))
             .collect();
-        self.rest(&left, (all.len(), stages), &bar)?;
+        self.rest(&left, (all.len(), stages), &*step)?;
         let verdicts: Vec<Verdict> = journal.entries()?.into_iter().map(|e| e.record).collect();
         let cleared = verdicts.iter().filter(|verdict| verdict.accepted()).count() as u64;
         let images = verdicts.len() as u64;
@@ -168,16 +168,16 @@ impl Clearing<'_> {
         };
         self.store.write_marker(MARKER, &found, &[FOLDER])?;
         journal.remove();
-        bar.finish(&format!("{cleared} of {images} images are clear"));
+        step.finish(&format!("{cleared} of {images} images are clear"));
         Ok(found)
     }
 
     /// Paints the lesions of the images of `left` away, a batch at once.
-    fn rest(&self, left: &[u64], (all, stages): (usize, &Stages), bar: &Bar) -> Result<()> {
+    fn rest(&self, left: &[u64], (all, stages): (usize, &Stages), step: &dyn Step) -> Result<()> {
         let mut done = all - left.len();
         for some in left.chunks(self.options.batch as usize) {
-            bar.progress(done as u64, all as u64, "");
-            let cleared = super::clock::stage(|| self.clear(some, stages))?;
+            step.progress(done as u64, all as u64, "");
+            let cleared = self.session.stage(|| self.clear(some, stages))?;
             let entries: Vec<Entry<Verdict>> = cleared
                 .into_iter()
                 .map(|scene| self.save(scene))
@@ -217,8 +217,8 @@ impl Clearing<'_> {
             let mut open: Vec<&mut Scene> = open.collect();
             let jobs = open.iter().map(|scene| self.job(scene, attempt));
             let jobs: Vec<Job<'_>> = jobs.collect::<Result<_>>()?;
-            let enough = Enough::default();
-            let painted = with_reporter(&Interrupt(&enough), |reporter| {
+            let stop = StopFlag::new(self.session);
+            let painted = with_reporter(&Interrupt(&stop), |reporter| {
                 painting::generate(&stages.generator, &jobs, None, reporter)
             })?;
             let painted: Vec<Image> = painted.into_iter().flatten().collect();
@@ -276,8 +276,8 @@ impl Clearing<'_> {
         for places in by_fold.values() {
             let shown: Vec<ImageRef<'_>> = places.iter().map(|&p| images[p].view()).collect();
             for judge in stages.gate.judges(&scenes[places[0]].sample.id) {
-                let enough = Enough::default();
-                let answers = with_reporter(&Interrupt(&enough), |reporter| {
+                let stop = StopFlag::new(self.session);
+                let answers = with_reporter(&Interrupt(&stop), |reporter| {
                     judge.segment(shown.as_slice().into(), reporter)
                 });
                 let answers = answers.map_err(|error| blame("the segmenter", error))?;

@@ -8,8 +8,8 @@ use super::{
     record::{Record, file_name},
     sizes::{self, Filled},
 };
-use crate::ui::Bar;
-use diffaug::{Image, Mask, Progress, Result};
+use diffaug::{Image, Mask, Result};
+use diffaug_run::session::Step;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How far a synthesis has come.
@@ -28,7 +28,7 @@ impl Done {
     }
 
     /// Shows how far it is to `quota`.
-    pub fn show(&self, bar: &Bar, quota: u64) {
+    pub fn show(&self, step: &dyn Step, quota: u64) {
         let share = match self.judged {
             0 => String::new(),
             judged => format!(
@@ -36,7 +36,7 @@ impl Done {
                 100.0 * self.accepted as f64 / judged as f64
             ),
         };
-        bar.progress(self.accepted, quota, &share);
+        step.progress(self.accepted, quota, &share);
     }
 }
 
@@ -62,7 +62,7 @@ pub struct Shift<'a> {
     /// What paints and judges.
     pub stages: &'a Stages,
     /// Where progress is shown.
-    pub bar: &'a Bar,
+    pub step: &'a dyn Step,
 }
 
 impl Shift<'_> {

@@ -1,7 +1,6 @@
 //! Trains segmenters with and without the synthetic images and scores them on the test part.
 
 use super::{
-    clock,
     data::Data,
     fit::{Fit, fit},
     scoring::{self, Figures, GroupReport, Report, Scored},
@@ -11,14 +10,14 @@ use super::{
 use crate::{
     failure::Failure,
     manifest::{Manifest, Resolution},
-    ui::Ui,
 };
 use diffaug::{
-    BoxSegmenter, Dataset, Error, ImageRef, Progress, Result, Sample, Segmentation, Segmenter,
+    BoxSegmenter, Dataset, Error, ImageRef, Result, Sample, Segmentation, Segmenter,
     metrics::{mean, std_dev},
     view::Shared,
     with_reporter,
 };
+use diffaug_run::session::Session;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, path::PathBuf};
@@ -58,6 +57,8 @@ pub struct Arm {
 pub struct Evaluation<'a> {
     /// Builds segmenters.
     pub wire: &'a Wire<'a>,
+    /// Who follows the run.
+    pub session: &'a Session<'a>,
     /// The run folder.
     pub store: &'a Store,
     /// The dataset.
@@ -78,26 +79,26 @@ impl Evaluation<'_> {
     ///
     /// # Errors
     /// When a training or a test image fails, or the user stops the run.
-    pub fn run(&self, ui: Ui) -> Result<Vec<Arm>, Failure> {
+    pub fn run(&self) -> Result<Vec<Arm>, Failure> {
         let mut arms = Vec::new();
         if self.manifest().evaluate.baseline {
-            arms.push(self.arm("real", None, ui)?);
+            arms.push(self.arm("real", None)?);
         }
         if let Some(synthetic) = &self.synthetic {
-            arms.push(self.arm("augmented", Some(synthetic.clone()), ui)?);
+            arms.push(self.arm("augmented", Some(synthetic.clone()))?);
         } else if self.manifest().paints() {
             tracing::warn!("no synthetic image was accepted, so there is nothing to augment with");
         }
         Ok(arms)
     }
 
-    fn arm(&self, name: &'static str, more: Option<Shared>, ui: Ui) -> Result<Arm, Failure> {
+    fn arm(&self, name: &'static str, more: Option<Shared>) -> Result<Arm, Failure> {
         let synthetic = match &more {
             Some(more) => more.items()?.len(),
             None => 0,
         };
         let runs: Vec<Trained> = (0..u64::from(self.manifest().evaluate.runs))
-            .map(|run| self.train_and_score(name, more.clone(), run, ui))
+            .map(|run| self.train_and_score(name, more.clone(), run))
             .collect::<Result<_, Failure>>()?;
         let per_image: Vec<&Figures> = runs.iter().map(|r| &r.report.per_image_mean).collect();
         let dataset_level = runs.iter().map(|r| &r.report.dataset_level);
@@ -117,7 +118,6 @@ impl Evaluation<'_> {
         arm: &str,
         more: Option<Shared>,
         run: u64,
-        ui: Ui,
     ) -> Result<Trained, Failure> {
         let manifest = self.manifest();
         let table = manifest.downstream();
@@ -147,7 +147,7 @@ impl Evaluation<'_> {
                 let weights = self.store.path(&folder);
                 let label = format!("training {} on {arm} images, seed {seed}", table.name);
                 let marker = format!("{name}/fit.json");
-                let trained = fit(self.store, (&marker, &folder), &label, ui, |r| {
+                let trained = fit(self.store, (&marker, &folder), &label, self.session, |r| {
                     let out = weights.to_string_lossy();
                     segmenter.fit(&training, &validation, (&*out).into(), r)
                 })
@@ -161,7 +161,7 @@ impl Evaluation<'_> {
         };
         let segmenter: BoxSegmenter = self.wire.build(at, table, &options, seed)?;
         let scored = self
-            .test(&segmenter, arm, ui)
+            .test(&segmenter, arm)
             .map_err(|error| self.wire.place(at, table, error))?;
         let csv = format!("{name}/per_image.csv");
         scoring::write_csv(&self.store.path(&csv), &scored)?;
@@ -178,23 +178,21 @@ impl Evaluation<'_> {
     }
 
     /// Segments and compares every test image.
-    fn test(&self, segmenter: &BoxSegmenter, arm: &str, ui: Ui) -> Result<Vec<Scored>> {
+    fn test(&self, segmenter: &BoxSegmenter, arm: &str) -> Result<Vec<Scored>> {
         let native = self.manifest().evaluate.resolution == Resolution::Native;
         let test = self.data.test(native)?;
         let targets = self.data.targets();
         let items = test.items()?;
         let total = items.len() as u64;
-        let bar = ui.bar(&format!("testing on {arm} training"));
+        let step = self.session.begin(&format!("testing on {arm} training"));
         let mut scored = Vec::new();
         for start in (0..total).step_by(BATCH) {
-            if bar.cancelled() {
-                return Err(Error::cancelled());
-            }
+            self.session.check_stopped()?;
             let end = (start + BATCH as u64).min(total);
             let samples: Vec<Sample> = (start..end)
                 .map(|index| self.test_sample(&test, index, native))
                 .collect::<Result<_>>()?;
-            let found = clock::stage(|| segment(segmenter, &samples))?;
+            let found = self.session.stage(|| segment(segmenter, &samples))?;
             let items = &items[start as usize..end as usize];
             for ((sample, found), item) in samples.into_iter().zip(found).zip(items) {
                 let mut one = scoring::score(
@@ -207,9 +205,9 @@ impl Evaluation<'_> {
                 one.group = item.group.to_string();
                 scored.push(one);
             }
-            bar.progress(end, total, "");
+            step.progress(end, total, "");
         }
-        bar.finish(&format!("{total} images"));
+        step.finish(&format!("{total} images"));
         Ok(scored)
     }
 

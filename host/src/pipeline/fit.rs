@@ -1,8 +1,8 @@
 //! One training of one stage, done once for a run folder.
 
-use super::{clock, store::Store};
-use crate::ui::{Ui, human};
+use super::store::Store;
 use diffaug::{ErrorKind, FitReport, Reporter, Result, with_reporter};
+use diffaug_run::session::Session;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
@@ -45,15 +45,15 @@ pub fn fit(
     store: &Store,
     (marker, folder): (&str, &str),
     label: &str,
-    ui: Ui,
+    session: &Session<'_>,
     work: impl FnOnce(&Reporter<'_>) -> Result<FitReport>,
 ) -> Result<Option<Fit>> {
     if let Some(done) = store.read_marker::<Option<Fit>>(marker)? {
         return Ok(done);
     }
     let start = Instant::now();
-    let bar = ui.bar(label);
-    let fit = match clock::stage(|| with_reporter(&bar, work)) {
+    let step = session.begin(label);
+    let fit = match session.stage(|| with_reporter(&step, work)) {
         Ok(report) => Some(Fit::from(report)),
         Err(error) if error.kind == ErrorKind::Unsupported => None,
         Err(error) => return Err(error),
@@ -64,9 +64,9 @@ pub fn fit(
             .score
             .map_or_else(String::new, |s| format!(", {} {s:.3}", fit.metric));
         let steps = fit.steps;
-        bar.finish(&format!("{steps} steps{score}"));
+        step.finish(&format!("{steps} steps{score}"));
         let seconds = start.elapsed().as_secs_f64();
-        tracing::info!(steps, seconds, "{label}: done in {}", human(seconds));
+        tracing::info!(steps, seconds, "{label}: done");
     }
     Ok(fit)
 }

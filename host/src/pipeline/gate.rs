@@ -7,8 +7,9 @@ use super::{
     store::Store,
     wire::Wire,
 };
-use crate::{failure::Failure, manifest::StageTable, ui::Ui};
+use crate::{failure::Failure, manifest::StageTable};
 use diffaug::{BoxSegmenter, Dataset, Error, Item, Result, Segmenter, rng, view::Shared};
+use diffaug_run::session::Session;
 use rand::RngExt;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -147,8 +148,8 @@ pub struct Training<'a, 'w> {
     pub data: &'a Data,
     /// How many the validator asks.
     pub members: u32,
-    /// Where progress is shown.
-    pub ui: Ui,
+    /// Who follows the run.
+    pub session: &'a Session<'a>,
 }
 
 impl Training<'_, '_> {
@@ -211,10 +212,16 @@ impl Training<'_, '_> {
             name => format!("training {} for the validator ({name})", table.name),
         };
         let marker = marker(name);
-        let trained = fit(self.store, (&marker, name), &label, self.ui, |reporter| {
-            let out = out.to_string_lossy();
-            segmenter.fit(&training, &validation, (&*out).into(), reporter)
-        })
+        let trained = fit(
+            self.store,
+            (&marker, name),
+            &label,
+            self.session,
+            |reporter| {
+                let out = out.to_string_lossy();
+                segmenter.fit(&training, &validation, (&*out).into(), reporter)
+            },
+        )
         .map_err(|error| self.wire.place("segmenter", table, error))?;
         if trained.is_none() {
             return Ok((segmenter, None));

@@ -2,7 +2,7 @@
 
 use super::{
     candidates::Candidate,
-    overlap::Enough,
+    overlap::StopFlag,
     painting::{How, Interrupt, Painted, Stages},
     placing::only,
     record::Real,
@@ -57,15 +57,13 @@ pub fn verdicts(
     painted: Vec<Painted>,
     stages: &Stages,
     how: How<'_>,
-    enough: &Enough,
+    stop: &StopFlag<'_>,
 ) -> Result<Vec<Outcome>> {
     let whole = candidates.iter().zip(&painted);
     let whole: Vec<Question<'_>> = whole
         .filter_map(|(candidate, p)| Some(Question::of(candidate, p.image.as_ref()?.view())))
         .collect();
-    let found = with_reporter(&Interrupt(enough), |reporter| {
-        judge(&whole, stages, reporter)
-    });
+    let found = with_reporter(&Interrupt(stop), |reporter| judge(&whole, stages, reporter));
     let mut found = found?.into_iter();
     let outcome = |Painted { image, seen }| {
         let score = seen.as_ref().map(|verdict: &Verdict| verdict.score);
@@ -106,7 +104,7 @@ pub struct Look<'a> {
     options: &'a Preview,
     /// The verdicts on previews.
     seen: Vec<Mutex<Option<Verdict>>>,
-    enough: &'a Enough,
+    stop: &'a StopFlag<'a>,
 }
 
 impl<'a> Look<'a> {
@@ -115,14 +113,14 @@ impl<'a> Look<'a> {
         candidates: &'a [&'a Candidate],
         stages: &'a Stages,
         options: &'a Preview,
-        enough: &'a Enough,
+        stop: &'a StopFlag<'a>,
     ) -> Self {
         Look {
             candidates,
             stages,
             options,
             seen: candidates.iter().map(|_| Mutex::default()).collect(),
-            enough,
+            stop,
         }
     }
 
@@ -153,7 +151,7 @@ impl Watch for Look<'_> {
         let shown: Vec<Question<'_>> = shown
             .map(|(&place, preview)| Question::of(self.candidates[place], *preview))
             .collect();
-        let verdicts = with_reporter(&Interrupt(self.enough), |reporter| {
+        let verdicts = with_reporter(&Interrupt(self.stop), |reporter| {
             judge(&shown, self.stages, reporter)
         })?;
         let answers = places.into_iter().zip(verdicts).map(|(place, verdict)| {
@@ -173,7 +171,12 @@ impl Watch for Look<'_> {
 ///
 /// # Errors
 /// When a sample cannot be read, and those of the validator and its segmenters.
-pub fn real(samples: &BoxDataset, stages: &Stages, batch: usize) -> Result<Real> {
+pub fn real(
+    samples: &BoxDataset,
+    stages: &Stages,
+    batch: usize,
+    stop: &StopFlag<'_>,
+) -> Result<Real> {
     let targets = samples.info()?.targets();
     let count = samples.items()?.len() as u64;
     let mut real = Real::default();
@@ -193,9 +196,7 @@ pub fn real(samples: &BoxDataset, stages: &Stages, batch: usize) -> Result<Real>
                 mask: mask.view(),
             })
             .collect();
-        let verdicts = with_reporter(&Interrupt(&Enough::default()), |reporter| {
-            judge(&shown, stages, reporter)
-        })?;
+        let verdicts = with_reporter(&Interrupt(stop), |reporter| judge(&shown, stages, reporter))?;
         for (question, verdict) in shown.iter().zip(verdicts) {
             real.add(question.mask, verdict.accepted);
         }

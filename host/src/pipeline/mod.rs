@@ -8,7 +8,6 @@ pub mod attributes;
 mod backgrounds;
 mod batch;
 mod candidates;
-mod clock;
 mod data;
 mod evaluate;
 mod fingerprint;
@@ -33,7 +32,6 @@ use crate::{
     failure::Failure,
     manifest::{Background, Document, Manifest, StageTable},
     registry::Registry,
-    ui::Ui,
 };
 use backgrounds::Clearing;
 use candidates::{Candidates, Cleared};
@@ -43,10 +41,12 @@ use diffaug::{
     BoxDataset, BoxGenerator, BoxPromptBank, BoxValidator, Error, ErrorKind, Generator, Result,
     Validator, human_bytes, image::ReadOptions, pairs,
 };
+use diffaug_run::session::Session;
 use evaluate::{Arm, Evaluation};
 use fingerprint::Step;
 use fit::{Fit, fit};
 use gate::{Gate, Training};
+use overlap::StopFlag;
 use painting::Stages;
 use record::Summary;
 use serde_json::{Value, json};
@@ -97,7 +97,7 @@ struct Run<'a> {
     wire: Wire<'a>,
     store: Store,
     data: Data,
-    ui: Ui,
+    session: &'a Session<'a>,
 }
 
 /// What `check --data` found.
@@ -119,7 +119,7 @@ pub fn inspect(
     document: &Document,
     registry: &Registry,
     pixels: bool,
-    ui: Ui,
+    session: &Session<'_>,
 ) -> Result<Inspected, Failure> {
     let wire = Wire {
         registry,
@@ -133,9 +133,9 @@ pub fn inspect(
         _ => Vec::new(),
     };
     let reading = ReadOptions::from(&wire.context(manifest.seed));
-    let bar = ui.bar("looking at every file");
-    let examined = data.examine(&backgrounds, reading, pixels, &bar)?;
-    bar.finish(&format!("{} samples", examined.samples));
+    let step = session.begin("looking at every file");
+    let examined = data.examine(&backgrounds, reading, pixels, &step)?;
+    step.finish(&format!("{} samples", examined.samples));
     Ok(Inspected {
         name: data.info.name.to_string(),
         counts: data.counts(),
@@ -198,7 +198,7 @@ pub fn run(
     document: &Document,
     registry: &Registry,
     goal: Goal,
-    ui: Ui,
+    session: &Session<'_>,
 ) -> Result<Outcome, Failure> {
     let wire = Wire {
         registry,
@@ -219,14 +219,14 @@ pub fn run(
         wire,
         store,
         data,
-        ui,
+        session,
     };
     let start = std::time::Instant::now();
     run.lock()?;
     let outcome = run.go(goal)?;
     tracing::info!(
         seconds = start.elapsed().as_secs_f64(),
-        seconds_in_stages = clock::in_stages().as_secs_f64(),
+        seconds_in_stages = session.in_stages().as_secs_f64(),
         "done"
     );
     Ok(outcome)
@@ -240,25 +240,21 @@ impl Run<'_> {
     /// Writes down what this run is made of, or refuses to go on with something else.
     fn lock(&self) -> Result<(), Failure> {
         let manifest = self.manifest();
-        let bar = self.ui.bar("reading the dataset");
-        let step = |done, total| {
-            diffaug::Progress::progress(&bar, done, total, "");
-            if crate::ui::stopped() {
-                return Err(Error::cancelled());
-            }
-            Ok(())
+        let step = self.session.begin("reading the dataset");
+        let read = |done, total| {
+            diffaug::Progress::progress(&step, done, total, "");
+            self.session.check_stopped()
         };
-        let fingerprint = clock::stage(|| self.data.fingerprint(step))
+        let fingerprint = self
+            .session
+            .stage(|| self.data.fingerprint(read))
             .map_err(|e| self.wire.place("dataset", &manifest.dataset, e))?;
         let [train, validation, test] = self.data.counts();
-        bar.finish(&format!(
+        step.finish(&format!(
             "{train} to train, {validation} to validate, {test} to test"
         ));
         let split = &self.data.split;
-        let stop = || match crate::ui::stopped() {
-            true => Err(Error::cancelled()),
-            false => Ok(()),
-        };
+        let stop = || self.session.check_stopped();
         let step = Step::new(&stop);
         let lock = json!({
             "diffaug": env!("CARGO_PKG_VERSION"),
@@ -363,12 +359,13 @@ impl Run<'_> {
     ) -> Result<(), Failure> {
         let evaluation = Evaluation {
             wire: &self.wire,
+            session: self.session,
             store: &self.store,
             data: &self.data,
             synthetic,
             gate,
         };
-        outcome.arms = evaluation.run(self.ui)?;
+        outcome.arms = evaluation.run()?;
         let downstream = self.manifest().downstream();
         self.pin("evaluate.segmenter", downstream, &["base"])?;
         let weights = self.trained_weights()?;
@@ -430,7 +427,7 @@ impl Run<'_> {
         let marker = (format!("{folder}.json"), folder);
         let trains = !self.store.path(&marker.0).exists();
         let marker = (marker.0.as_str(), marker.1);
-        let fitted = fit(&self.store, marker, &label, self.ui, |reporter| {
+        let fitted = fit(&self.store, marker, &label, self.session, |reporter| {
             let out = out.to_string_lossy();
             generator.fit(&training, &validation, bank, (&*out).into(), reporter)
         })
@@ -482,7 +479,7 @@ impl Run<'_> {
             store: &self.store,
             data: &self.data,
             members,
-            ui: self.ui,
+            session: self.session,
         };
         training.run()
     }
@@ -511,6 +508,7 @@ impl Run<'_> {
         let ratio = m.synthesis.ratio;
         let synthesis = Synthesis {
             manifest: m,
+            session: self.session,
             store: &self.store,
             candidates: &candidates,
             info: &self.data.info,
@@ -523,12 +521,13 @@ impl Run<'_> {
         };
         let summary = match synthesis.finished()? {
             Some(summary) => summary,
-            None => synthesis.run(stages, self.ui)?,
+            None => synthesis.run(stages)?,
         };
         if !sheet::is_drawn(&self.store) {
             let shown = synthesis.examples(sheet::SHOWN.0, sheet::SHOWN.1)?;
             let targets = self.data.targets();
-            clock::stage(|| {
+            let stop = StopFlag::new(self.session);
+            self.session.stage(|| {
                 sheet::draw(
                     &self.store,
                     shown,
@@ -536,6 +535,7 @@ impl Run<'_> {
                     stages,
                     &targets,
                     &m.synthesis,
+                    &stop,
                 )
             })?;
         }
@@ -549,12 +549,13 @@ impl Run<'_> {
         let clearing = Clearing {
             options: &self.manifest().synthesis,
             seed: self.manifest().seed,
+            session: self.session,
             store: &self.store,
             train: self.data.train()?,
             targets: &self.data.targets(),
             target_name: target.map_or("", |class| class.name.as_str()),
         };
-        Ok(clearing.run(stages, self.ui)?)
+        Ok(clearing.run(stages)?)
     }
 
     /// Hashes of the weights that this run trained.

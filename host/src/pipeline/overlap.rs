@@ -2,6 +2,7 @@
 //! after it painted, so that a run takes no longer than its slowest station.
 
 use diffaug::{Error, Result};
+use diffaug_run::session::Session;
 use std::{
     ops::ControlFlow,
     sync::{
@@ -15,15 +16,24 @@ use std::{
 /// few enough that little is painted in vain once nothing more is wanted.
 const WAITING: usize = 1;
 
-/// Tells the stations before the last that nothing more is wanted of them.
-#[derive(Default)]
-pub struct Enough(AtomicBool);
+/// Tells what is under way that nothing more is wanted of it.
+pub struct StopFlag<'a> {
+    set: AtomicBool,
+    session: &'a Session<'a>,
+}
 
-impl Enough {
-    /// Whether what is under way may be broken off: the line has come to its end, or the user stops
-    /// the run.
-    pub fn reached(&self) -> bool {
-        self.0.load(Ordering::Relaxed) || crate::ui::stopped()
+impl<'a> StopFlag<'a> {
+    /// A flag that is not set.
+    pub fn new(session: &'a Session<'a>) -> Self {
+        StopFlag {
+            set: AtomicBool::new(false),
+            session,
+        }
+    }
+
+    /// Whether the line has come to its end, or the run is to stop.
+    pub fn is_set(&self) -> bool {
+        self.set.load(Ordering::Relaxed) || self.session.stopped()
     }
 }
 
@@ -33,15 +43,16 @@ impl Enough {
 /// # Errors
 /// The first of any station; what came before it has gone through `third`.
 pub fn line<A: Send, B: Send>(
-    first: impl FnMut(&Enough) -> Result<Option<A>> + Send,
-    second: impl FnMut(A, &Enough) -> Result<B> + Send,
+    session: &Session<'_>,
+    first: impl FnMut(&StopFlag<'_>) -> Result<Option<A>> + Send,
+    second: impl FnMut(A, &StopFlag<'_>) -> Result<B> + Send,
     mut third: impl FnMut(B) -> Result<ControlFlow<()>>,
 ) -> Result<()> {
-    let enough = Enough::default();
+    let stop = StopFlag::new(session);
     thread::scope(|scope| {
         let (to_second, from_first) = sync_channel(WAITING);
         let (to_third, from_second) = sync_channel(WAITING);
-        let flag = &enough;
+        let flag = &stop;
         let begin = thread::Builder::new().name("painting".to_owned());
         let painting = begin.spawn_scoped(scope, move || begins(first, &to_second, flag))?;
         let pass = thread::Builder::new().name("judging".to_owned());
@@ -57,7 +68,7 @@ pub fn line<A: Send, B: Send>(
             Ok(())
         };
         let outcome = finish();
-        flag.0.store(true, Ordering::Relaxed);
+        flag.set.store(true, Ordering::Relaxed);
         // The others notice when they next hand something over.
         drop(from_second);
         for station in [painting, judging] {
@@ -71,11 +82,11 @@ pub fn line<A: Send, B: Send>(
 
 /// Makes items until there are none, an error or nobody to take them.
 fn begins<A>(
-    mut make: impl FnMut(&Enough) -> Result<Option<A>>,
+    mut make: impl FnMut(&StopFlag<'_>) -> Result<Option<A>>,
     to: &SyncSender<Result<A>>,
-    enough: &Enough,
+    stop: &StopFlag<'_>,
 ) {
-    while let Some(item) = make(enough).transpose() {
+    while let Some(item) = make(stop).transpose() {
         let failed = item.is_err();
         if to.send(item).is_err() || failed {
             return;
@@ -85,13 +96,13 @@ fn begins<A>(
 
 /// Works on items until there are none, an error or nobody to take them.
 fn passes_on<A, B>(
-    mut work: impl FnMut(A, &Enough) -> Result<B>,
+    mut work: impl FnMut(A, &StopFlag<'_>) -> Result<B>,
     from: Receiver<Result<A>>,
     to: &SyncSender<Result<B>>,
-    enough: &Enough,
+    stop: &StopFlag<'_>,
 ) {
     for item in from {
-        let done: Result<B, Error> = item.and_then(|item| work(item, enough));
+        let done: Result<B, Error> = item.and_then(|item| work(item, stop));
         let failed = done.is_err();
         if to.send(done).is_err() || failed {
             return;
@@ -109,19 +120,20 @@ mod tests {
     };
 
     /// The numbers from 0 on, up to `end`.
-    fn numbers(end: u64) -> impl FnMut(&Enough) -> Result<Option<u64>> {
+    fn numbers(end: u64) -> impl FnMut(&StopFlag<'_>) -> Result<Option<u64>> {
         let mut next = 0..end;
         move |_| Ok(next.next())
     }
 
     #[test]
     fn everything_goes_through_in_order() {
+        let session = Session::new(&diffaug::Silent);
         let mut seen = Vec::new();
         let keep = |n| {
             seen.push(n);
             Ok(ControlFlow::Continue(()))
         };
-        line(numbers(20), |n, _| Ok(n * n), keep).unwrap();
+        line(&session, numbers(20), |n, _| Ok(n * n), keep).unwrap();
         assert_eq!(seen, (0..20).map(|n| n * n).collect::<Vec<_>>());
     }
 
@@ -139,6 +151,7 @@ mod tests {
 
     #[test]
     fn stations_work_at_the_same_time() {
+        let session = Session::new(&diffaug::Silent);
         // The third batch is painted, the second judged and the first written only together.
         let together = AtomicUsize::new(0);
         let meet = |wanted: u64, n: u64| {
@@ -149,19 +162,20 @@ mod tests {
             Ok(n)
         };
         let mut next = 0..3;
-        let first = |_: &Enough| next.next().map(|n| meet(2, n)).transpose();
+        let first = |_: &StopFlag<'_>| next.next().map(|n| meet(2, n)).transpose();
         let third = |n| meet(0, n).map(|_| ControlFlow::Continue(()));
-        line(first, |n, _| meet(1, n), third).unwrap();
+        line(&session, first, |n, _| meet(1, n), third).unwrap();
     }
 
     #[test]
     fn a_break_ends_the_line_and_tells_the_others() {
+        let session = Session::new(&diffaug::Silent);
         let mut made = 0;
         // From the fourth on, an item is only done when nothing more is wanted.
-        let first = |enough: &Enough| {
+        let first = |stop: &StopFlag<'_>| {
             made += 1;
             if made > 3 {
-                until(|| enough.reached())?;
+                until(|| stop.is_set())?;
             }
             Ok(Some(made))
         };
@@ -173,18 +187,21 @@ mod tests {
                 _ => ControlFlow::Continue(()),
             })
         };
-        line(first, |n, _| Ok(n), third).unwrap();
+        line(&session, first, |n, _| Ok(n), third).unwrap();
         assert_eq!(taken, 3);
     }
 
     #[test]
     fn a_panic_of_a_station_keeps_its_words() {
         let run = || {
-            let second = |n: u64, _: &Enough| match n {
+            let session = Session::new(&diffaug::Silent);
+            let second = |n: u64, _: &StopFlag<'_>| match n {
                 2 => panic!("two is too much"),
                 n => Ok(n),
             };
-            line(numbers(9), second, |_| Ok(ControlFlow::Continue(())))
+            line(&session, numbers(9), second, |_| {
+                Ok(ControlFlow::Continue(()))
+            })
         };
         let panic = std::panic::catch_unwind(run).unwrap_err();
         assert_eq!(panic.downcast_ref::<&str>(), Some(&"two is too much"));
@@ -192,14 +209,15 @@ mod tests {
 
     #[test]
     fn an_error_comes_after_what_was_before_it() {
+        let session = Session::new(&diffaug::Silent);
         for fails_first in [true, false] {
             let mut kept = Vec::new();
             let mut next = 0..9;
-            let first = |_: &Enough| match next.next() {
+            let first = |_: &StopFlag<'_>| match next.next() {
                 Some(4) if fails_first => Err(Error::data("four")),
                 n => Ok(n),
             };
-            let second = |n, _: &Enough| match n {
+            let second = |n, _: &StopFlag<'_>| match n {
                 4 => Err(Error::data("four")),
                 n => Ok(n),
             };
@@ -207,11 +225,12 @@ mod tests {
                 kept.push(n);
                 Ok(ControlFlow::Continue(()))
             };
-            let error = line(first, second, third).unwrap_err();
+            let error = line(&session, first, second, third).unwrap_err();
             assert_eq!(error.to_string(), "four");
             assert_eq!(kept, [0, 1, 2, 3]);
         }
         let error = line(
+            &session,
             numbers(5),
             |n, _| Ok(n),
             |_| Err(Error::data("the disk is full")),

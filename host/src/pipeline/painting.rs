@@ -1,7 +1,7 @@
 //! One batch of candidates, painted: begun by the start generator where there is one, finished by the
 //! generator, looked at on the way if the manifest says so, and given its decoys.
 
-use super::{candidates::Candidate, gate::Gate, judging::Look, overlap::Enough, wire::blame};
+use super::{candidates::Candidate, gate::Gate, judging::Look, overlap::StopFlag, wire::blame};
 use crate::manifest::{Preview, Synthesis};
 use diffaug::{
     BoxGenerator, BoxPromptBank, BoxValidator, Error, Generator, Image, ImageRef, Job, Progress,
@@ -65,17 +65,17 @@ pub fn paint(
     candidates: &[&Candidate],
     stages: &Stages,
     how: How<'_>,
-    enough: &Enough,
+    stop: &StopFlag<'_>,
 ) -> Result<Vec<Painted>> {
     if candidates.is_empty() {
         return Ok(Vec::new());
     }
-    with_reporter(&Interrupt(enough), |reporter| {
+    with_reporter(&Interrupt(stop), |reporter| {
         let starts = starts(candidates, stages, reporter)?;
         let starts = starts.as_deref();
         let look = how
             .preview
-            .map(|preview| Look::new(candidates, stages, preview, enough));
+            .map(|preview| Look::new(candidates, stages, preview, stop));
         let jobs = candidates.iter().enumerate().map(|(place, candidate)| Job {
             image: starts.map_or(candidate.background.view(), |all| all[place].view()),
             ..candidate.job()
@@ -233,11 +233,11 @@ impl Candidate {
 }
 
 /// Tells a stage when to stop; the batch's progress is the run's.
-pub struct Interrupt<'a>(pub &'a Enough);
+pub struct Interrupt<'a>(pub &'a StopFlag<'a>);
 
 impl Progress for Interrupt<'_> {
     fn progress(&self, _: u64, _: u64, _: &str) {}
     fn cancelled(&self) -> bool {
-        self.0.reached()
+        self.0.is_set()
     }
 }

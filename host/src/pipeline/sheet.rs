@@ -4,7 +4,7 @@
 use super::{
     candidates::{Candidate, Candidates},
     judging,
-    overlap::Enough,
+    overlap::StopFlag,
     painting::{self, How, Stages},
     store::Store,
 };
@@ -58,6 +58,7 @@ pub fn draw(
     stages: &Stages,
     targets: &[u8],
     options: &Synthesis,
+    stop: &StopFlag<'_>,
 ) -> Result<()> {
     if shown.is_empty() {
         return Ok(());
@@ -76,12 +77,11 @@ pub fn draw(
         })
         .collect::<Result<_>>()?;
     let all: Vec<&Candidate> = shown.iter().collect();
-    let enough = Enough::default();
     let mut outcomes = Vec::new();
     let how = How::unseen(options);
     for some in all.chunks(options.batch as usize) {
-        let painted = painting::paint(some, stages, how, &enough)?;
-        outcomes.extend(judging::verdicts(some, painted, stages, how, &enough)?);
+        let painted = painting::paint(some, stages, how, stop)?;
+        outcomes.extend(judging::verdicts(some, painted, stages, how, stop)?);
     }
     for ((place, candidate), outcome) in (0..).zip(all).zip(&outcomes) {
         let Some(image) = &outcome.image else {

@@ -8,17 +8,16 @@
 use super::{
     batch::{Batch, Done, Judged, Shift, truncate_at_quota},
     candidates::{Candidate, Candidates, Skipped},
-    clock,
     journal::{Contents, Entry, Journal, Left, Line},
     judging,
-    overlap::{self, Enough},
+    overlap::{self, StopFlag},
     painting::{self, How, Stages},
     pools,
     record::{Backgrounds, Record, Summary, Tally},
     sizes::{self, Quota},
     store::Store,
 };
-use crate::{failure::Failure, manifest::Manifest, ui::Ui};
+use crate::{failure::Failure, manifest::Manifest};
 use diffaug::{
     BoxDataset, DatasetInfo, Error, Mask, MaskRef, Result, ResultExt,
     error::ErrorKind,
@@ -27,6 +26,7 @@ use diffaug::{
     pairs::Pair,
     view::Shared,
 };
+use diffaug_run::session::Session;
 use serde_json::{Map, Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -49,6 +49,8 @@ const SUMMARY: &str = "synthetic.json";
 pub struct Synthesis<'a> {
     /// The run.
     pub manifest: &'a Manifest,
+    /// Who follows the run.
+    pub session: &'a Session<'a>,
     /// The run folder.
     pub store: &'a Store,
     /// What can be painted.
@@ -108,7 +110,7 @@ impl Synthesis<'_> {
     ///
     /// # Errors
     /// When a stage fails or the user stops the run; everything judged so far is kept.
-    pub fn run(&self, stages: &Stages, ui: Ui) -> Result<Summary, Failure> {
+    pub fn run(&self, stages: &Stages) -> Result<Summary, Failure> {
         let batch = u64::from(self.manifest.synthesis.batch);
         let left = self.resume(batch)?;
         let mut done = Done {
@@ -116,12 +118,12 @@ impl Synthesis<'_> {
             accepted: left.accepted(),
         };
         let filled = Mutex::new(self.quota.filled(&left.entries));
-        let bar = ui.bar("painting");
+        let step = self.session.begin("painting");
         let quota = self.quota.total();
         let line = Shift {
             filled: &filled,
             stages,
-            bar: &bar,
+            step: &*step,
         };
         // What was lost was within the quota: it is painted again as it was, whole.
         let mut outcome = match left.lost.is_empty() {
@@ -134,7 +136,7 @@ impl Synthesis<'_> {
         }
         let accepted = done.accepted;
         let (mut summary, lists) = self.publish()?;
-        bar.finish(&format!("{accepted} of {} accepted", summary.candidates));
+        step.finish(&format!("{accepted} of {} accepted", summary.candidates));
         outcome?;
         if let Some(pools) = &mut summary.pools {
             pools.real = pools::real(self.candidates.train(), &self.info.targets())?;
@@ -149,7 +151,10 @@ impl Synthesis<'_> {
         }
         if self.manifest.synthesis.judge_real && stages.gate.asks() {
             let batch = self.manifest.synthesis.batch as usize;
-            let real = clock::stage(|| judging::real(self.validation, stages, batch))?;
+            let stop = StopFlag::new(self.session);
+            let real = self
+                .session
+                .stage(|| judging::real(self.validation, stages, batch, &stop))?;
             summary.real_acceptance = Some(real);
         }
         self.store.write(CHECKSUMS, &lists)?;
@@ -167,26 +172,26 @@ impl Synthesis<'_> {
         quota: Option<u64>,
         shift: &Shift<'_>,
     ) -> Result<()> {
-        let Shift { stages, bar, .. } = *shift;
+        let Shift { stages, step, .. } = *shift;
         let (shown, end) = (self.quota.total(), self.candidates.len());
         let batch = u64::from(self.manifest.synthesis.batch);
-        done.show(bar, shown);
+        done.show(step, shown);
         if quota.is_some_and(|quota| done.accepted >= quota) {
             return Ok(());
         }
         let begun = Instant::now();
         let [mut painting, mut judging, mut keeping] = [Duration::ZERO; 3];
-        let paint = |enough: &Enough| {
+        let paint = |stop: &StopFlag<'_>| {
             // Here and not where images are kept, so that all that is judged already is kept.
-            if enough.reached() {
+            if stop.is_set() {
                 return Err(Error::cancelled());
             }
             let range = starts.next().map(|start| start..(start + batch).min(end));
-            let paint = |range| timed(&mut painting, || self.paint(range, shift, enough));
+            let paint = |range| timed(&mut painting, || self.paint(range, shift, stop));
             range.map(paint).transpose()
         };
         let judge =
-            |batch, enough: &Enough| timed(&mut judging, || self.judge(batch, stages, enough));
+            |batch, stop: &StopFlag<'_>| timed(&mut judging, || self.judge(batch, stages, stop));
         let keep = |judged: Vec<Judged>| {
             let mut judged = shift.settled(judged);
             if let Some(quota) = quota {
@@ -194,13 +199,13 @@ impl Synthesis<'_> {
             }
             done.add(&judged);
             timed(&mut keeping, || self.keep(&judged))?;
-            done.show(bar, shown);
+            done.show(step, shown);
             Ok(match quota.is_some_and(|quota| done.accepted >= quota) {
                 true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),
             })
         };
-        let outcome = overlap::line(paint, judge, keep);
+        let outcome = overlap::line(self.session, paint, judge, keep);
         tracing::info!(
             seconds = begun.elapsed().as_secs_f64(),
             painting = painting.as_secs_f64(),
@@ -236,7 +241,7 @@ impl Synthesis<'_> {
         &self,
         range: std::ops::Range<u64>,
         shift: &Shift<'_>,
-        enough: &Enough,
+        stop: &StopFlag<'_>,
     ) -> Result<Batch> {
         let stages = shift.stages;
         let drawn: Vec<(u64, Result<Candidate, Skipped>)> = range
@@ -247,15 +252,19 @@ impl Synthesis<'_> {
             .collect::<Result<_>>()?;
         let there = Batch::candidates(&drawn);
         let how = How::of(&self.manifest.synthesis);
-        let painted = clock::stage(|| painting::paint(&there, stages, how, enough))?;
+        let painted = self
+            .session
+            .stage(|| painting::paint(&there, stages, how, stop))?;
         Ok(Batch { drawn, painted })
     }
 
-    fn judge(&self, batch: Batch, stages: &Stages, enough: &Enough) -> Result<Vec<Judged>> {
+    fn judge(&self, batch: Batch, stages: &Stages, stop: &StopFlag<'_>) -> Result<Vec<Judged>> {
         let Batch { drawn, painted } = batch;
         let there = Batch::candidates(&drawn);
         let how = How::of(&self.manifest.synthesis);
-        let outcomes = clock::stage(|| judging::verdicts(&there, painted, stages, how, enough))?;
+        let outcomes = self
+            .session
+            .stage(|| judging::verdicts(&there, painted, stages, how, stop))?;
         let mut outcomes = outcomes.into_iter();
         drawn
             .into_iter()

@@ -4,7 +4,6 @@ use crate::{
     failure::Failure,
     manifest::{Document, Library, Manifest, StageTable},
     registry::{Kind, Offer, Registry, Wanted},
-    ui::Ui,
 };
 use diffaug::{
     BoxDataset, BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator, Context, Error, ErrorKind,
@@ -31,7 +30,7 @@ pub fn registry(
     folders: &[PathBuf],
     libraries: &[Library],
     device: &str,
-    ui: Ui,
+    log_level: u8,
 ) -> Result<Registry, Failure> {
     let mut all = folders.to_vec();
     if let Some(path) = std::env::var_os("DIFFAUG_PLUGIN_PATH") {
@@ -50,12 +49,7 @@ pub fn registry(
             },
         })
         .collect();
-    Registry::new(&all, &wanted, device, log_level(ui))
-}
-
-/// What libraries are to tell: the run folder's log wants `info` whatever the terminal shows.
-pub fn log_level(ui: Ui) -> u8 {
-    ui.log_level().max(3)
+    Registry::new(&all, &wanted, device, log_level)
 }
 
 impl Wire<'_> {
