@@ -3,8 +3,7 @@
 
 mod elf;
 
-use diffaug::files;
-use diffaug::{Error, Result, ResultExt, error::ErrorKind};
+use diffaug::{Error, Result, ResultExt, error::ErrorKind, files};
 use std::{
     fs::{self, File},
     io::{self, Write},

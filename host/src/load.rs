@@ -7,10 +7,7 @@
 
 #![allow(unsafe_code)]
 
-use crate::{
-    failure::Failure,
-    library::{Library, Place},
-};
+use crate::library::{Library, Place};
 use diffaug::{
     Error,
     abi::Plugin_Ref,
@@ -20,6 +17,7 @@ use diffaug::{
     },
     log::LogSink,
 };
+use diffaug_run::failure::Failure;
 use std::{error::Error as _, mem::ManuallyDrop, path::Path};
 
 /// Opens a library that was read, checks its ABI and attaches its log. `pinned`: only its very bytes

@@ -1,10 +1,8 @@
 //! Where `tracing` events go: warnings (more with -v) to stderr, everything from `info` up to the
 //! run folder's `log.jsonl`.
 
-use crate::{
-    escape,
-    ui::{Ui, write_talk},
-};
+use crate::ui::{Ui, write_talk};
+use diffaug_run::escape;
 use std::{
     fs::File,
     io::{self, Write},

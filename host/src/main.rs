@@ -5,18 +5,15 @@
 mod builtin;
 mod cli;
 mod commands;
-mod escape;
-mod failure;
 mod library;
 mod load;
 mod logging;
 mod machine;
-mod manifest;
-mod pipeline;
-mod registry;
+mod plugins;
 mod ui;
 
 use clap::Parser;
+use diffaug_run::{escape, failure::Failure};
 use std::process::ExitCode;
 
 // Training allocates and frees large buffers all the time; the system's allocator would give each
@@ -40,7 +37,7 @@ fn main() -> ExitCode {
         commands::dispatch(cli.command, &cli.global, ui)?;
         Ok(ui::printed()?)
     });
-    let failure: failure::Failure = match done {
+    let failure: Failure = match done {
         Ok(Ok(())) => return ExitCode::SUCCESS,
         Ok(Err(failure)) => failure,
         Err(payload) => {

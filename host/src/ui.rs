@@ -3,13 +3,18 @@
 //! Talk that nobody reads any more is no error. A result that cannot be written is one, unless its
 //! reader has seen enough and closed the pipe. What others wrote is escaped here.
 
-use crate::{escape, failure::Failure};
+use crate::logging;
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 use diffaug::{Error, ErrorKind, Progress};
-use diffaug_run::session::{Monitor, Step};
+use diffaug_run::{
+    escape,
+    failure::Failure,
+    session::{Monitor, Step},
+};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
     fmt::Display,
+    fs::File,
     io::{self, IsTerminal, Write},
     sync::{
         Mutex, PoisonError,
@@ -234,6 +239,10 @@ impl Monitor for Ui {
 
     fn stopped(&self) -> bool {
         stopped()
+    }
+
+    fn log_to(&self, file: File) {
+        logging::to_file(file);
     }
 }
 

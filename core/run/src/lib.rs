@@ -3,6 +3,14 @@
 #![forbid(unsafe_code)]
 
 pub mod compare;
+pub mod escape;
+pub mod failure;
+mod fingerprint;
+mod journal;
+pub mod manifest;
 pub mod reader;
+pub mod registry;
 pub mod session;
 pub mod statistics;
+mod store;
+pub mod work;

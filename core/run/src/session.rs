@@ -3,6 +3,7 @@
 
 use diffaug::{Error, Progress, Result, Silent};
 use std::{
+    fs::File,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -13,6 +14,8 @@ pub trait Monitor: Send + Sync {
     fn begin(&self, label: &str) -> Box<dyn Step>;
     /// Whether the run is to stop at the next chance.
     fn stopped(&self) -> bool;
+    /// Sends what is logged to the run's own file from now on.
+    fn log_to(&self, file: File);
 }
 
 /// A step that is shown.
@@ -38,6 +41,7 @@ impl Monitor for Silent {
     fn stopped(&self) -> bool {
         false
     }
+    fn log_to(&self, _: File) {}
 }
 
 impl Step for Silent {
@@ -62,6 +66,11 @@ impl<'a> Session<'a> {
     /// Begins to show a step.
     pub fn begin(&self, label: &str) -> Box<dyn Step> {
         self.monitor.begin(label)
+    }
+
+    /// Sends what is logged to the run's own file from now on.
+    pub fn log_to(&self, file: File) {
+        self.monitor.log_to(file);
     }
 
     /// Whether the run is to stop at the next chance.

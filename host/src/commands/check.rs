@@ -5,12 +5,14 @@
 
 use crate::{
     cli::{Global, Look, ManifestArgs},
-    failure::Failure,
-    pipeline::{Inspected, attributes::Facts, inspect, wire::Wire},
     ui::Ui,
 };
 use diffaug::Error;
-use diffaug_run::session::Session;
+use diffaug_run::{
+    failure::Failure,
+    session::Session,
+    work::{Inspected, attributes::Facts, inspect, wire::Wire},
+};
 use serde_json::{Value, json};
 
 /// Checks syntax, names and options; with `data`, also the split and every file of the dataset.
@@ -21,10 +23,10 @@ pub fn check(
     ui: Ui,
 ) -> Result<(), Failure> {
     let (manifest, document) = super::read(args, global)?;
-    let mut registry = super::load(&manifest, &document, "cpu", global, ui)?;
-    let device = registry.add_device(&manifest.device, ui.library_log_level());
+    let mut plugins = super::load(&manifest, &document, "cpu", global, ui)?;
+    let device = plugins.add_device(&manifest.device, ui.library_log_level());
     let wire = Wire {
-        registry: &registry,
+        registry: &plugins.registry,
         document: &document,
         manifest: &manifest,
     };
@@ -36,7 +38,7 @@ pub fn check(
         let found = inspect(
             &manifest,
             &document,
-            &registry,
+            &plugins.registry,
             look == Look::Full,
             &Session::new(&ui),
         )?;

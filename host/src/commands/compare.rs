@@ -2,12 +2,12 @@
 
 use crate::{
     cli::CompareArgs,
-    failure::Failure,
     ui::{Ui, table},
 };
 use diffaug::{Error, Result};
 use diffaug_run::{
     compare::{self, Row},
+    failure::Failure,
     reader::{Arm, Run},
     statistics::{LEVEL, RESAMPLES},
 };

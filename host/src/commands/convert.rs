@@ -3,11 +3,13 @@
 
 use crate::{
     cli::{ConvertArgs, Global},
-    failure::Failure,
-    registry::{Kind, Registry},
     ui::Ui,
 };
 use diffaug::{BoxGenerator, BoxSegmenter, Error, ErrorKind, ResultExt, files};
+use diffaug_run::{
+    failure::Failure,
+    registry::{Kind, Registry},
+};
 use serde_json::json;
 use std::fs;
 

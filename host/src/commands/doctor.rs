@@ -9,19 +9,21 @@ mod text;
 use super::plugins::backend;
 use crate::{
     cli::{Global, ManifestArgs},
-    failure::Failure,
     machine::{self, Gpu, Machine, Memory, NoGpus},
-    manifest::{Background, StageTable},
-    pipeline::{
-        self, gate,
-        wire::{START, Wire},
-    },
-    registry::{self, Kind},
     ui::Ui,
 };
 use diffaug::{
     Backend, BoxDataset, BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator, Error,
     Inspection, Validator as _,
+};
+use diffaug_run::{
+    failure::Failure,
+    manifest::{Background, StageTable},
+    registry::{self, Kind},
+    work::{
+        self, gate,
+        wire::{START, Wire},
+    },
 };
 use serde::Serialize;
 use std::path::PathBuf;
@@ -122,10 +124,10 @@ struct Remark {
 pub fn doctor(args: &ManifestArgs, global: &Global, ui: Ui) -> Result<(), Failure> {
     let (manifest, document) = super::read(args, global)?;
     // As for a processor, so that a device that is missing does not keep the rest from being told.
-    let mut registry = super::load(&manifest, &document, "cpu", global, ui)?;
-    let device = registry.add_device(&manifest.device, ui.library_log_level());
+    let mut plugins = super::load(&manifest, &document, "cpu", global, ui)?;
+    let device = plugins.add_device(&manifest.device, ui.library_log_level());
     let wire = Wire {
-        registry: &registry,
+        registry: &plugins.registry,
         document: &document,
         manifest: &manifest,
     };
@@ -145,7 +147,7 @@ pub fn doctor(args: &ManifestArgs, global: &Global, ui: Ui) -> Result<(), Failur
 }
 
 fn examine(wire: &Wire<'_>, loaded: Result<(), Failure>) -> Result<Report, Failure> {
-    let path = registry::cuda_library()?;
+    let path = crate::plugins::cuda_library()?;
     let mut report = Report {
         manifest: wire.document.name().to_owned(),
         machine: Machine::here(),
@@ -333,7 +335,7 @@ impl Report {
         let m = wire.manifest;
         let offer = wire.find::<BoxDataset>("dataset", &m.dataset)?;
         let dataset = offer.build(&m.dataset.json(), &wire.context(m.seed));
-        match dataset.and_then(|dataset| pipeline::divide(dataset, m)) {
+        match dataset.and_then(|dataset| work::divide(dataset, m)) {
             Ok(([train, validation, test], name)) => {
                 self.data = Some(Data {
                     name,

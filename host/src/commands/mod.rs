@@ -12,14 +12,17 @@ mod try_stage;
 
 use crate::{
     cli::{Cli, Command, Global, ManifestArgs, ManifestCommand, Train},
-    failure::Failure,
-    manifest::{Document, Library, Manifest, check_key, parse_value},
-    pipeline::{Goal, wire},
-    registry::Registry,
+    plugins::Plugins,
     ui::Ui,
 };
 use clap::CommandFactory;
 use diffaug::Error;
+use diffaug_run::{
+    failure::Failure,
+    manifest::{Document, Library, Manifest, check_key, parse_value},
+    registry::Registry,
+    work::Goal,
+};
 use serde_json::{Map, Value};
 use std::path::PathBuf;
 
@@ -63,8 +66,8 @@ fn open(
     ui: Ui,
 ) -> Result<(Manifest, Document, Registry), Failure> {
     let (manifest, document) = read(args, global)?;
-    let registry = load(&manifest, &document, &manifest.device, global, ui)?;
-    Ok((manifest, document, registry))
+    let plugins = load(&manifest, &document, &manifest.device, global, ui)?;
+    Ok((manifest, document, plugins.registry))
 }
 
 /// Reads a manifest with its overrides.
@@ -83,14 +86,14 @@ fn load(
     device: &str,
     global: &Global,
     ui: Ui,
-) -> Result<Registry, Failure> {
-    let registry = wire::registry(
+) -> Result<Plugins, Failure> {
+    let plugins = Plugins::new(
         &global.plugin_dir,
         &manifest.libraries,
         device,
         ui.library_log_level(),
     );
-    registry.map_err(|failure| match failure.error.field.as_str() {
+    plugins.map_err(|failure| match failure.error.field.as_str() {
         "" => failure,
         _ => document.place("", failure),
     })
@@ -99,12 +102,9 @@ fn load(
 /// What there is without a manifest: as one would have it that names `libraries`.
 fn registry(libraries: &[PathBuf], global: &Global, ui: Ui) -> Result<Registry, Failure> {
     let libraries: Vec<Library> = libraries.iter().cloned().map(Library::Path).collect();
-    wire::registry(
-        &global.plugin_dir,
-        &libraries,
-        device(global),
-        ui.library_log_level(),
-    )
+    let level = ui.library_log_level();
+    let plugins = Plugins::new(&global.plugin_dir, &libraries, device(global), level)?;
+    Ok(plugins.registry)
 }
 
 /// The device that was asked for on the command line.

@@ -1,13 +1,12 @@
 //! `diffaug plugins`: what is there, and the options of one.
 
-use crate::{
-    cli::Global,
+use crate::{cli::Global, ui::Ui};
+use diffaug::{Backend, Error};
+use diffaug_run::{
     escape,
     failure::{Failure, listed, nearest},
     registry::{Listing, Registry},
-    ui::Ui,
 };
-use diffaug::{Backend, Error};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 

@@ -2,24 +2,26 @@
 
 use crate::{
     cli::{Global, ManifestArgs},
+    ui::{Ui, table},
+};
+use diffaug::Error;
+use diffaug_run::{
     failure::Failure,
-    pipeline::{
+    session::Session,
+    work::{
         self, Goal, Outcome,
         pools::{Pool, SHOWN},
         record::Summary,
         scoring::Figures,
         sizes::Size,
     },
-    ui::{Ui, table},
 };
-use diffaug::Error;
-use diffaug_run::session::Session;
 use serde_json::{Value, json};
 
 /// Runs a manifest up to `goal` and prints what came of it.
 pub fn run(args: &ManifestArgs, goal: Goal, global: &Global, ui: Ui) -> Result<(), Failure> {
     let (manifest, document, registry) = super::open(args, global, ui)?;
-    let outcome = pipeline::run(&manifest, &document, &registry, goal, &Session::new(&ui))?;
+    let outcome = work::run(&manifest, &document, &registry, goal, &Session::new(&ui))?;
     let result = outcome.result.clone().unwrap_or_else(|| {
         json!({
             "folder": outcome.folder,
@@ -35,7 +37,7 @@ pub fn run(args: &ManifestArgs, goal: Goal, global: &Global, ui: Ui) -> Result<(
 /// Runs a manifest up to the synthetic images and prints what each threshold would have come to.
 pub fn sweep(args: &ManifestArgs, global: &Global, ui: Ui) -> Result<(), Failure> {
     let (manifest, document, registry) = super::open(args, global, ui)?;
-    let outcome = pipeline::run(
+    let outcome = work::run(
         &manifest,
         &document,
         &registry,

@@ -1,11 +1,10 @@
 //! `diffaug manifest schema`: the JSON schema of manifests, with the options of every plugin.
 
-use crate::{
-    cli::Global,
+use crate::{cli::Global, ui::Ui};
+use diffaug_run::{
     failure::Failure,
     manifest::Manifest,
     registry::{Listing, Registry},
-    ui::Ui,
 };
 use serde_json::{Value, json};
 

@@ -2,8 +2,6 @@
 
 use crate::{
     cli::ScoreArgs,
-    failure::Failure,
-    pipeline::scoring::{self, Figures, Scored},
     ui::{Ui, table},
 };
 use diffaug::{
@@ -14,6 +12,10 @@ use diffaug::{
         read_values,
     },
     pairs::{MaskNames, list_files, pair_up_named},
+};
+use diffaug_run::{
+    failure::Failure,
+    work::scoring::{self, Figures, Scored},
 };
 use rayon::prelude::*;
 use serde_json::json;

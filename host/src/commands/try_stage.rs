@@ -2,8 +2,6 @@
 
 use crate::{
     cli::{Global, Try, TryArgs},
-    failure::Failure,
-    registry::{Kind, Registry},
     ui::Ui,
 };
 use diffaug::{
@@ -12,7 +10,11 @@ use diffaug::{
     image::{MaskRule, OutputFormat, open_image, open_mask, save_gray, save_image},
     with_reporter,
 };
-use diffaug_run::session::Monitor;
+use diffaug_run::{
+    failure::Failure,
+    registry::{Kind, Registry},
+    session::Monitor,
+};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 

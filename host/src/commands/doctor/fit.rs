@@ -1,8 +1,8 @@
 //! Whether what the stages need fits into the memory that there is.
 
 use super::{Report, Stage};
-use crate::{manifest::Manifest, pipeline::wire::START};
 use diffaug::human_bytes;
+use diffaug_run::{manifest::Manifest, work::wire::START};
 
 impl Report {
     /// Holds every stage against the device's memory, and those that work at the same time together.

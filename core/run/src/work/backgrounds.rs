@@ -10,15 +10,18 @@
 
 use super::{
     candidates::{Cleared, lesions},
-    journal::{Entry, Journal, Line},
     overlap::StopFlag,
     painting::{self, Interrupt, Stages, healthy},
     placing::{grown, only},
     record::{Backgrounds, file_name},
-    store::Store,
     wire::blame,
 };
-use crate::manifest::Synthesis;
+use crate::{
+    journal::{Entry, Journal, Line},
+    manifest::Synthesis,
+    session::{Session, Step},
+    store::Store,
+};
 use diffaug::{
     Dataset, Error, Image, ImageRef, Job, Mask, Prompt, PromptBank, PromptQuery, Result, Sample,
     Segmenter,
@@ -29,7 +32,6 @@ use diffaug::{
     view::Shared,
     with_reporter,
 };
-use diffaug_run::session::{Session, Step};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 

@@ -4,9 +4,12 @@
 //! It is what a later start goes by, so nothing is believed that is not whole: a line whose seal does
 //! not fit is left out, and so is one whose images are no longer those that were written.
 
-use super::store::Store;
-use diffaug::files::{self, hash, hash_file, is_sha256};
-use diffaug::{Error, Result, ResultExt, error::ErrorKind};
+use crate::store::Store;
+use diffaug::{
+    Error, Result, ResultExt,
+    error::ErrorKind,
+    files::{self, hash, hash_file, is_sha256},
+};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
@@ -289,8 +292,8 @@ impl<'a, R: Line> Journal<'a, R> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::record::Record;
     use super::*;
+    use crate::work::record::Record;
     use serde_json::json;
 
     fn entry(index: u64) -> Entry<Record> {

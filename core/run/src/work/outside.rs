@@ -3,10 +3,10 @@
 
 use super::{
     attributes,
-    fingerprint::{self, Step},
     wire::{START, Wire},
 };
 use crate::{
+    fingerprint::{self, Step},
     manifest::StageTable,
     registry::{Kind, Listing},
 };

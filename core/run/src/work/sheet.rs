@@ -6,9 +6,8 @@ use super::{
     judging,
     overlap::StopFlag,
     painting::{self, How, Stages},
-    store::Store,
 };
-use crate::manifest::Synthesis;
+use crate::{manifest::Synthesis, store::Store};
 use diffaug::{
     Image, Mask, Result, files,
     image::{resize_image, resize_mask, save_image},

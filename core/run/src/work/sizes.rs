@@ -4,11 +4,8 @@
 //! nothing else; so what was painted ahead of its verdicts and turns out not to be wanted is as if it
 //! had not been painted.
 
-use super::{
-    candidates::Skipped,
-    journal::{Entry, Line},
-    record::Record,
-};
+use super::{candidates::Skipped, record::Record};
+use crate::journal::{Entry, Line};
 use diffaug::{MaskRef, lesion::SizeGroup};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

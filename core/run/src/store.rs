@@ -11,9 +11,12 @@
 //! A folder is a run folder if it is empty or has the `lock.json` of a run; nothing is written into
 //! any other.
 
-use super::fingerprint::{self, Step};
-use diffaug::files::{self, is_partial, write_atomic};
-use diffaug::{Error, Result, ResultExt, error::ErrorKind};
+use crate::fingerprint::{self, Step};
+use diffaug::{
+    Error, Result, ResultExt,
+    error::ErrorKind,
+    files::{self, is_partial, write_atomic},
+};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 use std::{

@@ -8,16 +8,20 @@
 use super::{
     batch::{Batch, Done, Judged, Shift, truncate_at_quota},
     candidates::{Candidate, Candidates, Skipped},
-    journal::{Contents, Entry, Journal, Left, Line},
     judging,
     overlap::{self, StopFlag},
     painting::{self, How, Stages},
     pools,
     record::{Backgrounds, Record, Summary, Tally},
     sizes::{self, Quota},
+};
+use crate::{
+    failure::Failure,
+    journal::{Contents, Entry, Journal, Left, Line},
+    manifest::Manifest,
+    session::Session,
     store::Store,
 };
-use crate::{failure::Failure, manifest::Manifest};
 use diffaug::{
     BoxDataset, DatasetInfo, Error, Mask, MaskRef, Result, ResultExt,
     error::ErrorKind,
@@ -26,7 +30,6 @@ use diffaug::{
     pairs::Pair,
     view::Shared,
 };
-use diffaug_run::session::Session;
 use serde_json::{Map, Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -3,8 +3,11 @@
 //! Times and sizes are not trusted. Hashing reads everything, as loading weights does; what is not
 //! bounded by the files themselves (links in a circle, pipes) is refused.
 
-use diffaug::files::{hash_file, hex};
-use diffaug::{Error, Result, ResultExt, error::ErrorKind};
+use diffaug::{
+    Error, Result, ResultExt,
+    error::ErrorKind,
+    files::{hash_file, hex},
+};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::{

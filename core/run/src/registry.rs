@@ -2,17 +2,12 @@
 //!
 //! The key is (kind, name, backend); two offers of one key are an error that names both places.
 
-use crate::{
-    failure::{Failure, listed, nearest},
-    library::{Library, Loaded, Pin},
-    load,
-};
+use crate::failure::{Failure, listed, nearest};
 use diffaug::{
     Backend, BoxDataset, BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator, Context, Entry,
-    Error, Inspection, Result, ResultExt, abi, error::ErrorKind,
+    Error, Inspection, Result, abi,
 };
 use std::{
-    env::consts::{DLL_EXTENSION, DLL_PREFIX, DLL_SUFFIX},
     fmt,
     path::{Path, PathBuf},
 };
@@ -74,15 +69,6 @@ pub struct Listing<'a> {
     pub schema: serde_json::Value,
 }
 
-/// A library that a manifest asks for.
-#[derive(Clone, Debug)]
-pub struct Wanted {
-    /// A path, or a bare file name to be searched for in the plugin folders.
-    pub path: PathBuf,
-    /// The SHA-256 that it must have, in hex.
-    pub sha256: Option<String>,
-}
-
 /// Every stage on offer.
 #[derive(Default)]
 pub struct Registry {
@@ -91,8 +77,6 @@ pub struct Registry {
     generators: Vec<Offer<BoxGenerator>>,
     segmenters: Vec<Offer<BoxSegmenter>>,
     validators: Vec<Offer<BoxValidator>>,
-    loaded: Loaded,
-    pins: Vec<Pin>,
 }
 
 macro_rules! kinds {
@@ -170,103 +154,22 @@ fn listing<S: Kind>(offer: &Offer<S>) -> Listing<'_> {
 }
 
 impl Registry {
-    /// What is linked in, then every library of `folders`, then what the manifest wants, then what
-    /// `device` needs besides.
+    /// What is linked into this binary.
     ///
-    /// Nothing is loaded before everything has been read and held against all pins, for loading
-    /// runs a library's code.
-    pub fn new(
-        folders: &[PathBuf],
-        wanted: &[Wanted],
-        device: &str,
-        log_level: u8,
-    ) -> Result<Self, Failure> {
+    /// # Errors
+    /// When two plugins offer the same.
+    pub fn built_in() -> Result<Self> {
         let mut registry = Registry::default();
         registry.take(None, &Origin::BuiltIn)?;
-        let mut asked = Vec::new();
-        for want in wanted {
-            let library = Library::read(&search(&want.path, folders)?)?;
-            if let Some(sha256) = &want.sha256 {
-                registry.pins.push(Pin::new(&library, sha256));
-            }
-            asked.push(library);
-        }
-        // Before the folders are so much as listed.
-        for library in &asked {
-            registry.is_pinned(library)?;
-        }
-        let mut libraries = Vec::new();
-        for folder in folders {
-            for path in libraries_in(folder)? {
-                libraries.push(Library::read(&path)?);
-            }
-        }
-        libraries.append(&mut asked);
-        let pinned: Vec<bool> = libraries
-            .iter()
-            .map(|library| registry.is_pinned(library))
-            .collect::<Result<_>>()?;
-        for (library, pinned) in libraries.into_iter().zip(pinned) {
-            registry.load(&library, pinned, log_level)?;
-        }
-        registry.add_device(device, log_level)?;
         Ok(registry)
     }
 
-    /// Whether a pin speaks of `library`.
+    /// Adds what a library offers.
     ///
     /// # Errors
-    /// When one does and the library is another.
-    fn is_pinned(&self, library: &Library) -> Result<bool> {
-        let mut pinned = false;
-        for pin in &self.pins {
-            pinned |= pin.covers(library)?;
-        }
-        Ok(pinned)
-    }
-
-    /// Loads what `device` needs besides.
-    ///
-    /// # Errors
-    /// When that is not there, or cannot be loaded.
-    pub fn add_device(&mut self, device: &str, log_level: u8) -> Result<(), Failure> {
-        match backend(device) {
-            Backend::Cuda => self.add_cuda(device, log_level),
-            _ => Ok(()),
-        }
-    }
-
-    /// Loads the plugins for CUDA from beside the program: linked in, they would keep it from
-    /// starting where there is no driver.
-    fn add_cuda(&mut self, device: &str, log_level: u8) -> Result<(), Failure> {
-        let path = cuda_library()?;
-        // A library of that name that was asked for is meant to be used in place of this one.
-        let named = self.loaded.has_name(path.file_name());
-        let linked_in =
-            |l: &Listing<'_>| l.backend == Backend::Cuda && *l.origin == Origin::BuiltIn;
-        if !named && !self.list().iter().any(linked_in) && path.exists() {
-            let library = Library::read(&path)?;
-            let pinned = self.is_pinned(&library)?;
-            self.load(&library, pinned, log_level)?;
-        }
-        if self.list().iter().any(|l| l.backend == Backend::Cuda) {
-            return Ok(());
-        }
-        Err(nothing_for_cuda(device, &path))
-    }
-
-    fn load(&mut self, library: &Library, pinned: bool, log_level: u8) -> Result<(), Failure> {
-        if self.loaded.has(library, pinned) {
-            return Ok(());
-        }
-        let module = load::open(library, pinned, log_level)?;
-        let origin = Origin::Library {
-            path: library.path.clone(),
-            sha256: library.sha256.clone(),
-        };
-        self.take(Some(module), &origin)?;
-        self.loaded.add(library);
-        Ok(())
+    /// When it offers what is there already.
+    pub fn add(&mut self, module: abi::Plugin_Ref, origin: &Origin) -> Result<()> {
+        self.take(Some(module), origin)
     }
 
     /// The offer of that name that suits `device` best.
@@ -353,76 +256,10 @@ pub fn backend(device: &str) -> Backend {
     }
 }
 
-/// Where the plugins for CUDA are looked for: beside the program.
-pub fn cuda_library() -> Result<PathBuf> {
-    let program = std::env::current_exe().and_then(std::fs::canonicalize);
-    let program = program.or_error(
-        ErrorKind::Internal,
-        || "cannot tell where this program lies",
-    )?;
-    let name = format!("{DLL_PREFIX}diffaug_cuda{DLL_SUFFIX}");
-    Ok(program.with_file_name(name))
-}
-
-fn nothing_for_cuda(device: &str, path: &Path) -> Failure {
-    let lacks = if path.exists() {
-        "offers none"
-    } else {
-        "does not exist"
-    };
-    let message = format!(
-        "device `{device}` needs plugins that are built for CUDA, but none is loaded and `{}` {lacks}",
-        path.display()
-    );
-    Failure::from(Error::config(message).at("device")).hint(
-        "the README, section CUDA, tells how to build that file; `device = \"cpu\"` does without it",
-    )
-}
-
 /// A kind as a noun with an article.
 fn title(kind: &str) -> &str {
     match kind {
         "prompts" => "prompt bank",
         kind => kind,
     }
-}
-
-fn libraries_in(folder: &Path) -> Result<Vec<PathBuf>> {
-    let failed = || format!("cannot read plugin folder `{}`", folder.display());
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).or_error(ErrorKind::Data, failed)? {
-        let path = entry.or_error(ErrorKind::Data, failed)?.path();
-        let extension = path.extension().and_then(|e| e.to_str());
-        if extension == Some(DLL_EXTENSION) {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// A bare file name is searched for in `folders`; anything else is a path as it stands.
-fn search(path: &Path, folders: &[PathBuf]) -> Result<PathBuf> {
-    let bare = path.components().count() == 1 && !path.is_absolute();
-    if !bare {
-        return Ok(path.to_owned());
-    }
-    let found = folders.iter().map(|f| f.join(path)).find(|p| p.is_file());
-    found.ok_or_else(|| {
-        let places = match folders {
-            [] => "no folder is given by --plugin-dir or DIFFAUG_PLUGIN_PATH".to_owned(),
-            some => format!(
-                "it is not in {}",
-                some.iter()
-                    .map(|f| format!("`{}`", f.display()))
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            ),
-        };
-        Error::data(format!(
-            "plugin library `{}` was not found: {places} (write `./{}` for the current folder)",
-            path.display(),
-            path.display()
-        ))
-    })
 }

@@ -10,10 +10,8 @@ mod batch;
 mod candidates;
 mod data;
 mod evaluate;
-mod fingerprint;
 mod fit;
 pub mod gate;
-mod journal;
 mod judging;
 mod outside;
 mod overlap;
@@ -24,26 +22,25 @@ pub mod record;
 pub mod scoring;
 mod sheet;
 pub mod sizes;
-pub mod store;
 mod synthesis;
 pub mod wire;
 
 use crate::{
     failure::Failure,
+    fingerprint::Step,
     manifest::{Background, Document, Manifest, StageTable},
     registry::Registry,
+    session::Session,
+    store::Store,
 };
 use backgrounds::Clearing;
 use candidates::{Candidates, Cleared};
 use data::{Data, Examined};
-use diffaug::files;
 use diffaug::{
     BoxDataset, BoxGenerator, BoxPromptBank, BoxValidator, Error, ErrorKind, Generator, Result,
-    Validator, human_bytes, image::ReadOptions, pairs,
+    Validator, files, human_bytes, image::ReadOptions, pairs,
 };
-use diffaug_run::session::Session;
 use evaluate::{Arm, Evaluation};
-use fingerprint::Step;
 use fit::{Fit, fit};
 use gate::{Gate, Training};
 use overlap::StopFlag;
@@ -52,7 +49,6 @@ use record::Summary;
 use serde_json::{Value, json};
 use sizes::Quota;
 use std::path::PathBuf;
-use store::Store;
 use synthesis::Synthesis;
 use wire::{START, Wire};
 
@@ -209,7 +205,7 @@ pub fn run(
     let data = open_data(&wire)?;
     let opened = Store::open(&manifest.output());
     let (store, log) = opened.map_err(|error| wire.document.failure("", error))?;
-    crate::logging::to_file(log);
+    session.log_to(log);
     tracing::info!(
         name = manifest.name,
         version = env!("CARGO_PKG_VERSION"),

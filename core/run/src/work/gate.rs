@@ -4,12 +4,10 @@
 use super::{
     data::Data,
     fit::{Fit, fit},
-    store::Store,
     wire::Wire,
 };
-use crate::{failure::Failure, manifest::StageTable};
+use crate::{failure::Failure, manifest::StageTable, session::Session, store::Store};
 use diffaug::{BoxSegmenter, Dataset, Error, Item, Result, Segmenter, rng, view::Shared};
-use diffaug_run::session::Session;
 use rand::RngExt;
 use std::{
     collections::{BTreeMap, HashMap},

@@ -1,8 +1,7 @@
 //! One training of one stage, done once for a run folder.
 
-use super::store::Store;
+use crate::{session::Session, store::Store};
 use diffaug::{ErrorKind, FitReport, Reporter, Result, with_reporter};
-use diffaug_run::session::Session;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 

@@ -1,8 +1,8 @@
 //! Three stations of one line at once: while one batch is written, the next is judged and the one
 //! after it painted, so that a run takes no longer than its slowest station.
 
+use crate::session::Session;
 use diffaug::{Error, Result};
-use diffaug_run::session::Session;
 use std::{
     ops::ControlFlow,
     sync::{

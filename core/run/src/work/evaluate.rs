@@ -4,12 +4,13 @@ use super::{
     data::Data,
     fit::{Fit, fit},
     scoring::{self, Figures, GroupReport, Report, Scored},
-    store::Store,
     wire::Wire,
 };
 use crate::{
     failure::Failure,
     manifest::{Manifest, Resolution},
+    session::Session,
+    store::Store,
 };
 use diffaug::{
     BoxSegmenter, Dataset, Error, ImageRef, Result, Sample, Segmentation, Segmenter,
@@ -17,7 +18,6 @@ use diffaug::{
     view::Shared,
     with_reporter,
 };
-use diffaug_run::session::Session;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, path::PathBuf};

@@ -3,13 +3,12 @@
 
 use super::{
     candidates::{Candidate, Skipped},
-    journal::Line,
     painting::{Painted, Stages},
     record::{Record, file_name},
     sizes::{self, Filled},
 };
+use crate::{journal::Line, session::Step};
 use diffaug::{Image, Mask, Result};
-use diffaug_run::session::Step;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How far a synthesis has come.

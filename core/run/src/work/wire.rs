@@ -2,14 +2,13 @@
 
 use crate::{
     failure::Failure,
-    manifest::{Document, Library, Manifest, StageTable},
-    registry::{Kind, Offer, Registry, Wanted},
+    manifest::{Document, Manifest, StageTable},
+    registry::{Kind, Offer, Registry},
 };
 use diffaug::{
     BoxDataset, BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator, Context, Error, ErrorKind,
 };
 use serde_json::Value;
-use std::path::PathBuf;
 
 /// The table of the start generator.
 pub const START: &str = "synthesis.start";
@@ -22,34 +21,6 @@ pub struct Wire<'a> {
     pub document: &'a Document,
     /// What was typed.
     pub manifest: &'a Manifest,
-}
-
-/// The registry of a command: what is linked in, plugin folders, the manifest's libraries, and what
-/// `device` needs besides.
-pub fn registry(
-    folders: &[PathBuf],
-    libraries: &[Library],
-    device: &str,
-    log_level: u8,
-) -> Result<Registry, Failure> {
-    let mut all = folders.to_vec();
-    if let Some(path) = std::env::var_os("DIFFAUG_PLUGIN_PATH") {
-        all.extend(std::env::split_paths(&path).filter(|p| !p.as_os_str().is_empty()));
-    }
-    let wanted: Vec<Wanted> = libraries
-        .iter()
-        .map(|library| match library {
-            Library::Path(path) => Wanted {
-                path: path.clone(),
-                sha256: None,
-            },
-            Library::Pinned(pinned) => Wanted {
-                path: pinned.path.clone(),
-                sha256: Some(pinned.sha256.clone()),
-            },
-        })
-        .collect();
-    Registry::new(&all, &wanted, device, log_level)
 }
 
 impl Wire<'_> {

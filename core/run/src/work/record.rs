@@ -2,13 +2,12 @@
 
 use super::{
     candidates::{Candidate, Skipped},
-    journal::Line,
     judging::Outcome,
     placing::bounds,
     pools::{self, Pools},
     sizes::{Size, group, sizes},
 };
-use crate::manifest::Preview;
+use crate::{journal::Line, manifest::Preview};
 use diffaug::{AttributeKind, Attributes, DatasetInfo, MaskRef, metrics::mean};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
