@@ -11,6 +11,7 @@ pub mod manifest;
 pub mod reader;
 pub mod registry;
 pub mod session;
+pub mod slots;
 pub mod statistics;
 mod store;
 pub mod work;

@@ -51,6 +51,46 @@ pub trait Kind: Sized {
     fn offers(registry: &Registry) -> &Vec<Offer<Self>>;
 }
 
+/// What can be asked of an offer whatever its kind.
+pub trait AnyOffer {
+    /// Version of the plugin's package.
+    fn version(&self) -> &str;
+    /// What it was compiled for.
+    fn backend(&self) -> Backend;
+    /// Where it came from.
+    fn origin(&self) -> &Origin;
+    /// Parses and validates options without building anything.
+    ///
+    /// # Errors
+    /// When the stage does not take them.
+    fn check(&self, options: &serde_json::Value) -> Result<()>;
+    /// Says what a stage of these options needs, without building it.
+    ///
+    /// # Errors
+    /// What the stage reports.
+    fn inspect(&self, options: &serde_json::Value, context: &Context) -> Result<Inspection>;
+}
+
+impl<S: Kind> AnyOffer for Offer<S> {
+    fn version(&self) -> &str {
+        self.entry.version.as_str()
+    }
+    fn backend(&self) -> Backend {
+        self.entry.backend
+    }
+    fn origin(&self) -> &Origin {
+        &self.origin
+    }
+    fn check(&self, options: &serde_json::Value) -> Result<()> {
+        let json = options.to_string();
+        (self.entry.check)(json.as_str().into()).into_result()
+    }
+    fn inspect(&self, options: &serde_json::Value, context: &Context) -> Result<Inspection> {
+        let json = options.to_string();
+        (self.entry.inspect)(json.as_str().into(), context).into_result()
+    }
+}
+
 /// What is known of an entry whatever its kind.
 pub struct Listing<'a> {
     /// `dataset`, `prompts`, `generator`, `segmenter` or `validator`.
@@ -100,6 +140,22 @@ macro_rules! kinds {
                     }
                 )+
                 Ok(())
+            }
+
+            /// The offer of that kind and name that suits `device` best.
+            ///
+            /// # Errors
+            /// As for [`Registry::find`].
+            pub fn find_any(
+                &self,
+                kind: &str,
+                name: &str,
+                device: &str,
+            ) -> Result<&dyn AnyOffer, Failure> {
+                match kind {
+                    $($name => Ok(self.find::<$Boxed>(name, device)?),)+
+                    _ => Err(Error::internal(format!("`{kind}` is no kind of stage")).into()),
+                }
             }
 
             /// Every entry, sorted by kind and name.
@@ -216,18 +272,6 @@ impl Registry {
 }
 
 impl<S: Kind> Offer<S> {
-    /// Parses and validates options without building anything.
-    pub fn check(&self, options: &serde_json::Value) -> Result<()> {
-        let json = options.to_string();
-        (self.entry.check)(json.as_str().into()).into_result()
-    }
-
-    /// Says what a stage of these options needs, without building it.
-    pub fn inspect(&self, options: &serde_json::Value, context: &Context) -> Result<Inspection> {
-        let json = options.to_string();
-        (self.entry.inspect)(json.as_str().into(), context).into_result()
-    }
-
     /// Makes a folder of weights of a published file; the result is a sentence on what was found.
     ///
     /// # Errors

@@ -12,18 +12,13 @@ use crate::{
     machine::{self, Gpu, Machine, Memory, NoGpus},
     ui::Ui,
 };
-use diffaug::{
-    Backend, BoxDataset, BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator, Error,
-    Inspection, Validator as _,
-};
+use diffaug::{Backend, BoxDataset, BoxValidator, Error, Inspection, Validator as _};
 use diffaug_run::{
     failure::Failure,
     manifest::{Background, StageTable},
-    registry::{self, Kind},
-    work::{
-        self, gate,
-        wire::{START, Wire},
-    },
+    registry,
+    slots::{self, SLOTS, Slot},
+    work::{self, gate, wire::Wire},
 };
 use serde::Serialize;
 use std::path::PathBuf;
@@ -251,32 +246,20 @@ impl Report {
     }
 
     fn stages(&mut self, wire: &Wire<'_>) -> Result<(), Failure> {
-        let m = wire.manifest;
-        self.stage::<BoxDataset>(wire, "dataset", &m.dataset)?;
-        self.stage::<BoxPromptBank>(wire, "prompts", &m.prompts)?;
-        if m.paints() {
-            self.stage::<BoxGenerator>(wire, "generator", &m.generator)?;
-            if let Some(start) = &m.synthesis.start {
-                self.stage::<BoxGenerator>(wire, START, start)?;
+        let needed = SLOTS
+            .into_iter()
+            .filter(|slot| slot.is_needed(wire.manifest));
+        for slot in needed {
+            if let Some(table) = slot.table(wire.manifest) {
+                self.stage(wire, slot, table)?;
             }
-            self.stage::<BoxValidator>(wire, "validator", &m.validator)?;
-        }
-        if m.paints() || m.evaluate.segmenter.is_none() {
-            self.stage::<BoxSegmenter>(wire, "segmenter", &m.segmenter)?;
-        }
-        if let Some(table) = &m.evaluate.segmenter {
-            self.stage::<BoxSegmenter>(wire, "evaluate.segmenter", table)?;
         }
         Ok(())
     }
 
-    fn stage<S: Kind>(
-        &mut self,
-        wire: &Wire<'_>,
-        at: &'static str,
-        table: &StageTable,
-    ) -> Result<(), Failure> {
-        let offer = wire.find::<S>(at, table)?;
+    fn stage(&mut self, wire: &Wire<'_>, slot: Slot, table: &StageTable) -> Result<(), Failure> {
+        let at = slot.at;
+        let offer = wire.offer(slot, table)?;
         let context = wire.context(wire.manifest.seed);
         let needs = match offer.inspect(&table.json(), &context) {
             Ok(needs) => needs,
@@ -303,9 +286,9 @@ impl Report {
         needs.missing.iter().for_each(|text| self.miss(at, text));
         let from_run = weights.as_ref().is_some_and(|weights| weights.from_run);
         let is_trained = match at {
-            "evaluate.segmenter" => true,
+            slots::DOWNSTREAM => true,
             // Without one of its own, the evaluation trains this one.
-            "segmenter" => from_run || wire.manifest.evaluate.segmenter.is_none(),
+            slots::SEGMENTER => from_run || wire.manifest.evaluate.segmenter.is_none(),
             _ => from_run,
         };
         let component = |c: &diffaug::Component| Component {
@@ -317,9 +300,9 @@ impl Report {
         self.stages.push(Stage {
             stage: at,
             plugin: table.name.clone(),
-            version: offer.entry.version.to_string(),
-            backend: backend(offer.entry.backend),
-            origin: offer.origin.to_string(),
+            version: offer.version().to_owned(),
+            backend: backend(offer.backend()),
+            origin: offer.origin().to_string(),
             features: needs.features.iter().map(ToString::to_string).collect(),
             weights,
             components: needs.components.iter().map(component).collect(),
@@ -391,10 +374,10 @@ fn weights(
         }));
     }
     let (folder, done) = match at {
-        "generator" => ("generator", vec!["generator.json".to_owned()]),
-        START => ("start", vec!["start.json".to_owned()]),
-        "segmenter" => segmenters(wire)?,
-        "evaluate.segmenter" => ("evaluate", vec!["result.json".to_owned()]),
+        slots::GENERATOR => ("generator", vec!["generator.json".to_owned()]),
+        slots::START => ("start", vec!["start.json".to_owned()]),
+        slots::SEGMENTER => segmenters(wire)?,
+        slots::DOWNSTREAM => ("evaluate", vec!["result.json".to_owned()]),
         _ => return Ok(None),
     };
     let within = |name: &str| wire.manifest.output().join(name);

@@ -5,18 +5,9 @@ use diffaug_run::{
     failure::Failure,
     manifest::Manifest,
     registry::{Listing, Registry},
+    slots::SLOTS,
 };
 use serde_json::{Value, json};
-
-/// Tables of the manifest that hold a stage, with its kind.
-const STAGES: [(&str, &str); 6] = [
-    ("/properties/dataset", "dataset"),
-    ("/properties/prompts", "prompts"),
-    ("/properties/generator", "generator"),
-    ("/properties/synthesis/properties/start", "generator"),
-    ("/properties/validator", "validator"),
-    ("/properties/segmenter", "segmenter"),
-];
 
 /// Prints the schema.
 pub fn schema(global: &Global, ui: Ui) -> Result<(), Failure> {
@@ -35,12 +26,12 @@ fn manifest_schema(registry: &Registry) -> Value {
         .into_root_schema_for::<Manifest>()
         .into();
     let all = registry.list();
-    for (at, kind) in STAGES {
-        let mut choices: Vec<&Listing<'_>> = all.iter().filter(|l| l.kind == kind).collect();
+    for slot in SLOTS {
+        let mut choices: Vec<&Listing<'_>> = all.iter().filter(|l| l.kind == slot.kind).collect();
         // Built for several devices it is still one choice, and takes the same options.
         choices.dedup_by_key(|l| l.name);
         let choices: Vec<Value> = choices.into_iter().map(stage).collect();
-        if let Some(table) = schema.pointer_mut(at) {
+        if let Some(table) = schema.pointer_mut(&slot.pointer()) {
             let description = table["description"].clone();
             *table = json!({ "description": description, "oneOf": choices });
         }

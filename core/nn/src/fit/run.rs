@@ -249,9 +249,7 @@ impl<'a, 'r, L: Learner> Run<'a, 'r, L> {
         let between = self.state.evaluations.last().map(|e| (e.step, e.score));
         let latest = [last, between].into_iter().flatten().max_by_key(|e| e.0);
         if let Some((_, score)) = latest {
-            let metric = self.learner.metric();
-            let short = metric.rsplit(' ').next().unwrap_or(metric);
-            note = format!("{note} {short} {score:.3}");
+            note = format!("{note}, {} {score:.3}", self.learner.metric());
         }
         self.reporter.step(self.state.step, self.plan.total, &note)
     }

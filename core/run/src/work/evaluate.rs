@@ -10,6 +10,7 @@ use crate::{
     failure::Failure,
     manifest::{Manifest, Resolution},
     session::Session,
+    slots::{DOWNSTREAM, SEGMENTER},
     store::Store,
 };
 use diffaug::{
@@ -122,8 +123,8 @@ impl Evaluation<'_> {
         let manifest = self.manifest();
         let table = manifest.downstream();
         let at = match manifest.evaluate.segmenter {
-            Some(_) => "evaluate.segmenter",
-            None => "segmenter",
+            Some(_) => DOWNSTREAM,
+            None => SEGMENTER,
         };
         let seed = manifest.seed + run;
         let name = format!("evaluate/{arm}/seed-{seed}");

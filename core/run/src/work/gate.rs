@@ -6,7 +6,9 @@ use super::{
     fit::{Fit, fit},
     wire::Wire,
 };
-use crate::{failure::Failure, manifest::StageTable, session::Session, store::Store};
+use crate::{
+    failure::Failure, manifest::StageTable, session::Session, slots::SEGMENTER, store::Store,
+};
 use diffaug::{BoxSegmenter, Dataset, Error, Item, Result, Segmenter, rng, view::Shared};
 use rand::RngExt;
 use std::{
@@ -162,7 +164,7 @@ impl Training<'_, '_> {
                 "`weights` gives one segmenter, but the validator `{}` asks {} that differ",
                 manifest.validator.name, self.members
             ));
-            return Err(self.wire.document.failure("segmenter", error.at("weights")));
+            return Err(self.wire.document.failure(SEGMENTER, error.at("weights")));
         }
         let train = self.data.train()?;
         let items: Vec<Item> = train.items()?.into_iter().collect();
@@ -220,7 +222,7 @@ impl Training<'_, '_> {
                 segmenter.fit(&training, &validation, (&*out).into(), reporter)
             },
         )
-        .map_err(|error| self.wire.place("segmenter", table, error))?;
+        .map_err(|error| self.wire.place(SEGMENTER, table, error))?;
         if trained.is_none() {
             return Ok((segmenter, None));
         }
@@ -234,7 +236,7 @@ impl Training<'_, '_> {
         options: &serde_json::Value,
         seed: u64,
     ) -> Result<BoxSegmenter, Failure> {
-        self.wire.build("segmenter", table, options, seed)
+        self.wire.build(SEGMENTER, table, options, seed)
     }
 }
 

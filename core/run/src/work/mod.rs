@@ -31,6 +31,7 @@ use crate::{
     manifest::{Background, Document, Manifest, StageTable},
     registry::Registry,
     session::Session,
+    slots::{DATASET, DOWNSTREAM, GENERATOR, PROMPTS, SEGMENTER, START, VALIDATOR},
     store::Store,
 };
 use backgrounds::Clearing;
@@ -50,7 +51,7 @@ use serde_json::{Value, json};
 use sizes::Quota;
 use std::path::PathBuf;
 use synthesis::Synthesis;
-use wire::{START, Wire};
+use wire::Wire;
 
 /// How far a run goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,13 +175,13 @@ fn check_split(wire: &Wire<'_>) -> Result<(), Failure> {
 fn open_data(wire: &Wire<'_>) -> Result<Data, Failure> {
     check_split(wire)?;
     let table = &wire.manifest.dataset;
-    let dataset: BoxDataset = wire.build("dataset", table, &table.json(), wire.manifest.seed)?;
+    let dataset: BoxDataset = wire.build(DATASET, table, &table.json(), wire.manifest.seed)?;
     Data::open(dataset, wire.manifest).map_err(|error| {
         // These fields are the manifest's own, not the dataset's.
         if error.field.starts_with("split") || error.field.as_str() == attributes::FIELD {
             wire.document.failure("", error)
         } else {
-            wire.place("dataset", table, error)
+            wire.place(DATASET, table, error)
         }
     })
 }
@@ -244,7 +245,7 @@ impl Run<'_> {
         let fingerprint = self
             .session
             .stage(|| self.data.fingerprint(read))
-            .map_err(|e| self.wire.place("dataset", &manifest.dataset, e))?;
+            .map_err(|e| self.wire.place(DATASET, &manifest.dataset, e))?;
         let [train, validation, test] = self.data.counts();
         step.finish(&format!(
             "{train} to train, {validation} to validate, {test} to test"
@@ -305,10 +306,10 @@ impl Run<'_> {
             _ => {}
         }
         let table = &self.manifest().validator;
-        let validator: BoxValidator = self.build("validator", table)?;
+        let validator: BoxValidator = self.build(VALIDATOR, table)?;
         let asked = validator
             .segmenters()
-            .map_err(|e| self.wire.place("validator", table, e))?;
+            .map_err(|e| self.wire.place(VALIDATOR, table, e))?;
         if goal == Goal::Segmenter {
             outcome.fit = self.gate(asked.max(1))?.first;
             return Ok(outcome);
@@ -328,7 +329,7 @@ impl Run<'_> {
             return Ok(outcome);
         }
         let gate = self.gate(asked)?;
-        self.pin("segmenter", &self.manifest().segmenter, &["base"])?;
+        self.pin(SEGMENTER, &self.manifest().segmenter, &["base"])?;
         let weights = gate.weights.clone();
         let stages = Stages {
             bank: painters.bank,
@@ -363,7 +364,7 @@ impl Run<'_> {
         };
         outcome.arms = evaluation.run()?;
         let downstream = self.manifest().downstream();
-        self.pin("evaluate.segmenter", downstream, &["base"])?;
+        self.pin(DOWNSTREAM, downstream, &["base"])?;
         let weights = self.trained_weights()?;
         let result = evaluation.result(&json!(outcome.summary), &outcome.arms, &weights);
         self.store.write_json("result.json", &result)?;
@@ -384,12 +385,12 @@ impl Run<'_> {
     /// Everything that paints.
     fn painters(&self) -> Result<Painters, Failure> {
         let m = self.manifest();
-        let bank: BoxPromptBank = self.build("prompts", &m.prompts)?;
+        let bank: BoxPromptBank = self.build(PROMPTS, &m.prompts)?;
         let start = match &m.synthesis.start {
             Some(table) => Some(self.painter((START, table), "start", &bank)?.0),
             None => None,
         };
-        let (generator, fitted) = self.painter(("generator", &m.generator), "generator", &bank)?;
+        let (generator, fitted) = self.painter((GENERATOR, &m.generator), "generator", &bank)?;
         Ok(Painters {
             bank,
             start,
@@ -454,7 +455,7 @@ impl Run<'_> {
         };
         let table = &m.generator;
         let follows = generator.follows_texts();
-        if follows.map_err(|error| self.wire.place("generator", table, error))? {
+        if follows.map_err(|error| self.wire.place(GENERATOR, table, error))? {
             return Ok(());
         }
         let error = Error::config(format!(

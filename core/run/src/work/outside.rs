@@ -1,16 +1,14 @@
 //! What a run reads besides its dataset: files and models that options name. `lock.json` holds their
 //! hashes, so that a run is not taken up with others.
 
-use super::{
-    attributes,
-    wire::{START, Wire},
-};
+use super::{attributes, wire::Wire};
 use crate::{
     fingerprint::{self, Step},
     manifest::StageTable,
-    registry::{Kind, Listing},
+    registry::Listing,
+    slots::{self, DATASET, Slot},
 };
-use diffaug::{BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator, ErrorKind, Result};
+use diffaug::{ErrorKind, Result};
 use serde_json::{Map, Value};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,23 +34,11 @@ const PATHS: [&str; 9] = [
 /// A branch or commit is a short text.
 const MOST_REF: u64 = 1 << 12;
 
-/// The tables whose options may name files, with their kinds. The dataset is not among them: what it
-/// reads is in the fingerprint of its samples.
-fn tables<'a>(wire: &Wire<'a>) -> Vec<(&'static str, &'static str, &'a StageTable)> {
-    let m = wire.manifest;
-    let mut all = Vec::new();
-    // What is not asked need not be there.
-    if m.paints() {
-        all.push(("prompts", BoxPromptBank::NAME, &m.prompts));
-        all.push(("generator", BoxGenerator::NAME, &m.generator));
-        if let Some(start) = &m.synthesis.start {
-            all.push((START, BoxGenerator::NAME, start));
-        }
-        all.push(("validator", BoxValidator::NAME, &m.validator));
-        all.push(("segmenter", BoxSegmenter::NAME, &m.segmenter));
-    }
-    all.push(("evaluate.segmenter", BoxSegmenter::NAME, m.downstream()));
-    all
+/// The tables whose options may name files. The dataset is not among them: what it reads is in the
+/// fingerprint of its samples. What is not asked need not be there.
+fn tables<'a>(wire: &Wire<'a>) -> impl Iterator<Item = (Slot, &'a StageTable)> {
+    let manifest = wire.manifest;
+    slots::of_run(manifest).filter(|(slot, _)| slot.at != DATASET && slot.is_used(manifest))
 }
 
 /// Hashes of the weights that the manifest names, by table.
@@ -61,7 +47,7 @@ fn tables<'a>(wire: &Wire<'a>) -> Vec<(&'static str, &'static str, &'a StageTabl
 /// When they cannot be read.
 pub fn weights(wire: &Wire<'_>, step: &Step<'_>) -> Result<Map<String, Value>> {
     let mut hashes = Hashes::new(step);
-    for (name, _, table) in tables(wire) {
+    for (Slot { at: name, .. }, table) in tables(wire) {
         if let Some(path) = table.given_weights() {
             hashes.add(name.to_owned(), &format!("{name}.{WEIGHTS}"), path)?;
         }
@@ -77,7 +63,7 @@ pub fn weights(wire: &Wire<'_>, step: &Step<'_>) -> Result<Map<String, Value>> {
 pub fn files(wire: &Wire<'_>, step: &Step<'_>) -> Result<Map<String, Value>> {
     let listing = wire.registry.list();
     let mut hashes = Hashes::new(step);
-    for (name, kind, table) in tables(wire) {
+    for (Slot { at: name, kind, .. }, table) in tables(wire) {
         let words = words(&listing, kind, &table.name);
         for (option, text) in texts(table) {
             let is_path = reads_like_a_path(&option, text) && !words.contains(text);

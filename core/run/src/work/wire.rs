@@ -3,15 +3,11 @@
 use crate::{
     failure::Failure,
     manifest::{Document, Manifest, StageTable},
-    registry::{Kind, Offer, Registry},
+    registry::{AnyOffer, Kind, Offer, Origin, Registry},
+    slots::{self, SLOTS, Slot},
 };
-use diffaug::{
-    BoxDataset, BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator, Context, Error, ErrorKind,
-};
+use diffaug::{Context, Error, ErrorKind};
 use serde_json::Value;
-
-/// The table of the start generator.
-pub const START: &str = "synthesis.start";
 
 /// Everything that building a stage needs to know.
 pub struct Wire<'a> {
@@ -70,73 +66,56 @@ impl Wire<'_> {
         self.document.failure(at, error)
     }
 
-    fn check<S: Kind>(&self, at: &str, table: &StageTable) -> Result<(), Failure> {
-        self.find::<S>(at, table)?
-            .check(&table.json())
-            .map_err(|error| self.place(at, table, error))
+    /// The offer that the table of a slot asks for.
+    ///
+    /// # Errors
+    /// With the caret at the table's `use`.
+    pub fn offer(&self, slot: Slot, table: &StageTable) -> Result<&dyn AnyOffer, Failure> {
+        let found = self
+            .registry
+            .find_any(slot.kind, &table.name, &self.manifest.device);
+        found.map_err(|failure| self.document.place(&format!("{}.use", slot.at), failure))
     }
 
     /// Checks that every stage exists and takes its options; builds nothing.
+    ///
+    /// # Errors
+    /// With the caret at what is wrong first.
     pub fn check_all(&self) -> Result<(), Failure> {
-        let m = self.manifest;
-        self.check::<BoxDataset>("dataset", &m.dataset)?;
-        self.check::<BoxPromptBank>("prompts", &m.prompts)?;
-        self.check::<BoxGenerator>("generator", &m.generator)?;
-        if let Some(table) = &m.synthesis.start {
-            self.check::<BoxGenerator>(START, table)?;
-        }
-        self.check::<BoxValidator>("validator", &m.validator)?;
-        self.check::<BoxSegmenter>("segmenter", &m.segmenter)?;
-        if let Some(table) = &m.evaluate.segmenter {
-            self.check::<BoxSegmenter>("evaluate.segmenter", table)?;
+        for slot in SLOTS {
+            let Some(table) = slot.table(self.manifest) else {
+                continue;
+            };
+            self.offer(slot, table)?
+                .check(&table.json())
+                .map_err(|error| self.place(slot.at, table, error))?;
         }
         Ok(())
     }
 
     /// What the lock file says of the plugins.
+    ///
+    /// # Errors
+    /// When one is not there.
     pub fn plugins(&self) -> Result<Value, Failure> {
-        let m = self.manifest;
         let mut all = serde_json::Map::new();
-        all.insert("dataset".into(), self.plugin::<BoxDataset>(&m.dataset)?);
-        all.insert("prompts".into(), self.plugin::<BoxPromptBank>(&m.prompts)?);
-        all.insert(
-            "generator".into(),
-            self.plugin::<BoxGenerator>(&m.generator)?,
-        );
-        if let Some(start) = &m.synthesis.start {
-            all.insert(START.into(), self.plugin::<BoxGenerator>(start)?);
+        for (slot, table) in slots::of_run(self.manifest) {
+            let offer = self.offer(slot, table)?;
+            let origin = match offer.origin() {
+                Origin::BuiltIn => Value::String("built in".into()),
+                Origin::Library { path, sha256 } => serde_json::json!({
+                    "file": path.file_name().map(|n| n.to_string_lossy()),
+                    "sha256": sha256,
+                }),
+            };
+            let plugin = serde_json::json!({
+                "name": table.name,
+                "version": offer.version(),
+                "origin": origin,
+            });
+            all.insert(slot.at.into(), plugin);
         }
-        all.insert(
-            "validator".into(),
-            self.plugin::<BoxValidator>(&m.validator)?,
-        );
-        all.insert(
-            "segmenter".into(),
-            self.plugin::<BoxSegmenter>(&m.segmenter)?,
-        );
-        all.insert(
-            "evaluate.segmenter".into(),
-            self.plugin::<BoxSegmenter>(m.downstream())?,
-        );
         Ok(Value::Object(all))
-    }
-
-    fn plugin<S: Kind>(&self, table: &StageTable) -> Result<Value, Failure> {
-        let offer = self
-            .registry
-            .find::<S>(&table.name, &self.manifest.device)?;
-        let origin = match &offer.origin {
-            crate::registry::Origin::BuiltIn => Value::String("built in".into()),
-            crate::registry::Origin::Library { path, sha256 } => serde_json::json!({
-                "file": path.file_name().map(|n| n.to_string_lossy()),
-                "sha256": sha256,
-            }),
-        };
-        Ok(serde_json::json!({
-            "name": table.name,
-            "version": offer.entry.version.as_str(),
-            "origin": origin,
-        }))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Report, Stage};
 use diffaug::human_bytes;
-use diffaug_run::{manifest::Manifest, work::wire::START};
+use diffaug_run::{manifest::Manifest, slots::START};
 
 impl Report {
     /// Holds every stage against the device's memory, and those that work at the same time together.
