@@ -110,6 +110,19 @@ fn the_schema_knows_the_options_of_the_plugins() {
     assert_eq!(ours["properties"]["use"]["const"], "filler");
     assert_eq!(ours["properties"]["count"]["default"], 10);
     assert_eq!(ours["additionalProperties"], false);
+    for table in [
+        "dataset",
+        "prompts",
+        "generator",
+        "synthesis/properties/start",
+        "validator",
+        "segmenter",
+        "evaluate/properties/segmenter",
+    ] {
+        let choices = schema.pointer(&format!("/properties/{table}/oneOf"));
+        let choices = choices.and_then(|choices| choices.as_array());
+        assert!(choices.is_some_and(|c| !c.is_empty()), "{table}");
+    }
 }
 
 #[test]
