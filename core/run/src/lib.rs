@@ -7,6 +7,7 @@ pub mod escape;
 pub mod failure;
 mod fingerprint;
 mod journal;
+pub mod layout;
 pub mod manifest;
 pub mod reader;
 pub mod registry;

@@ -1,5 +1,6 @@
 //! Reads finished runs: their arms, the trainings of each, and the scores of every test image.
 
+use crate::layout;
 use diffaug::{Error, Result, ResultExt, error::ErrorKind, files};
 use serde::Deserialize;
 use serde_json::Value;
@@ -79,17 +80,18 @@ impl Run {
     /// # Errors
     /// When it is no folder of a run.
     pub fn open(root: &Path) -> Result<Self> {
-        let lock = root.join("lock.json");
+        let lock = root.join(layout::LOCK);
         if !lock.is_file() {
             return Err(Error::data(format!(
-                "`{}` is no folder of a run: it has no lock.json",
-                root.display()
+                "`{}` is no folder of a run: it has no {}",
+                root.display(),
+                layout::LOCK
             )));
         }
         Ok(Run {
             root: root.to_owned(),
             lock: read_json(&lock)?,
-            split: read_json(&root.join("split.json"))?,
+            split: read_json(&root.join(layout::SPLIT))?,
         })
     }
 
@@ -103,22 +105,23 @@ impl Run {
     /// # Errors
     /// When the folder cannot be listed.
     pub fn arms(&self) -> Result<Vec<String>> {
-        let folder = self.root.join("evaluate");
+        let folder = self.root.join(layout::EVALUATE);
         let mut names = Vec::new();
         for name in folders(&folder)? {
-            if !self.seeds(&name)?.is_empty() {
+            if !self.trainings(&name)?.is_empty() {
                 names.push(name);
             }
         }
         Ok(names)
     }
 
-    /// The folders of the trainings of `arm` that have scores.
-    fn seeds(&self, arm: &str) -> Result<Vec<PathBuf>> {
-        let folder = self.root.join("evaluate").join(arm);
-        let seeds = folders(&folder)?.into_iter().map(|name| folder.join(name));
-        Ok(seeds
-            .filter(|seed| seed.join("scores.json").is_file())
+    /// The trainings of `arm` that have scores.
+    fn trainings(&self, arm: &str) -> Result<Vec<layout::Training>> {
+        let folder = layout::arm(arm);
+        let all = folders(&self.root.join(&folder))?.into_iter();
+        let all = all.map(|name| layout::Training::at(format!("{folder}/{name}")));
+        Ok(all
+            .filter(|training| self.root.join(training.scores()).is_file())
             .collect())
     }
 
@@ -128,12 +131,12 @@ impl Run {
     /// When there is no such arm or a file of it cannot be read.
     pub fn arm(&self, name: &str) -> Result<Arm> {
         let mut trainings = Vec::new();
-        for folder in self.seeds(name)? {
-            let scored: Scored = read_json(&folder.join("scores.json"))?;
+        for files in self.trainings(name)? {
+            let scored: Scored = read_json(&self.root.join(files.scores()))?;
             trainings.push(Training {
                 seed: scored.seed,
                 steps: scored.fit.map(|fit| fit.steps),
-                images: read_scores(&folder.join("per_image.csv"))?,
+                images: read_scores(&self.root.join(files.per_image()))?,
             });
         }
         if trainings.is_empty() {

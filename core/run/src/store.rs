@@ -11,7 +11,10 @@
 //! A folder is a run folder if it is empty or has the `lock.json` of a run; nothing is written into
 //! any other.
 
-use crate::fingerprint::{self, Step};
+use crate::{
+    fingerprint::{self, Step},
+    layout::{IMAGES, LOCK, LOG, MANIFEST, MASKS, PAINTED, TRAINED},
+};
 use diffaug::{
     Error, Result, ResultExt,
     error::ErrorKind,
@@ -27,8 +30,6 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-const LOCK: &str = "lock.json";
-const LOG: &str = "log.jsonl";
 /// Most bytes of a JSON file in a run folder; the ids of a large dataset take some megabytes.
 const MOST_JSON: u64 = 1 << 30;
 /// Where a marker keeps the hashes of what it vouches for.
@@ -40,11 +41,6 @@ const HUB: &str = "hub";
 /// Set where a file system knows no locks and the user knows that nobody else works there.
 const NO_LOCK: &str = "DIFFAUG_NO_LOCK";
 
-/// Folders that stages leave their weights in, below the run folder.
-const TRAINED: [&str; 5] = ["generator", "start", "segmenter", "segmenters", "evaluate"];
-/// Folders in which lists and images are written, and those below them.
-const PAINTED: [&str; 3] = ["synthetic", "rejected", "backgrounds"];
-const IMAGES: [&str; 2] = ["images", "masks"];
 /// What the names of files end with that stages write under `NAME.partial` first.
 const WRITTEN: [&str; 4] = [".json", ".jsonl", ".safetensors", ".txt"];
 
@@ -226,9 +222,9 @@ impl Store {
             Some(old) => self.compare(old, lock.clone())?,
         }
         // It may be edited by the user, who then has it, or have been lost with an old run.
-        let path = self.path("manifest.toml");
+        let path = self.path(MANIFEST);
         if path.symlink_metadata().map_or(0, |m| m.len()) == 0 {
-            self.write("manifest.toml", manifest)?;
+            self.write(MANIFEST, manifest)?;
         }
         sweep(&self.root).or_error(ErrorKind::Data, || {
             format!("cannot clear up `{}`", self.root.display())
@@ -446,7 +442,7 @@ fn sweep(root: &Path) -> io::Result<()> {
     for folder in PAINTED.map(|name| root.join(name)) {
         if is_real(&folder) {
             sweep_folder(&folder, is_partial, false)?;
-            for folder in IMAGES.map(|name| folder.join(name)) {
+            for folder in [IMAGES, MASKS].map(|name| folder.join(name)) {
                 if is_real(&folder) {
                     sweep_folder(&folder, is_partial, false)?;
                 }

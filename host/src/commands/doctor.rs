@@ -15,10 +15,11 @@ use crate::{
 use diffaug::{Backend, BoxDataset, BoxValidator, Error, Inspection, Validator as _};
 use diffaug_run::{
     failure::Failure,
+    layout,
     manifest::{Background, StageTable},
     registry,
     slots::{self, SLOTS, Slot},
-    work::{self, gate, wire::Wire},
+    work::{self, wire::Wire},
 };
 use serde::Serialize;
 use std::path::PathBuf;
@@ -374,10 +375,10 @@ fn weights(
         }));
     }
     let (folder, done) = match at {
-        slots::GENERATOR => ("generator", vec!["generator.json".to_owned()]),
-        slots::START => ("start", vec!["start.json".to_owned()]),
+        slots::GENERATOR => (layout::GENERATOR, vec![layout::marker(layout::GENERATOR)]),
+        slots::START => (layout::START, vec![layout::marker(layout::START)]),
         slots::SEGMENTER => segmenters(wire)?,
-        slots::DOWNSTREAM => ("evaluate", vec!["result.json".to_owned()]),
+        slots::DOWNSTREAM => (layout::EVALUATE, vec![layout::RESULT.to_owned()]),
         _ => return Ok(None),
     };
     let within = |name: &str| wire.manifest.output().join(name);
@@ -402,11 +403,11 @@ fn segmenters(wire: &Wire<'_>) -> Result<(&'static str, Vec<String>), Failure> {
         Err(_) => 1,
     };
     // One that asks nobody leaves one to be trained by `train segmenter`.
-    let folders = gate::folders(m.synthesis.folds, members.max(1));
+    let folders = layout::segmenters(m.synthesis.folds, members.max(1));
     let folder = match folders.as_slice() {
-        [single] if single == gate::SINGLE => gate::SINGLE,
-        _ => gate::SEVERAL,
+        [single] if single == layout::SEGMENTER => layout::SEGMENTER,
+        _ => layout::SEGMENTERS,
     };
-    let done = folders.iter().map(|name| gate::marker(name));
+    let done = folders.iter().map(|name| layout::marker(name));
     Ok((folder, done.collect()))
 }

@@ -13,11 +13,12 @@ use super::{
     overlap::StopFlag,
     painting::{self, Interrupt, Stages, healthy},
     placing::{grown, only},
-    record::{Backgrounds, file_name},
+    record::Backgrounds,
     wire::blame,
 };
 use crate::{
     journal::{Entry, Journal, Line},
+    layout,
     manifest::Synthesis,
     session::{Session, Step},
     store::Store,
@@ -35,9 +36,6 @@ use diffaug::{
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-const MARKER: &str = "backgrounds.json";
-const FOLDER: &str = "backgrounds/images";
-const JOURNAL: &str = "backgrounds/journal.jsonl";
 /// How often a lesion is painted away before the image is given up.
 const TRIES: u32 = 2;
 /// By how much the hole is wider than the lesion, as a share of the root of the lesion's area.
@@ -125,7 +123,7 @@ impl Clearing<'_> {
     /// # Errors
     /// When a stage fails, the user stops the run, or what was made is no longer what it was.
     pub fn run(&self, stages: &Stages) -> Result<(Backgrounds, Cleared)> {
-        let found = match self.store.read_marker::<Found>(MARKER)? {
+        let found = match self.store.read_marker::<Found>(layout::CLEARING)? {
             Some(found) => {
                 self.journal().remove();
                 found
@@ -139,12 +137,12 @@ impl Clearing<'_> {
     }
 
     fn journal(&self) -> Journal<'_, Verdict> {
-        Journal::new(self.store, JOURNAL)
+        Journal::new(self.store, layout::CLEARING_JOURNAL)
     }
 
     fn make(&self, stages: &Stages) -> Result<Found> {
         let step = self.session.begin("painting lesions away");
-        files::make_folder(&self.store.path(FOLDER))?;
+        files::make_folder(&self.store.path(layout::CLEARED))?;
         let all = lesions(&self.train, self.targets)?;
         let journal = self.journal();
         let done = journal.read_true(self.train.items()?.len() as u64)?.entries;
@@ -168,7 +166,8 @@ impl Clearing<'_> {
             limit: LIMIT,
             verdicts,
         };
-        self.store.write_marker(MARKER, &found, &[FOLDER])?;
+        self.store
+            .write_marker(layout::CLEARING, &found, &[layout::CLEARED])?;
         journal.remove();
         step.finish(&format!("{cleared} of {images} images are clear"));
         Ok(found)
@@ -184,7 +183,7 @@ impl Clearing<'_> {
                 .into_iter()
                 .map(|scene| self.save(scene))
                 .collect::<Result<_>>()?;
-            files::sync_folder(&self.store.path(FOLDER))?;
+            files::sync_folder(&self.store.path(layout::CLEARED))?;
             self.journal().append(&entries)?;
             done += some.len();
         }
@@ -202,7 +201,7 @@ impl Clearing<'_> {
             files: BTreeMap::new(),
         };
         if let Some(image) = scene.image {
-            let name = format!("{FOLDER}/{}", file_name(scene.index));
+            let name = format!("{}/{}", layout::CLEARED, layout::image(scene.index));
             let path = self.store.path(&name);
             save_image(image.view(), &path)?;
             entry.files.insert(name.clone(), hash_file(&path)?);

@@ -4,10 +4,10 @@
 use super::{
     candidates::{Candidate, Skipped},
     painting::{Painted, Stages},
-    record::{Record, file_name},
+    record::Record,
     sizes::{self, Filled},
 };
-use crate::{journal::Line, session::Step};
+use crate::{journal::Line, layout, session::Step};
 use diffaug::{Image, Mask, Result};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -115,10 +115,10 @@ impl Judged {
     /// Folder and name of its image or mask.
     pub fn place(&self, kind: &str) -> (String, String) {
         let list = match self.record.accepted() {
-            true => "synthetic",
-            false => "rejected",
+            true => layout::SYNTHETIC,
+            false => layout::REJECTED,
         };
-        (format!("{list}/{kind}"), file_name(self.record.index))
+        (format!("{list}/{kind}"), layout::image(self.record.index))
     }
 }
 

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     failure::Failure,
+    layout,
     manifest::{Manifest, Resolution},
     session::Session,
     slots::{DOWNSTREAM, SEGMENTER},
@@ -127,8 +128,8 @@ impl Evaluation<'_> {
             None => SEGMENTER,
         };
         let seed = manifest.seed + run;
-        let name = format!("evaluate/{arm}/seed-{seed}");
-        if let Some(done) = self.store.read_marker(&format!("{name}/scores.json"))? {
+        let files = layout::Training::new(arm, seed);
+        if let Some(done) = self.store.read_marker(&files.scores())? {
             return Ok(done);
         }
         let shared = (arm == "real" && run == 0 && *table == manifest.segmenter)
@@ -136,7 +137,7 @@ impl Evaluation<'_> {
             .flatten();
         let (trained, weights) = match shared {
             Some(weights) => {
-                let marker = super::gate::marker(super::gate::SINGLE);
+                let marker = layout::marker(layout::SEGMENTER);
                 (self.store.read_marker(&marker)?, weights.clone())
             }
             None => {
@@ -144,14 +145,19 @@ impl Evaluation<'_> {
                 let real = self.data.train()?;
                 let training = self.data.training(real, more, manifest, seed)?;
                 let validation = self.data.validation()?;
-                let folder = format!("{name}/weights");
+                let folder = files.weights();
                 let weights = self.store.path(&folder);
                 let label = format!("training {} on {arm} images, seed {seed}", table.name);
-                let marker = format!("{name}/fit.json");
-                let trained = fit(self.store, (&marker, &folder), &label, self.session, |r| {
-                    let out = weights.to_string_lossy();
-                    segmenter.fit(&training, &validation, (&*out).into(), r)
-                })
+                let trained = fit(
+                    self.store,
+                    (&files.fit(), &folder),
+                    &label,
+                    self.session,
+                    |r| {
+                        let out = weights.to_string_lossy();
+                        segmenter.fit(&training, &validation, (&*out).into(), r)
+                    },
+                )
                 .map_err(|error| self.wire.place(at, table, error))?;
                 (trained, weights)
             }
@@ -164,17 +170,16 @@ impl Evaluation<'_> {
         let scored = self
             .test(&segmenter, arm)
             .map_err(|error| self.wire.place(at, table, error))?;
-        let csv = format!("{name}/per_image.csv");
+        let csv = files.per_image();
         scoring::write_csv(&self.store.path(&csv), &scored)?;
         let done = Trained {
             seed,
             fit: trained,
             report: scoring::report(&scored),
         };
-        let marker = format!("{name}/scores.json");
-        let own = ["fit.json", "weights"].map(|own| format!("{name}/{own}"));
+        let vouched = [&csv, &files.fit(), &files.weights()];
         self.store
-            .write_marker(&marker, &done, &[&csv, &own[0], &own[1]])?;
+            .write_marker(&files.scores(), &done, &vouched.map(String::as_str))?;
         Ok(done)
     }
 

@@ -7,7 +7,8 @@ use super::{
     wire::Wire,
 };
 use crate::{
-    failure::Failure, manifest::StageTable, session::Session, slots::SEGMENTER, store::Store,
+    failure::Failure, layout, manifest::StageTable, session::Session, slots::SEGMENTER,
+    store::Store,
 };
 use diffaug::{BoxSegmenter, Dataset, Error, Item, Result, Segmenter, rng, view::Shared};
 use rand::RngExt;
@@ -15,27 +16,6 @@ use std::{
     collections::{BTreeMap, HashMap},
     path::PathBuf,
 };
-
-/// Where the one segmenter of a plain run leaves its weights.
-pub const SINGLE: &str = "segmenter";
-/// Where several do.
-pub const SEVERAL: &str = "segmenters";
-
-/// Where the segmenters leave their weights, below the run folder: `members` of each of `folds`, fold
-/// by fold.
-pub fn folders(folds: u32, members: u32) -> Vec<String> {
-    if folds == 1 && members == 1 {
-        return vec![SINGLE.to_owned()];
-    }
-    let name = |fold, member| format!("{SEVERAL}/fold-{fold}-member-{member}");
-    let of_fold = |fold| (0..members).map(move |member| name(fold, member));
-    (0..folds).flat_map(of_fold).collect()
-}
-
-/// The file that says that a training, by the name of its folder, is done.
-pub fn marker(name: &str) -> String {
-    format!("{name}.json")
-}
 
 /// Which fold every training image belongs to.
 #[derive(Debug)]
@@ -171,7 +151,7 @@ impl Training<'_, '_> {
         let folds = Folds::new(&items, manifest.synthesis.folds, manifest.seed)
             .map_err(|error| self.wire.document.failure("", error))?;
         let mut gate = Gate::of(folds);
-        let mut names = folders(gate.folds.count as u32, self.members).into_iter();
+        let mut names = layout::segmenters(gate.folds.count as u32, self.members).into_iter();
         for fold in 0..gate.folds.count {
             let part = match gate.folds.count {
                 1 => train.clone(),
@@ -181,7 +161,7 @@ impl Training<'_, '_> {
             };
             for (member, name) in (0..self.members).zip(names.by_ref()) {
                 let (segmenter, trained) = self.one(&name, part.clone(), member)?;
-                if name == SINGLE && trained.is_some() {
+                if name == layout::SEGMENTER && trained.is_some() {
                     gate.weights = Some(self.store.path(&name));
                 }
                 gate.first = gate.first.or(trained);
@@ -208,10 +188,10 @@ impl Training<'_, '_> {
         let validation = self.data.validation()?;
         let out = self.store.path(name);
         let label = match name {
-            SINGLE => format!("training {} for the validator", table.name),
+            layout::SEGMENTER => format!("training {} for the validator", table.name),
             name => format!("training {} for the validator ({name})", table.name),
         };
-        let marker = marker(name);
+        let marker = layout::marker(name);
         let trained = fit(
             self.store,
             (&marker, name),

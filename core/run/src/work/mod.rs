@@ -28,6 +28,7 @@ pub mod wire;
 use crate::{
     failure::Failure,
     fingerprint::Step,
+    layout,
     manifest::{Background, Document, Manifest, StageTable},
     registry::Registry,
     session::Session,
@@ -269,9 +270,9 @@ impl Run<'_> {
         let toml = toml::to_string_pretty(&manifest).map_err(Error::internal)?;
         self.store.lock(&toml, &lock)?;
         // Its hash is in the lock, so one that is there is this one, unless a disk lost it.
-        let same = self.store.read_json::<diffaug::split::Split>("split.json");
+        let same = self.store.read_json::<diffaug::split::Split>(layout::SPLIT);
         if !same.is_ok_and(|same| same.as_ref() == Some(split)) {
-            self.store.write_json("split.json", split)?;
+            self.store.write_json(layout::SPLIT, split)?;
         }
         Ok(())
     }
@@ -367,7 +368,7 @@ impl Run<'_> {
         self.pin(DOWNSTREAM, downstream, &["base"])?;
         let weights = self.trained_weights()?;
         let result = evaluation.result(&json!(outcome.summary), &outcome.arms, &weights);
-        self.store.write_json("result.json", &result)?;
+        self.store.write_json(layout::RESULT, &result)?;
         outcome.result = Some(result);
         Ok(())
     }
@@ -387,10 +388,11 @@ impl Run<'_> {
         let m = self.manifest();
         let bank: BoxPromptBank = self.build(PROMPTS, &m.prompts)?;
         let start = match &m.synthesis.start {
-            Some(table) => Some(self.painter((START, table), "start", &bank)?.0),
+            Some(table) => Some(self.painter((START, table), layout::START, &bank)?.0),
             None => None,
         };
-        let (generator, fitted) = self.painter((GENERATOR, &m.generator), "generator", &bank)?;
+        let (generator, fitted) =
+            self.painter((GENERATOR, &m.generator), layout::GENERATOR, &bank)?;
         Ok(Painters {
             bank,
             start,
@@ -421,7 +423,7 @@ impl Run<'_> {
             START => format!("fitting start generator {}", table.name),
             _ => format!("fitting generator {}", table.name),
         };
-        let marker = (format!("{folder}.json"), folder);
+        let marker = (layout::marker(folder), folder);
         let trains = !self.store.path(&marker.0).exists();
         let marker = (marker.0.as_str(), marker.1);
         let fitted = fit(&self.store, marker, &label, self.session, |reporter| {
@@ -560,13 +562,17 @@ impl Run<'_> {
         let mut hashes = serde_json::Map::new();
         let m = self.manifest();
         let runs = m.seed..m.seed + u64::from(m.evaluate.runs);
-        let folders = ["generator", "start", gate::SINGLE, gate::SEVERAL]
-            .map(str::to_owned)
-            .into_iter()
-            .chain(["real", "augmented"].into_iter().flat_map(|arm| {
-                runs.clone()
-                    .map(move |seed| format!("evaluate/{arm}/seed-{seed}/weights"))
-            }));
+        let shared = [
+            layout::GENERATOR,
+            layout::START,
+            layout::SEGMENTER,
+            layout::SEGMENTERS,
+        ];
+        let arms = ["real", "augmented"].into_iter().flat_map(|arm| {
+            let weights = move |seed| layout::Training::new(arm, seed).weights();
+            runs.clone().map(weights)
+        });
+        let folders = shared.map(str::to_owned).into_iter().chain(arms);
         for name in folders {
             let folder = self.store.path(&name);
             if folder.is_dir() {

@@ -7,7 +7,7 @@ use super::{
     pools::{self, Pools},
     sizes::{Size, group, sizes},
 };
-use crate::{journal::Line, manifest::Preview};
+use crate::{journal::Line, layout, manifest::Preview};
 use diffaug::{AttributeKind, Attributes, DatasetInfo, MaskRef, metrics::mean};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -84,12 +84,12 @@ impl Record {
     pub fn of(index: u64, candidate: &Candidate, outcome: &Outcome) -> Record {
         let verdict = &outcome.verdict;
         let file = |folder: &str| {
-            let name = file_name(index);
+            let name = layout::image(index);
             verdict.accepted.then(|| format!("{folder}/{name}"))
         };
         Record {
-            file_name: file("images"),
-            mask_file_name: file("masks"),
+            file_name: file(layout::IMAGES),
+            mask_file_name: file(layout::MASKS),
             id: candidate.id.clone(),
             index,
             source: candidate.source.clone(),
@@ -163,12 +163,6 @@ impl Line for Record {
     fn accepted(&self) -> bool {
         self.file_name.is_some()
     }
-}
-
-/// A number and not the id: an id may hold what a file name cannot, and a word such as `train` in a
-/// file's name makes Hugging Face's loader guess splits.
-pub fn file_name(index: u64) -> String {
-    format!("{index:06}.png")
 }
 
 /// What the synthesis came to.

@@ -7,7 +7,7 @@ use super::{
     overlap::StopFlag,
     painting::{self, How, Stages},
 };
-use crate::{manifest::Synthesis, store::Store};
+use crate::{layout, manifest::Synthesis, store::Store};
 use diffaug::{
     Image, Mask, Result, files,
     image::{resize_image, resize_mask, save_image},
@@ -15,7 +15,6 @@ use diffaug::{
 
 /// How many accepted and how many rejected candidates are shown.
 pub const SHOWN: (usize, usize) = (6, 4);
-const NAME: &str = "contact-sheet.png";
 /// How every PNG ends.
 const END: &[u8] = b"IEND\xae\x42\x60\x82";
 /// Candidates beside each other.
@@ -39,7 +38,7 @@ const PLAIN: [u8; 3] = [32, 32, 32];
 
 /// Whether the sheet is there and whole.
 pub fn is_drawn(store: &Store) -> bool {
-    let bytes = files::read(&store.path(NAME), MOST_BYTES);
+    let bytes = files::read(&store.path(layout::CONTACT_SHEET), MOST_BYTES);
     bytes.is_ok_and(|bytes| bytes.ends_with(END))
 }
 
@@ -94,7 +93,7 @@ pub fn draw(
             put(&mut sheet, tile, left + column * TILE, top);
         }
     }
-    save_image(sheet.view(), &store.path(NAME))
+    save_image(sheet.view(), &store.path(layout::CONTACT_SHEET))
 }
 
 /// The target region that the segmenter (of several, the first) sees, where the validator has one.

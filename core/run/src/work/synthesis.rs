@@ -18,6 +18,7 @@ use super::{
 use crate::{
     failure::Failure,
     journal::{Contents, Entry, Journal, Left, Line},
+    layout,
     manifest::Manifest,
     session::Session,
     store::Store,
@@ -39,14 +40,6 @@ use std::{
     sync::Mutex,
     time::{Duration, Instant},
 };
-
-const JOURNAL: &str = "synthetic/journal.jsonl";
-const METADATA: &str = "synthetic/metadata.jsonl";
-const REJECTED: &str = "rejected.jsonl";
-const CLASSES: &str = "synthetic/classes.json";
-/// Of all that the summary vouches for, as `sha256sum -c` reads it.
-const CHECKSUMS: &str = "synthetic.sha256";
-const SUMMARY: &str = "synthetic.json";
 
 /// The synthesis of a run.
 pub struct Synthesis<'a> {
@@ -74,10 +67,10 @@ impl Synthesis<'_> {
     /// # Errors
     /// When it is damaged, or what was painted is no longer what it was.
     pub fn finished(&self) -> Result<Option<Summary>> {
-        let Some(summary) = self.store.read_marker(SUMMARY)? else {
+        let Some(summary) = self.store.read_marker(layout::SYNTHESIS)? else {
             return Ok(None);
         };
-        if self.store.path(CHECKSUMS).exists() {
+        if self.store.path(layout::CHECKSUMS).exists() {
             self.check_files()?;
         }
         // A run that was killed between the marker and this leaves it.
@@ -86,13 +79,13 @@ impl Synthesis<'_> {
     }
 
     fn journal(&self) -> Journal<'_, Record> {
-        Journal::new(self.store, JOURNAL)
+        Journal::new(self.store, layout::JOURNAL)
     }
 
     /// Compares every file with its checksum.
     fn check_files(&self) -> Result<()> {
         use rayon::prelude::*;
-        let path = self.store.path(CHECKSUMS);
+        let path = self.store.path(layout::CHECKSUMS);
         let text = files::read_text(&path, u64::MAX)?;
         let lines: Vec<(&str, &str)> = text.lines().filter_map(|l| l.split_once("  ")).collect();
         // The first, whatever the number of threads.
@@ -104,7 +97,7 @@ impl Synthesis<'_> {
                 Ok(_) => "is not what it was",
                 Err(_) => "is gone or cannot be read",
             };
-            Some(self.store.broken(SUMMARY, &path, how))
+            Some(self.store.broken(layout::SYNTHESIS, &path, how))
         });
         broken.map_or(Ok(()), Err)
     }
@@ -160,8 +153,9 @@ impl Synthesis<'_> {
                 .stage(|| judging::real(self.validation, stages, batch, &stop))?;
             summary.real_acceptance = Some(real);
         }
-        self.store.write(CHECKSUMS, &lists)?;
-        self.store.write_marker(SUMMARY, &summary, &[CHECKSUMS])?;
+        self.store.write(layout::CHECKSUMS, &lists)?;
+        self.store
+            .write_marker(layout::SYNTHESIS, &summary, &[layout::CHECKSUMS])?;
         self.journal().remove();
         Ok(summary)
     }
@@ -221,13 +215,15 @@ impl Synthesis<'_> {
 
     /// What an earlier start left and is still true.
     fn resume(&self, batch: u64) -> Result<Left<Record>> {
-        for folder in ["synthetic/images", "synthetic/masks"] {
+        for folder in
+            [layout::IMAGES, layout::MASKS].map(|kind| format!("{}/{kind}", layout::SYNTHETIC))
+        {
             files::make_folder(&self.store.path(folder))?;
         }
         let journal = self.journal();
         let end = self.candidates.len();
         let Contents { entries, damaged } = journal.read_true(end)?;
-        let images = self.store.path("synthetic/images");
+        let images = self.store.path(layout::SYNTHETIC).join(layout::IMAGES);
         let painted = images.read_dir().map_or(0, |all| all.count() as u64);
         if entries.is_empty() && damaged == 0 && painted > batch {
             tracing::warn!(
@@ -297,7 +293,7 @@ impl Synthesis<'_> {
         use rayon::prelude::*;
         let mut folders: BTreeSet<String> = BTreeSet::new();
         for judged in judged.iter().filter(|j| j.images.is_some()) {
-            let names = ["images", "masks"].map(|kind| judged.place(kind).0);
+            let names = [layout::IMAGES, layout::MASKS].map(|kind| judged.place(kind).0);
             folders.extend(names);
         }
         for folder in &folders {
@@ -330,16 +326,16 @@ impl Synthesis<'_> {
             entry.files.insert(name, hash_file(&path)?);
             Ok::<_, Error>(())
         };
-        add("images", &|path| save_image(image.view(), path))?;
+        add(layout::IMAGES, &|path| save_image(image.view(), path))?;
         let grey = to_grey(mask.view(), self.info)?;
-        add("masks", &|path| save_gray(grey.view(), path))?;
+        add(layout::MASKS, &|path| save_gray(grey.view(), path))?;
         Ok(entry)
     }
 
     /// The lists that users read, made also after an interruption, and the checksums of everything.
     fn publish(&self) -> Result<(Summary, String)> {
-        let mut metadata = WholeFile::create(&self.store.path(METADATA))?;
-        let mut rejected = WholeFile::create(&self.store.path(REJECTED))?;
+        let mut metadata = WholeFile::create(&self.store.path(layout::METADATA))?;
+        let mut rejected = WholeFile::create(&self.store.path(layout::REJECTED_LIST))?;
         let mut tally = Tally::new(self.info, self.manifest.synthesis.preview.as_ref());
         let mut checksums = String::new();
         for entry in self.journal().entries()? {
@@ -363,8 +359,8 @@ impl Synthesis<'_> {
             .iter()
             .map(|class| (class.name.to_string(), json!(grey(class.label, self.info))))
             .collect();
-        self.store.write_json(CLASSES, &classes)?;
-        for name in [METADATA, REJECTED, CLASSES] {
+        self.store.write_json(layout::CLASSES, &classes)?;
+        for name in [layout::METADATA, layout::REJECTED_LIST, layout::CLASSES] {
             checksums += &format!("{}  {name}\n", hash_file(&self.store.path(name))?);
         }
         let mut summary = tally.summary(self.quota.total());
@@ -390,7 +386,10 @@ impl Synthesis<'_> {
     /// those beside each other are often painted into frames of one video.
     pub fn examples(&self, accepted: usize, rejected: usize) -> Result<Vec<u64>> {
         let mut found = Vec::new();
-        for (list, count) in [(METADATA, accepted), (REJECTED, rejected)] {
+        for (list, count) in [
+            (layout::METADATA, accepted),
+            (layout::REJECTED_LIST, rejected),
+        ] {
             let mut painted = Vec::new();
             self.each(list, |record| {
                 painted.extend(record.painted().then_some(record.index));
@@ -403,9 +402,9 @@ impl Synthesis<'_> {
 
     /// The accepted images as a dataset; `None` when nothing was accepted.
     pub fn dataset(&self, max_pixels: u64) -> Result<Option<Shared>> {
-        let folder = self.store.path("synthetic");
+        let folder = self.store.path(layout::SYNTHETIC);
         let mut pairs = Vec::new();
-        self.each(METADATA, |record| {
+        self.each(layout::METADATA, |record| {
             if let (Some(image), Some(mask)) = (&record.file_name, &record.mask_file_name) {
                 let id = format!("synthetic/{}", record.id);
                 pairs.push(Pair::new(&id, folder.join(image), folder.join(mask)));
