@@ -113,6 +113,12 @@ fn they_are_of_the_architecture_that_the_manifest_beside_them_trains() {
         let config = json(&format!("generator/{part}/config.json"));
         assert_eq!(config["block_out_channels"], generator[name]);
     }
+    // Eight channels of latents where the manifest says nothing; the network sees noise, picture and hole.
+    let latent = generator["latent"].as_u64().unwrap_or(8);
+    let channels = json("generator/vae/config.json")["latent_channels"].clone();
+    assert_eq!(channels, latent);
+    let seen = json("generator/unet/config.json")["in_channels"].clone();
+    assert_eq!(seen, 2 * latent + 1);
     let text = json("generator/text_encoder/config.json");
     assert_eq!(text["hidden_size"], generator["text"]);
     let segmenter = &manifest["segmenter"]["architecture"];
