@@ -73,7 +73,7 @@ pub struct ManifestArgs {
 pub enum Command {
     /// Check a manifest: syntax, names, options; nothing is computed.
     Check {
-        /// Which.
+        /// The manifest.
         #[command(flatten)]
         args: ManifestArgs,
         /// Also divide the dataset and look at every file: at its header, or with `--data=full` at

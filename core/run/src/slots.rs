@@ -30,7 +30,7 @@ pub struct Slot {
     paints: bool,
 }
 
-/// All of them, in the order in which a run needs them.
+/// Every slot, in the order in which a run needs them.
 pub const SLOTS: [Slot; 7] = [
     slot(DATASET, "dataset", |m| Some(&m.dataset), false),
     slot(PROMPTS, "prompts", |m| Some(&m.prompts), true),

@@ -48,7 +48,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Those that there are.
+    /// The candidates among what was drawn.
     pub fn candidates(drawn: &[(u64, Result<Candidate, Skipped>)]) -> Vec<&Candidate> {
         drawn.iter().filter_map(|(_, c)| c.as_ref().ok()).collect()
     }

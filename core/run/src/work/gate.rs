@@ -82,7 +82,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Nobody yet, in any fold.
+    /// A gate whose folds have no segmenters yet.
     fn of(folds: Folds) -> Self {
         Gate {
             members: (0..folds.count).map(|_| Vec::new()).collect(),
@@ -97,7 +97,7 @@ impl Gate {
         &self.members[self.fold(source)]
     }
 
-    /// Whether it asks anybody.
+    /// Whether it has segmenters.
     pub fn asks(&self) -> bool {
         self.members.iter().any(|members| !members.is_empty())
     }
@@ -109,7 +109,7 @@ impl Gate {
 }
 
 impl Default for Gate {
-    /// A gate that asks nobody.
+    /// A gate without segmenters.
     fn default() -> Self {
         Gate::of(Folds {
             count: 1,
@@ -133,7 +133,7 @@ pub struct Training<'a, 'w> {
 }
 
 impl Training<'_, '_> {
-    /// All of them.
+    /// The segmenters of every fold, trained or loaded.
     ///
     /// # Errors
     /// When a training fails or the user stops the run.
