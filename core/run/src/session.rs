@@ -78,8 +78,10 @@ impl<'a> Session<'a> {
         self.monitor.stopped()
     }
 
+    /// Ends the work where the run is to stop.
+    ///
     /// # Errors
-    /// [`Error::cancelled`] when the run is to stop.
+    /// [`Error::cancelled`] then.
     pub fn check_stopped(&self) -> Result<()> {
         match self.stopped() {
             true => Err(Error::cancelled()),

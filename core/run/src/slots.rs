@@ -70,7 +70,7 @@ impl Slot {
     /// validator's segmenter where the manifest gives no other.
     pub fn is_needed(&self, manifest: &Manifest) -> bool {
         let shared = self.at == SEGMENTER && manifest.evaluate.segmenter.is_none();
-        self.table(manifest).is_some() && (!self.paints || manifest.paints() || shared)
+        self.table(manifest).is_some() && (self.is_used(manifest) || shared)
     }
 
     /// Whether `manifest`, which may paint nothing, uses the stage under this path.

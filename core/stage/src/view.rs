@@ -149,6 +149,7 @@ pub struct Prepared {
     targets: Vec<u8>,
     labels: [bool; 256],
     size: Option<(u32, u32)>,
+    measures: bool,
     slots: Vec<OnceLock<Sample>>,
     budget: u64,
     used: AtomicU64,
@@ -180,9 +181,21 @@ impl Prepared {
             targets,
             labels,
             size,
+            measures: true,
             slots,
             budget,
             used: AtomicU64::new(0),
+        })
+    }
+
+    /// The samples of `inner` at their own size, checked and with the plugin's facts alone; none is kept.
+    ///
+    /// # Errors
+    /// As for [`Prepared::new`].
+    pub fn originals(inner: Shared) -> Result<Self> {
+        Ok(Prepared {
+            measures: false,
+            ..Prepared::new(inner, None, 0)?
         })
     }
 
@@ -192,6 +205,9 @@ impl Prepared {
         if let Some((width, height)) = self.size {
             sample.image = resize_image(sample.image.view(), width, height);
             sample.mask = resize_mask(sample.mask.view(), width, height);
+        }
+        if !self.measures {
+            return Ok(sample);
         }
         let (image, mask) = (sample.image.view(), sample.mask.view());
         // The plugin's own facts win over what is measured.

@@ -21,7 +21,7 @@ use rand::RngExt;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 /// An image to be painted, complete.
@@ -77,6 +77,8 @@ pub struct Candidates<'a> {
     train: Shared,
     /// The same samples at their own size.
     originals: Shared,
+    /// The one that was read last, with its number: all variants of a background need the same.
+    last: Mutex<Option<(u64, Arc<Sample>)>>,
     items: Vec<Item>,
     places: Vec<Place>,
     targets: Vec<u8>,
@@ -112,6 +114,7 @@ impl<'a> Candidates<'a> {
             items: train.items()?.into_iter().collect(),
             train,
             originals,
+            last: Mutex::default(),
             places: Vec::new(),
             targets: info.targets(),
             target_name: target.map_or_else(String::new, |class| class.name.to_string()),
@@ -259,7 +262,7 @@ impl<'a> Candidates<'a> {
             Place::Sample(index) => *index as u64,
         };
         if self.options.background == Background::Crop {
-            let whole = self.originals.sample(index)?;
+            let whole = self.original(index)?;
             return match placing::lesion_free_crop(&whole, self.options.min_crop, &mut rng)? {
                 Some(crop) => {
                     let (width, height) = self.size.unwrap_or(whole.image.size());
@@ -278,6 +281,17 @@ impl<'a> Candidates<'a> {
             label: sample.mask,
             attributes: sample.attributes,
         }))
+    }
+
+    /// A training sample at its own size.
+    fn original(&self, index: u64) -> Result<Arc<Sample>> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, sample)) = last.as_ref().filter(|(known, _)| *known == index) {
+            return Ok(sample.clone());
+        }
+        let sample = Arc::new(self.originals.sample(index)?);
+        *last = Some((index, sample.clone()));
+        Ok(sample)
     }
 
     fn sized(&self, image: Image) -> Image {

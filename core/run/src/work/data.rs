@@ -81,9 +81,9 @@ impl Data {
         self.view(&self.prepared, 0)
     }
 
-    /// The real training samples at their own size, checked when they are read and not kept.
+    /// The real training samples at their own size; see [`Prepared::originals`].
     pub fn originals(&self) -> Result<Shared> {
-        let whole: Shared = Arc::new(Prepared::new(self.raw.clone(), None, 0)?);
+        let whole: Shared = Arc::new(Prepared::originals(self.raw.clone())?);
         self.view(&whole, 0)
     }
 

@@ -54,7 +54,11 @@ impl Wire<'_> {
     /// With the caret at the table's `use`.
     pub fn find<S: Kind>(&self, at: &str, table: &StageTable) -> Result<&Offer<S>, Failure> {
         let found = self.registry.find::<S>(&table.name, &self.manifest.device);
-        found.map_err(|failure| self.document.place(&format!("{at}.use"), failure))
+        found.map_err(|failure| self.unknown(at, failure))
+    }
+
+    fn unknown(&self, at: &str, failure: Failure) -> Failure {
+        self.document.place(&format!("{at}.use"), failure)
     }
 
     /// Draws an error of the stage of table `at` where it belongs. Only options have a place: a
@@ -74,7 +78,7 @@ impl Wire<'_> {
         let found = self
             .registry
             .find_any(slot.kind, &table.name, &self.manifest.device);
-        found.map_err(|failure| self.document.place(&format!("{}.use", slot.at), failure))
+        found.map_err(|failure| self.unknown(slot.at, failure))
     }
 
     /// Checks that every stage exists and takes its options; builds nothing.

@@ -1,6 +1,8 @@
 //! Placed lesions and what is asked of them.
 
 use super::*;
+use diffaug::view::Prepared;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Two samples: one without lesion, and one with a red, rough one that the dataset calls sessile.
 struct Donor;
@@ -35,7 +37,7 @@ impl Dataset for Donor {
 
 #[test]
 fn a_placed_lesion_is_to_look_as_its_donor() {
-    let prepared = diffaug::view::Prepared::new(Arc::new(Donor), None, 0).unwrap();
+    let prepared = Prepared::new(Arc::new(Donor), None, 0).unwrap();
     let donor = prepared.sample(1).unwrap().attributes;
     assert!(donor.number("redness").unwrap() > 10.0);
     assert!(
@@ -75,8 +77,9 @@ fn a_placed_lesion_is_to_look_as_its_donor() {
     assert_eq!(scene.attributes.number("area"), Some(96.0 / 1024.0));
 }
 
-/// Stripes of two pixels, with a lesion in the middle.
-struct Striped;
+/// Stripes of two pixels, with a lesion in the middle; counts how often it is read.
+#[derive(Default)]
+struct Striped(AtomicU64);
 
 impl Dataset for Striped {
     fn info(&self) -> Result<diffaug::DatasetInfo> {
@@ -86,6 +89,7 @@ impl Dataset for Striped {
         Ok([Item::new("striped")].into_iter().collect())
     }
     fn sample(&self, _: u64) -> Result<Sample> {
+        self.0.fetch_add(1, Ordering::Relaxed);
         let stripe = |i: usize| [if i % 4 < 2 { 40 } else { 200 }; 3];
         let middle = 112..144;
         let inside = |i: usize| middle.contains(&(i % 256)) && middle.contains(&(i / 256));
@@ -100,9 +104,6 @@ impl Dataset for Striped {
 
 #[test]
 fn a_crop_is_taken_before_the_image_is_made_small() {
-    let small = |size| -> Shared {
-        Arc::new(diffaug::view::Prepared::new(Arc::new(Striped), size, 0).unwrap())
-    };
     let options = Synthesis {
         background: Background::Crop,
         ..Synthesis::default()
@@ -110,7 +111,9 @@ fn a_crop_is_taken_before_the_image_is_made_small() {
     let size = Some((64, 64));
     let reading = ReadOptions::default();
     let none = Cleared::new();
-    let (train, whole) = (small(size), small(None));
+    let striped = Arc::new(Striped::default());
+    let train: Shared = Arc::new(Prepared::new(striped.clone(), size, 1 << 20).unwrap());
+    let whole = Arc::new(Prepared::originals(striped.clone()).unwrap());
     let all = Candidates::new(train.clone(), whole, &options, size, reading, 1, &none).unwrap();
     // The grey levels of a middle row, apart from the image's borders.
     let spread = |image: &Image| {
@@ -120,7 +123,10 @@ fn a_crop_is_taken_before_the_image_is_made_small() {
     // At a quarter of its side the whole image has lost its stripes; a part beside the lesion, which is
     // less than twice as large as wanted, has not.
     assert!(spread(&train.sample(0).unwrap().image) < 20);
-    let scene = (0..20).find_map(|variant| all.scene(0, "striped", variant).unwrap());
+    let before = striped.0.load(Ordering::Relaxed);
+    let scenes = (0..20).map(|variant| all.scene(0, "striped", variant).unwrap());
+    let scene = scenes.fold(None, Option::or);
+    assert_eq!(striped.0.load(Ordering::Relaxed), before + 1);
     let background = scene.unwrap().background;
     assert_eq!(background.size(), (64, 64));
     assert!(spread(&background) > 20, "{}", spread(&background));
