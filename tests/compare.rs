@@ -46,7 +46,7 @@ fn arms_are_compared_with_an_interval() {
     | paint:real      |     2 | 0.565 ± 0.014 |            |                  |        |          |         |
     | paint:augmented |     2 | 0.666 ± 0.014 |     +0.101 | +0.100 to +0.101 | 0.0005 |   0.0010 |    gain |
     | paste:augmented |     2 | 0.515 ± 0.014 |     -0.050 | -0.050 to -0.050 | 0.0005 |   0.0010 |    loss |
-    Differences from the first arm over 12 test images in 12 independent groups, each image the mean of its trainings; interval of 10000 resamples of whole groups; p of the Wilcoxon signed-rank test over images.
+    Differences from the first arm over 12 test images in 12 independent groups, each image the mean of its trainings; interval of 10000 resamples of whole groups; p of the Wilcoxon signed-rank test over the means of groups.
     ");
     let rows = sandbox
         .run("compare paint paste:augmented --json")
@@ -65,8 +65,8 @@ fn what_is_less_than_fair_is_warned_of() {
     | arm           | seeds |          dice | difference |    95 % interval |      p | p (Holm) | verdict |
     |---------------|-------|---------------|------------|------------------|--------|----------|---------|
     | run:real      |     2 | 0.565 ± 0.014 |            |                  |        |          |         |
-    | run:augmented |     2 | 0.666 ± 0.014 |     +0.101 | +0.100 to +0.101 | 0.0005 |   0.0005 |    gain |
-    Differences from the first arm over 12 test images in 3 independent groups, each image the mean of its trainings; interval of 10000 resamples of whole groups; p of the Wilcoxon signed-rank test over images.
+    | run:augmented |     2 | 0.666 ± 0.014 |     +0.101 | +0.100 to +0.101 | 0.2500 |   0.2500 |    gain |
+    Differences from the first arm over 12 test images in 3 independent groups, each image the mean of its trainings; interval of 10000 resamples of whole groups; p of the Wilcoxon signed-rank test over the means of groups.
      WARN `run:augmented` was not trained for as many steps as `run:real`
      WARN there are only 3 independent groups of images: intervals are too narrow
     ");

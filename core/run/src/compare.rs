@@ -66,7 +66,7 @@ pub fn compare(arms: &[Arm], metric: &str, seed: u64) -> Result<Vec<Row>> {
             arm: arm.name.clone(),
             seeds: arm.trainings.iter().map(|t| t.seed).collect(),
             steps: arm.trainings.iter().map(|t| t.steps).collect(),
-            mean: mean(&means).unwrap_or(f64::NAN),
+            mean: mean(&means).ok_or_else(|| missing(arm, metric))?,
             std: std_dev(&means).unwrap_or(0.0),
             against_first,
             adjusted_p: None,
@@ -87,6 +87,13 @@ fn values<'a>(images: impl Iterator<Item = &'a Scores>, metric: &str) -> Vec<f64
         .collect()
 }
 
+fn missing(arm: &Arm, metric: &str) -> Error {
+    Error::config(format!(
+        "no test image of `{}` has a figure `{metric}`",
+        arm.name
+    ))
+}
+
 /// The mean over trainings of each image, and its cluster: the image itself where it is of no group.
 fn by_image<'a>(arm: &'a Arm, metric: &str) -> Result<BTreeMap<&'a str, (f64, String)>> {
     let mut all: BTreeMap<&str, (Vec<f64>, String)> = BTreeMap::new();
@@ -104,10 +111,7 @@ fn by_image<'a>(arm: &'a Arm, metric: &str) -> Result<BTreeMap<&'a str, (f64, St
             .push(*value);
     }
     if all.is_empty() {
-        return Err(Error::config(format!(
-            "no test image of `{}` has a figure `{metric}`",
-            arm.name
-        )));
+        return Err(missing(arm, metric));
     }
     // An image that some training has no figure of is left out: means would be of different trainings.
     let whole = all

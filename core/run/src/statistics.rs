@@ -27,28 +27,30 @@ pub struct Comparison {
     pub low: f64,
     /// Upper end of the same.
     pub high: f64,
-    /// Two-sided p of the Wilcoxon signed-rank test over images; `None` where no image differs.
+    /// Two-sided p of the Wilcoxon signed-rank test over the means of clusters; `None` where none differs.
     pub p: Option<f64>,
 }
 
 impl Comparison {
     /// Compares pairs of scores of the same images; `clusters` names the group of each.
     ///
-    /// The bootstrap regards clusters as independent. With few of them (below about ten) its interval is
-    /// too narrow. The signed-rank test regards images as independent.
+    /// Interval and test regard clusters as independent, and not the images of one. With few clusters (below
+    /// about ten) the interval is too narrow.
     ///
     /// # Errors
     /// When there is no pair, the lengths differ, or a score is not finite.
     pub fn of(pairs: &[(f64, f64)], clusters: &[String], seed: u64) -> Result<Self> {
         let differences: Vec<f64> = pairs.iter().map(|(one, other)| one - other).collect();
-        let (low, high, count) = bootstrap(&differences, clusters, seed)?;
+        let sums = by_cluster(&differences, clusters)?;
+        let (low, high) = bootstrap(&sums, seed);
+        let means: Vec<f64> = sums.iter().map(|(sum, count)| sum / count).collect();
         Ok(Comparison {
             images: pairs.len(),
-            clusters: count,
+            clusters: sums.len(),
             difference: mean(&differences),
             low,
             high,
-            p: wilcoxon(&differences).map(|test| test.p),
+            p: wilcoxon(&means).map(|test| test.p),
         })
     }
 }
@@ -57,12 +59,11 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// The percentile interval of the mean at [`LEVEL`], from [`RESAMPLES`] resamples of whole clusters, and
-/// the number of clusters.
+/// The sum and the number of the values of each cluster: all that resamples of whole clusters need.
 ///
 /// # Errors
 /// When there is no value, a value is not finite, or `clusters` has another length.
-pub fn bootstrap(values: &[f64], clusters: &[String], seed: u64) -> Result<(f64, f64, usize)> {
+fn by_cluster(values: &[f64], clusters: &[String]) -> Result<Vec<(f64, f64)>> {
     if values.is_empty() || values.len() != clusters.len() {
         return Err(Error::data(format!(
             "a bootstrap wants a cluster for each of at least one value, not {} for {}",
@@ -73,13 +74,17 @@ pub fn bootstrap(values: &[f64], clusters: &[String], seed: u64) -> Result<(f64,
     if let Some(at) = values.iter().position(|value| !value.is_finite()) {
         return Err(Error::data(format!("value {at} is not finite")));
     }
-    // Sums and counts suffice: the mean of a resample is the ratio of their sums.
     let mut sums: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
     for (value, cluster) in values.iter().zip(clusters) {
         let sum = sums.entry(cluster).or_default();
         *sum = (sum.0 + value, sum.1 + 1.0);
     }
-    let sums: Vec<(f64, f64)> = sums.into_values().collect();
+    Ok(sums.into_values().collect())
+}
+
+/// The percentile interval of the mean over all values at [`LEVEL`], from [`RESAMPLES`] resamples of whole
+/// clusters, each given by the sum and the number of its values.
+fn bootstrap(sums: &[(f64, f64)], seed: u64) -> (f64, f64) {
     let mut rng = rng::stream(seed, "bootstrap", 0);
     let mut means: Vec<f64> = (0..RESAMPLES)
         .map(|_| {
@@ -90,11 +95,7 @@ pub fn bootstrap(values: &[f64], clusters: &[String], seed: u64) -> Result<(f64,
         .collect();
     means.sort_by(f64::total_cmp);
     let tail = (1.0 - LEVEL) / 2.0;
-    Ok((
-        quantile(&means, tail),
-        quantile(&means, 1.0 - tail),
-        sums.len(),
-    ))
+    (quantile(&means, tail), quantile(&means, 1.0 - tail))
 }
 
 /// The quantile of ascending values, linear between neighbours (definition 7 of Hyndman and Fan, as in
@@ -239,6 +240,12 @@ mod tests {
         assert!(holm(&[]).is_empty());
     }
 
+    fn interval(values: &[f64], clusters: &[String], seed: u64) -> (f64, f64, usize) {
+        let sums = by_cluster(values, clusters).unwrap();
+        let (low, high) = bootstrap(&sums, seed);
+        (low, high, sums.len())
+    }
+
     fn names(count: usize, each: usize) -> Vec<String> {
         (0..count).map(|i| (i / each).to_string()).collect()
     }
@@ -247,7 +254,7 @@ mod tests {
     fn the_interval_is_that_of_the_normal_distribution_for_many_values() {
         let mut rng = rng::stream(1, "test", 0);
         let values: Vec<f64> = (0..2000).map(|_| rng.random_range(-1.0..1.0)).collect();
-        let (low, high, clusters) = bootstrap(&values, &names(2000, 1), 3).unwrap();
+        let (low, high, clusters) = interval(&values, &names(2000, 1), 3);
         assert_eq!(clusters, 2000);
         // A uniform value between -1 and 1 has a deviation of 1 / sqrt(3).
         let half = 1.96 / (3.0f64 * 2000.0).sqrt();
@@ -256,7 +263,7 @@ mod tests {
             "{low} {high}"
         );
         assert!(((low + high) / 2.0 - mean(&values)).abs() < 0.1 * half);
-        assert_eq!(bootstrap(&values, &names(2000, 1), 3).unwrap().0, low);
+        assert_eq!(interval(&values, &names(2000, 1), 3).0, low);
     }
 
     #[test]
@@ -264,10 +271,9 @@ mod tests {
         // Ten equal images in each cluster tell no more than one of each.
         let of_each: Vec<f64> = (0..40).map(|i| f64::from(i % 7)).collect();
         let repeated: Vec<f64> = (0..400).map(|i| of_each[i / 10]).collect();
-        let (low, high, _) = bootstrap(&of_each, &names(40, 1), 5).unwrap();
-        let (clustered_low, clustered_high, clusters) =
-            bootstrap(&repeated, &names(400, 10), 5).unwrap();
-        let (alone_low, alone_high, _) = bootstrap(&repeated, &names(400, 1), 5).unwrap();
+        let (low, high, _) = interval(&of_each, &names(40, 1), 5);
+        let (clustered_low, clustered_high, clusters) = interval(&repeated, &names(400, 10), 5);
+        let (alone_low, alone_high, _) = interval(&repeated, &names(400, 1), 5);
         assert_eq!(clusters, 40);
         let (wide, narrow) = (clustered_high - clustered_low, alone_high - alone_low);
         assert!((wide - (high - low)).abs() < 0.15 * wide, "{wide}");
@@ -284,6 +290,9 @@ mod tests {
         assert!((found.difference - 0.10145).abs() < 1e-9);
         assert!(found.low > 0.1 && found.high < 0.103);
         assert!(found.p.unwrap() < 1e-6);
+        // Images of one video are one observation to the test as well.
+        let videos = Comparison::of(&pairs, &names(30, 10), 0).unwrap();
+        assert_eq!((videos.clusters, videos.p), (3, Some(0.25)));
         assert!(Comparison::of(&[], &[], 0).is_err());
         assert!(Comparison::of(&[(f64::NAN, 0.0)], &names(1, 1), 0).is_err());
         assert!(Comparison::of(&pairs, &names(3, 1), 0).is_err());

@@ -147,7 +147,7 @@ fn text(rows: &[Row], metric: &str) -> String {
         format!(
             "\nDifferences from the first arm over {} test images in {} independent groups, each image the \
              mean of its trainings; interval of {RESAMPLES} resamples of whole groups; p of the Wilcoxon \
-             signed-rank test over images.",
+             signed-rank test over the means of groups.",
             found.images, found.clusters
         )
     });
