@@ -1,7 +1,7 @@
 //! Reads finished runs: their arms, the trainings of each, and the scores of every test image.
 
 use crate::layout;
-use diffaug::{Error, Result, ResultExt, error::ErrorKind, files};
+use diffaug::{Error, Result, ResultExt, error::ErrorKind, files, metrics};
 use serde::Deserialize;
 use serde_json::Value;
 use std::{
@@ -196,17 +196,19 @@ fn read_scores(path: &Path) -> Result<BTreeMap<String, Scores>> {
     let text = files::read_text(path, MOST_BYTES)?;
     let mut reader = csv::Reader::from_reader(text.as_bytes());
     let header = reader.headers().or_error(ErrorKind::Data, failed)?.clone();
+    let figures = metrics::Scores::default().named().map(|(name, _)| name);
     let mut images = BTreeMap::new();
     for row in reader.records() {
         let row = row.or_error(ErrorKind::Data, failed)?;
         let mut id = None;
         let mut scores = Scores::default();
-        for (name, cell) in header.iter().zip(&row) {
-            match (name, cell.parse::<f64>()) {
-                ("id", _) => id = Some(cell.to_owned()),
-                ("group", _) => cell.clone_into(&mut scores.group),
-                (_, Ok(value)) if value.is_finite() => {
-                    scores.figures.insert(name.to_owned(), value);
+        for (place, (name, cell)) in header.iter().zip(&row).enumerate() {
+            match (place, name, cell.parse::<f64>()) {
+                (0, "id", _) => id = Some(cell.to_owned()),
+                (1, "group", _) => cell.clone_into(&mut scores.group),
+                // Behind the figures stand facts of images, which may have any name.
+                (_, _, Ok(value)) if figures.contains(&name) && value.is_finite() => {
+                    scores.figures.entry(name.to_owned()).or_insert(value);
                 }
                 _ => {}
             }
@@ -218,4 +220,36 @@ fn read_scores(path: &Path) -> Result<BTreeMap<String, Scores>> {
         }
     }
     Ok(images)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<BTreeMap<String, Scores>> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("per_image.csv");
+        fs::write(&path, text).unwrap();
+        read_scores(&path)
+    }
+
+    #[test]
+    fn facts_that_are_called_like_figures_are_none() {
+        let images = read("id,dice,iou,dice,group,redness\na,0.5,,0.9,7,3\n").unwrap();
+        let scores = &images["a"];
+        assert_eq!(scores.figures, [("dice".to_owned(), 0.5)].into());
+        assert_eq!(scores.group, "");
+        let images = read("id,group,dice,iou,group\na,video 1,0.5,0.4,other\n").unwrap();
+        assert_eq!(images["a"].group, "video 1");
+    }
+
+    #[test]
+    fn a_file_of_scores_names_every_image_once() {
+        let error = read("id,dice\na,0.5\na,0.6\n").unwrap_err();
+        assert!(error.message.contains("names `a` twice"), "{error}");
+        let error = read("dice\n0.5\n").unwrap_err();
+        assert!(error.message.contains("no column `id`"), "{error}");
+        assert!(read("id,dice\na,0.5,1\n").is_err());
+    }
 }
