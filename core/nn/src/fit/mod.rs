@@ -45,7 +45,7 @@ use serde_json::{Value, json};
 use state::Report;
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 /// The configuration in a run's folder.
@@ -140,6 +140,8 @@ pub fn fit<L: Learner>(
     }
     claim(out, &config)?;
     if let Some(report) = finished(out, learner.metric())? {
+        // The run may have been killed after its report was written.
+        drop_checkpoint(settings, out)?;
         return Ok(report);
     }
     settings.check_total(samples.len() as u64)?;
@@ -208,7 +210,12 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     weights::write_atomically(path, format!("{text}\n").as_bytes())
 }
 
-fn remove(path: PathBuf) -> Result<()> {
+/// Removes the checkpoint of a finished run, unless it is to be kept.
+fn drop_checkpoint(settings: &Settings, out: &Path) -> Result<()> {
+    if settings.keep_last {
+        return Ok(());
+    }
+    let path = out.join(LAST);
     match fs::remove_file(&path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error)
             .or_error(ErrorKind::Data, || {

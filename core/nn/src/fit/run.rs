@@ -412,9 +412,7 @@ impl<'a, 'r, L: Learner> Run<'a, 'r, L> {
             evaluations: self.state.evaluations,
         };
         write_json(&self.out.join(super::REPORT), &report)?;
-        if !self.settings.keep_last {
-            super::remove(self.out.join(LAST))?;
-        }
+        super::drop_checkpoint(self.settings, self.out)?;
         Ok(report.summary(self.learner.metric()))
     }
 }

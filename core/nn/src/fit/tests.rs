@@ -13,9 +13,12 @@ use diffaug::{
     prelude::RVec,
     stage::{Progress, Silent, with_reporter},
 };
-use std::sync::{
-    Mutex,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    path::PathBuf,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// Samples whose brightness tells their index; every epoch is a little brighter.
@@ -255,6 +258,23 @@ fn a_finished_run_is_not_trained_again() {
     assert_eq!(first, second);
     assert_eq!(before, files(folder.path()));
     assert!(line.batches.lock().unwrap().is_empty());
+}
+
+#[test]
+fn killed_after_its_report_it_ends_with_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    train(&Line::new(), &settings(), folder.path(), &Silent).unwrap();
+    let whole = files(folder.path());
+    fs::write(folder.path().join(LAST), "the checkpoint").unwrap();
+    let keeping = Settings {
+        keep_last: true,
+        ..settings()
+    };
+    for (settings, kept) in [(keeping, true), (settings(), false)] {
+        train(&Line::new(), &settings, folder.path(), &Silent).unwrap();
+        assert_eq!(folder.path().join(LAST).exists(), kept);
+    }
+    assert_eq!(files(folder.path()), whole);
 }
 
 #[test]
