@@ -23,6 +23,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::{
+    collections::HashSet,
     fs,
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -457,9 +458,16 @@ pub(crate) fn collect(train: &BoxDataset, out: &Path, reporter: &Reporter<'_>) -
     if out.join(INDEX).is_file() {
         match read_index(out) {
             Ok(index) if index.train == train_digest => return Ok(index.donors.len() as u64),
-            Ok(index) => discard(out, &index)?,
+            Ok(_) => {
+                tracing::info!(folder = %out.display(), "another training set: donors are collected anew");
+            }
             Err(error) => tracing::warn!("{error}; it is made anew"),
         }
+        // Gone before its donors are: a crash leaves nothing that looks whole.
+        let index = out.join(INDEX);
+        fs::remove_file(&index).or_error(ErrorKind::Data, || {
+            format!("cannot remove `{}`", index.display())
+        })?;
     }
     for folder in ["images", "masks"] {
         let folder = out.join(folder);
@@ -482,6 +490,7 @@ pub(crate) fn collect(train: &BoxDataset, out: &Path, reporter: &Reporter<'_>) -
         )));
     }
     let count = donors.len() as u64;
+    remove_strays(out, &donors)?;
     write_index(
         out,
         &Index {
@@ -537,21 +546,23 @@ fn keep(
     Ok(kept)
 }
 
-/// Removes what another training set left: the index first, so that a crash leaves nothing that
-/// looks whole.
-fn discard(out: &Path, index: &Index) -> Result<()> {
-    tracing::info!(folder = %out.display(), "another training set: donors are collected anew");
-    let remove = |path: PathBuf| match fs::remove_file(&path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e)
-            .or_error(ErrorKind::Data, || {
-                format!("cannot remove `{}`", path.display())
-            }),
-        _ => Ok(()),
+/// Removes donors that the index does not name: those of another training set, also where it was
+/// left half collected.
+fn remove_strays(out: &Path, donors: &[Facts]) -> Result<()> {
+    let kept: HashSet<String> = donors.iter().map(|d| format!("{}.png", d.id)).collect();
+    let cannot = |path: &Path| {
+        format!(
+            "cannot remove what is left of other donors in `{}`",
+            path.display()
+        )
     };
-    remove(out.join(INDEX))?;
-    for facts in &index.donors {
-        for folder in ["images", "masks"] {
-            remove(out.join(folder).join(format!("{}.png", facts.id)))?;
+    for folder in ["images", "masks"].map(|name| out.join(name)) {
+        for entry in fs::read_dir(&folder).or_error(ErrorKind::Data, || cannot(&folder))? {
+            let entry = entry.or_error(ErrorKind::Data, || cannot(&folder))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.ends_with(".png") && !kept.contains(&name) {
+                fs::remove_file(entry.path()).or_error(ErrorKind::Data, || cannot(&folder))?;
+            }
         }
     }
     Ok(())

@@ -286,6 +286,13 @@ fn fit_leaves_the_same_bytes_and_does_no_work_twice() {
     let report = fit(tissue(3), folder.path()).unwrap();
     assert_eq!(report.score, 2.0);
     assert_eq!(files(folder.path()).len(), 5);
+
+    // Also where the first was cut short.
+    let small = files(folder.path());
+    fit(tissue(5), folder.path()).unwrap();
+    fs::remove_file(folder.path().join("donors.json")).unwrap();
+    fit(tissue(3), folder.path()).unwrap();
+    assert_eq!(files(folder.path()), small);
 }
 
 #[test]

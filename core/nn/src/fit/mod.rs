@@ -43,10 +43,7 @@ use run::Run;
 use serde::Serialize;
 use serde_json::{Value, json};
 use state::Report;
-use std::{
-    fs,
-    path::Path,
-};
+use std::{fs, path::Path};
 
 /// The configuration in a run's folder.
 pub const CONFIG: &str = "config.json";
