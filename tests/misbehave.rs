@@ -222,7 +222,9 @@ fn events_of_a_library_arrive() {
     let sandbox = sandbox();
     let said = |flag: &str| {
         let folder = format!("runs/x{flag}");
-        let args = format!("run m.toml --set validator.mode=log --set output={folder} {flag}");
+        let args = format!(
+            "run m.toml --set validator.mode=log --set output={folder} --set store={folder} {flag}"
+        );
         let stderr = sandbox.run(&args).ok().stderr;
         let texts = [
             "an error",

@@ -160,10 +160,104 @@ fn a_run_in_steps_is_the_run_in_one() {
 #[test]
 fn a_folder_belongs_to_one_manifest() {
     let sandbox = tiny();
-    sandbox.run("train generator m.toml -q").ok();
+    sandbox.run("train segmenter m.toml -q").ok();
     sandbox
         .run("run m.toml --set segmenter.epochs=3")
         .refused("was begun with `manifest.segmenter.epochs` = 4, now it is 3");
+    // What was not begun may still be chosen.
+    let other = "run m.toml -q --set synthesis.ratio=0.5";
+    sandbox.run(other).ok();
+    sandbox
+        .run("run m.toml -q")
+        .refused("was begun with `manifest.synthesis.ratio` = 0.5, now it is 1.0");
+}
+
+#[test]
+fn more_trainings_of_a_finished_run_are_all_that_is_done() {
+    let sandbox = tiny();
+    sandbox.run("run m.toml -q").ok();
+    let before = sandbox.files("runs/tiny", &TIMES);
+    let again = sandbox.run("run m.toml --set evaluate.runs=2").ok();
+    let trained: Vec<&str> = again
+        .stderr
+        .lines()
+        .filter(|line| line.starts_with("training") || line.starts_with("painting"))
+        .collect();
+    assert_eq!(trained.len(), 2, "{again}");
+    assert!(
+        trained.iter().all(|line| line.contains("seed 1")),
+        "{again}"
+    );
+    let after = sandbox.files("runs/tiny", &TIMES);
+    for (name, bytes) in before {
+        let of_all = ["lock.json", "manifest.toml", "result.json"];
+        assert!(
+            of_all.contains(&name.as_str()) || after[&name] == bytes,
+            "{name}"
+        );
+    }
+    let arms = sandbox.read_json("runs/tiny/result.json")["arms"].clone();
+    assert_eq!(arms[1]["runs"].as_array().unwrap().len(), 2);
+    // It is the run that would have been made at once.
+    let whole = tiny();
+    whole.run("run m.toml -q --set evaluate.runs=2").ok();
+    assert_same(&whole.files("runs/tiny", &TIMES), &after);
+}
+
+#[test]
+fn runs_share_what_they_have_in_common() {
+    let sandbox = tiny();
+    sandbox.run("run m.toml -q").ok();
+    let other = "run m.toml --set output=runs/other --set synthesis.ratio=0.5";
+    let output = sandbox.run(other).ok();
+    let again = ["fitting generator", "training", "on real images"];
+    for line in output.stderr.lines() {
+        let shared = again.iter().any(|start| line.contains(start)) && !line.contains("augmented");
+        assert!(!shared || line.contains("done before"), "{output}");
+    }
+    // The same as without anything to share.
+    let alone = tiny();
+    alone.run(&format!("{other} -q")).ok();
+    assert_same(
+        &alone.files("runs/other", &TIMES),
+        &sandbox.files("runs/other", &TIMES),
+    );
+    // A run of its own, from what the store has alone.
+    fs::remove_dir_all(sandbox.path("runs/tiny")).unwrap();
+    let output = sandbox.run("run m.toml").ok();
+    for line in output.stderr.lines() {
+        let works = ["fitting", "training", "painting", "testing"];
+        let works = works.iter().any(|start| line.starts_with(start));
+        assert!(!works || line.contains("done before"), "{output}");
+    }
+    let whole = tiny();
+    whole.run("run m.toml -q").ok();
+    assert_same(
+        &whole.files("runs/tiny", &TIMES),
+        &sandbox.files("runs/tiny", &TIMES),
+    );
+}
+
+#[test]
+fn a_damaged_result_of_the_store_is_made_anew() {
+    let sandbox = tiny();
+    sandbox.run("run m.toml -q").ok();
+    let whole = sandbox.files("runs/tiny", &TIMES);
+    let steps = sandbox.path("runs/.steps");
+    for name in sandbox.files("runs/.steps", &[]).keys() {
+        if name.ends_with(".safetensors") || name.ends_with(".png") {
+            // Not in place, which would change the run's own file too.
+            fs::remove_file(steps.join(name)).unwrap();
+            fs::write(steps.join(name), "").unwrap();
+        }
+    }
+    fs::remove_dir_all(sandbox.path("runs/tiny")).unwrap();
+    let output = sandbox.run("run m.toml").ok();
+    assert!(
+        output.stderr.contains("is damaged and made anew"),
+        "{output}"
+    );
+    assert_same(&whole, &sandbox.files("runs/tiny", &TIMES));
 }
 
 #[test]

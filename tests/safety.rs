@@ -244,6 +244,7 @@ fn a_journal_that_is_gone_is_told() {
     let sandbox = sandbox();
     sandbox.run("run m.toml -q --set synthesis.batch=2").ok();
     fs::remove_file(sandbox.path("runs/m/synthetic.json")).unwrap();
+    fs::remove_dir_all(sandbox.path("runs/.steps")).unwrap();
     let output = sandbox.run("run m.toml --set synthesis.batch=2").ok();
     assert!(
         output
@@ -348,11 +349,22 @@ fn files_behind_options_belong_to_a_run() {
     ] {
         // Of equal length.
         sandbox.write(name, "two");
+        // As if it had been begun with them.
+        let begun = match field {
+            "synthesis.external" => "runs/tiny/synthetic",
+            _ => "runs/tiny/generator",
+        };
+        fs::create_dir(sandbox.path(begun)).unwrap();
         let sentence = format!("was begun with `files.{field}` = ");
         sandbox.run(args).refused(&sentence);
+        fs::remove_dir(sandbox.path(begun)).unwrap();
+        sandbox.run(args).ok();
+        let now = sandbox.read_json("runs/tiny/lock.json");
+        assert_ne!(now["files"][field], lock["files"][field]);
+        assert_eq!(now["steps"]["segmenter"], lock["steps"]["segmenter"]);
         sandbox.write(name, "one");
+        sandbox.run(args).ok();
     }
-    sandbox.run(args).ok();
 }
 
 /// A cache with the model `org/tiny`, whose branch `main` is at a commit of that digit.
@@ -607,23 +619,24 @@ fn a_full_disk_ends_the_run_and_the_next_goes_on() {
 fn a_disk_that_fails_ends_the_run_and_the_next_goes_on() {
     let whole = sandbox();
     whole.run("run m.toml -q").ok();
+    let whole = whole.files("runs/m", &["log.jsonl"]);
     let cut = with_broken_disk();
     let mut failed = 0;
-    // Each start goes on where the one before it ended, and comes to other calls.
-    for at in (0..12).chain([15, 20, 30]) {
-        let mut command = cut.command("run m.toml -q");
+    for at in 0..24 {
+        let args = format!("run m.toml -q --set output=cut-{at}/m");
+        let mut command = cut.command(&args);
         command.env("LD_PRELOAD", cut.path("disk.so"));
         command.env("FAIL_AT", at.to_string());
         let output = cut.finish(command);
+        // What is kept for other runs may fail without harm to this one.
         if output.code != Some(0) {
             output.refused("Input/output error");
             failed += 1;
         }
+        cut.run(&args).ok();
+        assert_same(&whole, &cut.files(&format!("cut-{at}/m"), &["log.jsonl"]));
     }
     assert!(failed > 5, "only {failed} starts failed");
-    cut.run("run m.toml -q").ok();
-    let times = ["log.jsonl"];
-    assert_same(&whole.files("runs/m", &times), &cut.files("runs/m", &times));
 }
 
 #[test]

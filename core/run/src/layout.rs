@@ -81,6 +81,9 @@ pub fn image(index: u64) -> String {
     format!("{index:06}.png")
 }
 
+/// The file of the scores of every test image.
+pub const PER_IMAGE: &str = "per_image.csv";
+
 /// The folder of an arm.
 pub fn arm(name: &str) -> String {
     format!("{EVALUATE}/{name}")
@@ -117,6 +120,6 @@ impl Training {
 
     /// The scores of every test image.
     pub fn per_image(&self) -> String {
-        format!("{}/per_image.csv", self.0)
+        format!("{}/{PER_IMAGE}", self.0)
     }
 }

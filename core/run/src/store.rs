@@ -11,31 +11,37 @@
 //! A folder is a run folder if it is empty or has the `lock.json` of a run; nothing is written into
 //! any other.
 
-use crate::{
-    fingerprint::{self, Step},
-    layout::{IMAGES, LOCK, LOG, MANIFEST, MASKS, PAINTED, TRAINED},
-};
+mod folder;
+
+pub use folder::Folder;
+
+use crate::layout::{IMAGES, LOCK, LOG, MANIFEST, MASKS, PAINTED, TRAINED};
 use diffaug::{
     Error, Result, ResultExt,
     error::ErrorKind,
-    files::{self, is_partial, write_atomic},
+    files::{self, is_partial},
 };
-use serde::{Serialize, de::DeserializeOwned};
-use serde_json::{Map, Value, json};
+use folder::{FILES, MOST_JSON};
+use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     fs::{self, File, TryLockError},
     io::{self, BufRead, Read},
-    path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    ops::Deref,
+    path::Path,
 };
 
-/// Most bytes of a JSON file in a run folder; the ids of a large dataset take some megabytes.
-const MOST_JSON: u64 = 1 << 30;
-/// Where a marker keeps the hashes of what it vouches for.
-const FILES: &str = "files";
 /// Fields of `lock.json` that older runs do not have, and that say nothing against them.
-const LATER: [&str; 1] = [FILES];
+const LATER: [&str; 2] = [FILES, STEPS];
+/// Where `lock.json` keeps the keys of the steps.
+pub const STEPS: &str = "steps";
+/// What may differ in `lock.json` without another step being begun otherwise.
+const HARMLESS: [&str; 4] = [
+    "/steps",
+    "/manifest/name",
+    "/manifest/evaluate/runs",
+    "/manifest/evaluate/baseline",
+];
 /// The field of `lock.json` that is filled while the run goes on.
 const HUB: &str = "hub";
 /// Set where a file system knows no locks and the user knows that nobody else works there.
@@ -46,11 +52,17 @@ const WRITTEN: [&str; 4] = [".json", ".jsonl", ".safetensors", ".txt"];
 
 /// An open run folder; no other process has it open.
 pub struct Store {
-    root: PathBuf,
+    folder: Folder,
     /// Held for its lock, which the system releases whenever the process ends.
     _lock: File,
-    /// Fingerprints that were taken in this process, of what does not change any more.
-    known: Mutex<BTreeMap<String, Value>>,
+}
+
+impl Deref for Store {
+    type Target = Folder;
+
+    fn deref(&self) -> &Folder {
+        &self.folder
+    }
 }
 
 impl Store {
@@ -81,177 +93,94 @@ impl Store {
             refuse_lock(root, error, std::env::var_os(NO_LOCK).is_some())?;
         }
         let store = Store {
-            root: root.to_owned(),
+            folder: Folder::new(root),
             _lock: log.try_clone()?,
-            known: Mutex::default(),
         };
         Ok((store, log))
-    }
-
-    /// The folder.
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-
-    /// A path below the folder.
-    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
-        self.root.join(name)
-    }
-
-    /// Writes a text file whole.
-    pub fn write(&self, name: impl AsRef<Path>, text: &str) -> Result<()> {
-        write_atomic(&self.path(name), text.as_bytes())
-    }
-
-    /// Writes a value as JSON.
-    pub fn write_json(&self, name: impl AsRef<Path>, value: &impl Serialize) -> Result<()> {
-        self.write(name, &(serde_json::to_string_pretty(value)? + "\n"))
-    }
-
-    /// Reads a value that [`Store::write_json`] wrote; `None` where there is no such file.
-    pub fn read_json<T: DeserializeOwned>(&self, name: impl AsRef<Path>) -> Result<Option<T>> {
-        let path = self.path(name);
-        match path.symlink_metadata() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            _ => {}
-        }
-        let damaged = || {
-            let shown = path.display();
-            format!("`{shown}` is damaged; remove it to make it anew")
-        };
-        let text = files::read_text(&path, MOST_JSON).or_error(ErrorKind::Data, damaged)?;
-        serde_json::from_str(&text)
-            .map(Some)
-            .or_error(ErrorKind::Data, damaged)
-    }
-
-    /// Writes a marker: `value`, and that `done` (files or folders below the run folder) are what
-    /// they are now. Those are flushed to the disk first.
-    ///
-    /// # Errors
-    /// When something cannot be read or written.
-    pub fn write_marker(&self, name: &str, value: &impl Serialize, done: &[&str]) -> Result<()> {
-        let mut value = serde_json::to_value(value)?;
-        if let Value::Object(fields) = &mut value {
-            let mut hashes = Map::new();
-            for name in done {
-                let path = self.path(name);
-                let failed = || format!("cannot flush `{}` to the disk", path.display());
-                if path.is_dir() {
-                    files::sync_tree(&path).or_error(ErrorKind::Data, failed)?;
-                }
-                files::sync_folder(files::parent(&path)).or_error(ErrorKind::Data, failed)?;
-                if path.exists() {
-                    hashes.insert((*name).to_owned(), self.fingerprint(name)?);
-                }
-            }
-            fields.insert(FILES.to_owned(), Value::Object(hashes));
-        }
-        self.write_json(name, &value)
-    }
-
-    /// Reads what [`Store::write_marker`] wrote; `None` where there is no such marker.
-    ///
-    /// # Errors
-    /// When it is damaged, or something that it vouches for is not what it was.
-    pub fn read_marker<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
-        let Some(mut value) = self.read_json::<Value>(name)? else {
-            return Ok(None);
-        };
-        let done = value.as_object_mut().and_then(|v| v.remove(FILES));
-        if let Some(Value::Object(done)) = done {
-            for (what, hash) in &done {
-                self.vouch(name, what, hash)?;
-            }
-        }
-        serde_json::from_value(value)
-            .map(Some)
-            .or_error(ErrorKind::Data, || {
-                let shown = self.path(name).display().to_string();
-                format!("`{shown}` is damaged; remove it to make it anew")
-            })
-    }
-
-    fn vouch(&self, marker: &str, what: &str, hash: &Value) -> Result<()> {
-        let path = self.path(what);
-        let found = match path.exists() {
-            true => self.fingerprint(what)?,
-            false => Value::Null,
-        };
-        if found == *hash {
-            return Ok(());
-        }
-        let how = match (found, fingerprint::first_empty(&path)) {
-            (Value::Null, _) => "is gone".to_owned(),
-            (_, Some(empty)) if empty == path => "is empty".to_owned(),
-            (_, Some(empty)) => format!("is damaged (`{}` is empty)", empty.display()),
-            _ => "is not what it was".to_owned(),
-        };
-        Err(self.broken(marker, &path, &how))
-    }
-
-    /// The error that `path`, which `marker` vouches for, is not what it was.
-    pub fn broken(&self, marker: &str, path: &Path, how: &str) -> Error {
-        Error::data(format!(
-            "`{}` {how} since `{marker}` was written: put it back, or remove it and `{}` to make it \
-             anew",
-            path.display(),
-            self.path(marker).display()
-        ))
-    }
-
-    /// The fingerprint of a file or folder below the run folder that does not change any more.
-    pub fn fingerprint(&self, name: &str) -> Result<Value> {
-        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = known().get(name) {
-            return Ok(found.clone());
-        }
-        let found = fingerprint::of(&self.path(name), &Step::none())?;
-        known().insert(name.to_owned(), found.clone());
-        Ok(found)
     }
 
     /// Writes `lock.json`, or compares with the one that is there; then removes what a killed run
     /// left half-written.
     ///
+    /// A run may be taken up with another manifest as long as every step that was begun stays what it is:
+    /// with more trainings, say.
+    ///
     /// # Errors
-    /// When the run was begun with something else; the message names the first difference.
+    /// When a step was begun that depends on something else now; the message names the first difference.
     pub fn lock(&self, manifest: &str, lock: &Value) -> Result<()> {
-        match self.read_json::<Value>(LOCK)? {
-            None => self.write_json(LOCK, lock)?,
-            Some(old) => self.compare(old, lock.clone())?,
+        let old = self.read_json::<Value>(LOCK)?;
+        let new = match &old {
+            None => lock.clone(),
+            Some(old) => self.continued(old, lock)?,
+        };
+        let changed = old.as_ref() != Some(&new);
+        if changed {
+            self.write_json(LOCK, &new)?;
         }
         // It may be edited by the user, who then has it, or have been lost with an old run.
         let path = self.path(MANIFEST);
-        if path.symlink_metadata().map_or(0, |m| m.len()) == 0 {
+        if changed || path.symlink_metadata().map_or(0, |m| m.len()) == 0 {
             self.write(MANIFEST, manifest)?;
         }
-        sweep(&self.root).or_error(ErrorKind::Data, || {
-            format!("cannot clear up `{}`", self.root.display())
+        sweep(self.root()).or_error(ErrorKind::Data, || {
+            format!("cannot clear up `{}`", self.root().display())
         })
     }
 
-    fn compare(&self, mut old: Value, mut new: Value) -> Result<()> {
-        if let (Some(old), Some(new)) = (old.as_object_mut(), new.as_object_mut()) {
-            old.remove(HUB);
-            for field in LATER {
-                if !old.contains_key(field) {
-                    new.remove(field);
+    /// The lock of a run that was begun with `old` and goes on with `new`.
+    fn continued(&self, old: &Value, new: &Value) -> Result<Value> {
+        let mut lock = new.clone();
+        if let Some(hub) = old.get(HUB) {
+            lock[HUB] = hub.clone();
+        }
+        let Some(steps) = old.get(STEPS).and_then(Value::as_object) else {
+            // Written before runs had steps: nothing may differ.
+            return match first_difference(old, new) {
+                None => Ok(lock),
+                Some(found) => Err(self.begun_otherwise(found)),
+            };
+        };
+        for (place, key) in steps {
+            if !self.path(place).exists() {
+                continue;
+            }
+            match new[STEPS].get(place) {
+                Some(ours) if ours == key => {}
+                Some(ours) => {
+                    let step = || {
+                        (
+                            format!("{STEPS}.{place}"),
+                            key.to_string(),
+                            ours.to_string(),
+                        )
+                    };
+                    return Err(
+                        self.begun_otherwise(first_difference(old, new).unwrap_or_else(step))
+                    );
                 }
+                // No longer wanted, but there.
+                None => lock[STEPS][place] = key.clone(),
             }
         }
-        match difference("", &old, &new) {
-            Some(found) => Err(self.begun_otherwise(found)),
-            None => Ok(()),
-        }
+        Ok(lock)
     }
 
     fn begun_otherwise(&self, (field, was, is): (String, String, String)) -> Error {
         Error::config(format!(
             "run folder `{}` was begun with `{field}` = {was}, now it is {is}: choose another \
              `output` (`--set output=…`) or remove the folder",
-            self.root.display()
+            self.root().display()
         ))
+    }
+
+    /// The models of a hub that the run has, with their commits, by the options that name them.
+    ///
+    /// # Errors
+    /// When `lock.json` cannot be read.
+    pub fn pins(&self) -> Result<BTreeMap<String, String>> {
+        let lock: Value = self.read_json(LOCK)?.unwrap_or_default();
+        let hub = lock.get(HUB).cloned().unwrap_or_else(|| json!({}));
+        Ok(serde_json::from_value(hub)?)
     }
 
     /// Notes in `lock.json` that the model of a hub behind the option `field` is `commit`, or
@@ -404,6 +333,32 @@ fn knows_no_locks(error: &io::Error) -> bool {
         }
     }
     error.kind() == io::ErrorKind::Unsupported
+}
+
+/// The first difference between two locks that a step may depend on.
+fn first_difference(old: &Value, new: &Value) -> Option<(String, String, String)> {
+    let (mut old, mut new) = (old.clone(), new.clone());
+    if let (Some(old), Some(new)) = (old.as_object_mut(), new.as_object_mut()) {
+        old.remove(HUB);
+        new.remove(HUB);
+        for field in LATER {
+            if !old.contains_key(field) {
+                new.remove(field);
+            }
+        }
+    }
+    for pointer in HARMLESS {
+        for lock in [&mut old, &mut new] {
+            lock.pointer_mut(pointer).map(Value::take);
+        }
+    }
+    // Causes before what follows from them.
+    let fields = ["diffaug", "manifest", "files", "weights"];
+    let first = fields.iter().find_map(|field| {
+        let of = |lock: &Value| lock.get(*field).cloned().unwrap_or_default();
+        difference(field, &of(&old), &of(&new))
+    });
+    first.or_else(|| difference("", &old, &new))
 }
 
 /// The first field in which two values differ, with both.

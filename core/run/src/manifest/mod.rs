@@ -30,6 +30,10 @@ pub struct Manifest {
     // Not part of the resolved manifest: the folder that holds it is the answer.
     #[serde(default, skip_serializing)]
     pub output: Option<PathBuf>,
+    /// The folder that keeps the results of finished steps in `.steps`, so that other runs need not make
+    /// them again; by default the folder in which the run folder lies.
+    #[serde(default, skip_serializing)]
+    pub store: Option<PathBuf>,
     /// Plugin libraries to load. They are programs: load only what you trust.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub libraries: Vec<Library>,
@@ -324,9 +328,22 @@ impl Manifest {
         }
     }
 
+    /// The folder that keeps results of steps for other runs.
+    pub fn store(&self) -> PathBuf {
+        match &self.store {
+            Some(store) => store.clone(),
+            None => files::parent(&self.output()).to_owned(),
+        }
+    }
+
     /// Whether anything is painted; otherwise only the baseline is trained.
     pub fn paints(&self) -> bool {
         self.synthesis.ratio > 0.0
+    }
+
+    /// Whether lesions of training images are painted away.
+    pub fn clears(&self) -> bool {
+        self.synthesis.background == Background::PseudoNormal
     }
 
     /// The segmenter that is trained on the result.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use std::path::PathBuf;
 
 /// A lock as a run writes it.
 fn lock(seed: u64) -> Value {

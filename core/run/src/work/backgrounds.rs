@@ -10,6 +10,7 @@
 
 use super::{
     candidates::{Cleared, lesions},
+    once::{Leaves, Steps},
     overlap::StopFlag,
     painting::{self, Interrupt, Stages, healthy},
     placing::{grown, only},
@@ -20,6 +21,7 @@ use crate::{
     journal::{Entry, Journal, Line},
     layout,
     manifest::Synthesis,
+    results::Part,
     session::{Session, Step},
     store::Store,
 };
@@ -122,14 +124,20 @@ impl Clearing<'_> {
     ///
     /// # Errors
     /// When a stage fails, the user stops the run, or what was made is no longer what it was.
-    pub fn run(&self, stages: &Stages) -> Result<(Backgrounds, Cleared)> {
-        let found = match self.store.read_marker::<Found>(layout::CLEARING)? {
-            Some(found) => {
-                self.journal().remove();
-                found
-            }
-            None => self.make(stages)?,
+    pub fn run(&self, steps: &Steps<'_>, stages: &Stages) -> Result<(Backgrounds, Cleared)> {
+        let leaves = Leaves {
+            place: layout::BACKGROUNDS,
+            marker: layout::CLEARING,
+            parts: &[Part {
+                name: layout::IMAGES,
+                place: layout::CLEARED,
+                listed: None,
+            }],
+            vouched: &[layout::CLEARED],
         };
+        let found = steps.once(&leaves, "painting lesions away", || self.make(stages))?;
+        // What it says stands in the list by now.
+        self.journal().remove();
         let verdicts = found.verdicts.into_iter();
         let cleared = verdicts
             .filter_map(|verdict| Some((verdict.index, self.store.path(verdict.file_name?))));
@@ -166,9 +174,6 @@ impl Clearing<'_> {
             limit: LIMIT,
             verdicts,
         };
-        self.store
-            .write_marker(layout::CLEARING, &found, &[layout::CLEARED])?;
-        journal.remove();
         step.finish(&format!("{cleared} of {images} images are clear"));
         Ok(found)
     }

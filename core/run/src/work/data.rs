@@ -207,8 +207,8 @@ impl Data {
         )))
     }
 
-    /// SHA-256 over ids, images and masks as the run works with them, so that a resumed run notices
-    /// a changed file. Reads everything once, which also fills the cache.
+    /// SHA-256 over classes, ids, groups, images, masks and facts as the run works with them, so that a
+    /// resumed run notices a changed file. Reads everything once, which also fills the cache.
     ///
     /// # Errors
     /// When a sample cannot be read, or a class of the dataset occurs in none.
@@ -224,12 +224,17 @@ impl Data {
             .map(|index| {
                 let sample = self.prepared.sample(index)?;
                 seen.add(sample.mask.labels());
-                let digest = digest(&sample);
+                let digest = digest(&sample, &self.items[index as usize].group);
                 progress(1 + done.fetch_add(1, Ordering::Relaxed), total)?;
                 Ok(digest)
             })
             .collect();
         let mut hash = Sha256::new();
+        for class in &self.info.classes {
+            hash.update([class.label, u8::from(class.target)]);
+            hash.update(class.name.as_bytes());
+            hash.update([0]);
+        }
         for digest in digests {
             hash.update(digest?);
         }
@@ -291,9 +296,16 @@ fn is_framed(mask: MaskRef<'_>) -> bool {
     f64::from(covered) > MOST * f64::from(all)
 }
 
-fn digest(sample: &Sample) -> [u8; 32] {
+fn digest(sample: &Sample, group: &str) -> [u8; 32] {
     let mut hash = Sha256::new();
-    hash.update(sample.id.as_bytes());
+    for text in [&sample.id, group] {
+        hash.update(text);
+        hash.update([0]);
+    }
+    for fact in sample.attributes.iter() {
+        // Measures may differ in their last digits between processors.
+        hash.update(format!("{}={:.3e}{}\0", fact.name, fact.number, fact.text));
+    }
     for side in [sample.image.width(), sample.image.height()] {
         hash.update(side.to_le_bytes());
     }

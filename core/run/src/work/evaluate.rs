@@ -2,17 +2,16 @@
 
 use super::{
     data::Data,
-    fit::{Fit, fit},
+    once::{Fit, Leaves, Steps},
     scoring::{self, Figures, GroupReport, Report, Scored},
     wire::Wire,
 };
 use crate::{
     failure::Failure,
     layout,
-    manifest::{Manifest, Resolution},
-    session::Session,
+    manifest::{Manifest, Resolution, StageTable},
+    results::Part,
     slots::{DOWNSTREAM, SEGMENTER},
-    store::Store,
 };
 use diffaug::{
     BoxSegmenter, Dataset, Error, ImageRef, Result, Sample, Segmentation, Segmenter,
@@ -59,10 +58,8 @@ pub struct Arm {
 pub struct Evaluation<'a> {
     /// Builds segmenters.
     pub wire: &'a Wire<'a>,
-    /// Who follows the run.
-    pub session: &'a Session<'a>,
-    /// The run folder.
-    pub store: &'a Store,
+    /// Does each training and each scoring once.
+    pub steps: &'a Steps<'a>,
     /// The dataset.
     pub data: &'a Data,
     /// The accepted images, if any.
@@ -129,76 +126,97 @@ impl Evaluation<'_> {
         };
         let seed = manifest.seed + run;
         let files = layout::Training::new(arm, seed);
-        if let Some(done) = self.store.read_marker(&files.scores())? {
+        let csv = files.per_image();
+        let (scores, fit, weights) = (files.scores(), files.fit(), files.weights());
+        let part = Part {
+            name: layout::PER_IMAGE,
+            place: &csv,
+            listed: None,
+        };
+        let leaves = Leaves {
+            place: &scores,
+            marker: &scores,
+            parts: &[part],
+            vouched: &[&csv, &fit, &weights],
+        };
+        if let Some(done) = self.steps.finished(&leaves)? {
             return Ok(done);
         }
-        let shared = (arm == "real" && run == 0 && *table == manifest.segmenter)
-            .then_some(self.gate.as_ref())
-            .flatten();
-        let (trained, weights) = match shared {
+        let (trained, weights) = match self.shared(arm, run) {
             Some(weights) => {
                 let marker = layout::marker(layout::SEGMENTER);
-                (self.store.read_marker(&marker)?, weights.clone())
+                (self.steps.store.read_marker(&marker)?, weights.clone())
             }
-            None => {
-                let segmenter: BoxSegmenter = self.wire.build(at, table, &table.json(), seed)?;
-                let real = self.data.train()?;
-                let training = self.data.training(real, more, manifest, seed)?;
-                let validation = self.data.validation()?;
-                let folder = files.weights();
-                let weights = self.store.path(&folder);
-                let label = format!("training {} on {arm} images, seed {seed}", table.name);
-                let trained = fit(
-                    self.store,
-                    (&files.fit(), &folder),
-                    &label,
-                    self.session,
-                    |r| {
-                        let out = weights.to_string_lossy();
-                        segmenter.fit(&training, &validation, (&*out).into(), r)
-                    },
-                )
+            None => self.train((at, table), arm, seed, more)?,
+        };
+        let label = format!("testing on {arm} training");
+        self.steps.once(&leaves, &label, || {
+            let options = match &trained {
+                Some(_) => table.with_weights(&weights),
+                None => table.json(),
+            };
+            let segmenter: BoxSegmenter = self.wire.build(at, table, &options, seed)?;
+            let scored = self
+                .test(&segmenter, &label)
                 .map_err(|error| self.wire.place(at, table, error))?;
-                (trained, weights)
-            }
-        };
-        let options = match &trained {
-            Some(_) => table.with_weights(&weights),
-            None => table.json(),
-        };
-        let segmenter: BoxSegmenter = self.wire.build(at, table, &options, seed)?;
-        let scored = self
-            .test(&segmenter, arm)
+            scoring::write_csv(&self.steps.store.path(&csv), &scored)?;
+            Ok(Trained {
+                seed,
+                fit: trained,
+                report: scoring::report(&scored),
+            })
+        })
+    }
+
+    /// The weights of the validator's segmenter, where it is the training that is asked for.
+    fn shared(&self, arm: &str, run: u64) -> Option<&PathBuf> {
+        let manifest = self.manifest();
+        let alike = arm == "real" && run == 0 && *manifest.downstream() == manifest.segmenter;
+        self.gate.as_ref().filter(|_| alike)
+    }
+
+    /// A training of an arm, and where it left its weights.
+    fn train(
+        &self,
+        (at, table): (&str, &StageTable),
+        arm: &str,
+        seed: u64,
+        more: Option<Shared>,
+    ) -> Result<(Option<Fit>, PathBuf), Failure> {
+        let segmenter: BoxSegmenter = self.wire.build(at, table, &table.json(), seed)?;
+        let real = self.data.train()?;
+        let training = self.data.training(real, more, self.manifest(), seed)?;
+        let validation = self.data.validation()?;
+        let files = layout::Training::new(arm, seed);
+        let folder = files.weights();
+        let weights = self.steps.store.path(&folder);
+        let label = format!("training {} on {arm} images, seed {seed}", table.name);
+        let trained = self
+            .steps
+            .fit((&files.fit(), &folder), &label, |reporter| {
+                let out = weights.to_string_lossy();
+                segmenter.fit(&training, &validation, (&*out).into(), reporter)
+            })
             .map_err(|error| self.wire.place(at, table, error))?;
-        let csv = files.per_image();
-        scoring::write_csv(&self.store.path(&csv), &scored)?;
-        let done = Trained {
-            seed,
-            fit: trained,
-            report: scoring::report(&scored),
-        };
-        let vouched = [&csv, &files.fit(), &files.weights()];
-        self.store
-            .write_marker(&files.scores(), &done, &vouched.map(String::as_str))?;
-        Ok(done)
+        Ok((trained, weights))
     }
 
     /// Segments and compares every test image.
-    fn test(&self, segmenter: &BoxSegmenter, arm: &str) -> Result<Vec<Scored>> {
+    fn test(&self, segmenter: &BoxSegmenter, label: &str) -> Result<Vec<Scored>> {
         let native = self.manifest().evaluate.resolution == Resolution::Native;
         let test = self.data.test(native)?;
         let targets = self.data.targets();
         let items = test.items()?;
         let total = items.len() as u64;
-        let step = self.session.begin(&format!("testing on {arm} training"));
+        let step = self.steps.session.begin(label);
         let mut scored = Vec::new();
         for start in (0..total).step_by(BATCH) {
-            self.session.check_stopped()?;
+            self.steps.session.check_stopped()?;
             let end = (start + BATCH as u64).min(total);
             let samples: Vec<Sample> = (start..end)
                 .map(|index| self.test_sample(&test, index, native))
                 .collect::<Result<_>>()?;
-            let found = self.session.stage(|| segment(segmenter, &samples))?;
+            let found = self.steps.session.stage(|| segment(segmenter, &samples))?;
             let items = &items[start as usize..end as usize];
             for ((sample, found), item) in samples.into_iter().zip(found).zip(items) {
                 let mut one = scoring::score(

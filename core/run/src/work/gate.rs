@@ -3,13 +3,10 @@
 
 use super::{
     data::Data,
-    fit::{Fit, fit},
+    once::{Fit, Steps},
     wire::Wire,
 };
-use crate::{
-    failure::Failure, layout, manifest::StageTable, session::Session, slots::SEGMENTER,
-    store::Store,
-};
+use crate::{failure::Failure, layout, manifest::StageTable, slots::SEGMENTER};
 use diffaug::{BoxSegmenter, Dataset, Error, Item, Result, Segmenter, rng, view::Shared};
 use rand::RngExt;
 use std::{
@@ -122,14 +119,12 @@ impl Default for Gate {
 pub struct Training<'a, 'w> {
     /// Builds segmenters.
     pub wire: &'a Wire<'w>,
-    /// The run folder.
-    pub store: &'a Store,
+    /// Does each training once.
+    pub steps: &'a Steps<'a>,
     /// The dataset.
     pub data: &'a Data,
     /// How many the validator asks.
     pub members: u32,
-    /// Who follows the run.
-    pub session: &'a Session<'a>,
 }
 
 impl Training<'_, '_> {
@@ -162,7 +157,7 @@ impl Training<'_, '_> {
             for (member, name) in (0..self.members).zip(names.by_ref()) {
                 let (segmenter, trained) = self.one(&name, part.clone(), member)?;
                 if name == layout::SEGMENTER && trained.is_some() {
-                    gate.weights = Some(self.store.path(&name));
+                    gate.weights = Some(self.steps.store.path(&name));
                 }
                 gate.first = gate.first.or(trained);
                 gate.members[fold].push(segmenter);
@@ -186,23 +181,19 @@ impl Training<'_, '_> {
         }
         let training = self.data.training(part, None, manifest, seed)?;
         let validation = self.data.validation()?;
-        let out = self.store.path(name);
+        let out = self.steps.store.path(name);
         let label = match name {
             layout::SEGMENTER => format!("training {} for the validator", table.name),
             name => format!("training {} for the validator ({name})", table.name),
         };
         let marker = layout::marker(name);
-        let trained = fit(
-            self.store,
-            (&marker, name),
-            &label,
-            self.session,
-            |reporter| {
+        let trained = self
+            .steps
+            .fit((&marker, name), &label, |reporter| {
                 let out = out.to_string_lossy();
                 segmenter.fit(&training, &validation, (&*out).into(), reporter)
-            },
-        )
-        .map_err(|error| self.wire.place(SEGMENTER, table, error))?;
+            })
+            .map_err(|error| self.wire.place(SEGMENTER, table, error))?;
         if trained.is_none() {
             return Ok((segmenter, None));
         }

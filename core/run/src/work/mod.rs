@@ -10,9 +10,9 @@ mod batch;
 mod candidates;
 mod data;
 mod evaluate;
-mod fit;
 pub mod gate;
 mod judging;
+mod once;
 mod outside;
 mod overlap;
 mod painting;
@@ -31,26 +31,28 @@ use crate::{
     layout,
     manifest::{Background, Document, Manifest, StageTable},
     registry::Registry,
+    results::Results,
     session::Session,
-    slots::{DATASET, DOWNSTREAM, GENERATOR, PROMPTS, SEGMENTER, START, VALIDATOR},
+    slots::{self, DATASET, DOWNSTREAM, GENERATOR, PROMPTS, SEGMENTER, START, VALIDATOR},
+    steps::{Known, Plan},
     store::Store,
 };
 use backgrounds::Clearing;
 use candidates::{Candidates, Cleared};
 use data::{Data, Examined};
 use diffaug::{
-    BoxDataset, BoxGenerator, BoxPromptBank, BoxValidator, Error, ErrorKind, Generator, Result,
-    Validator, files, human_bytes, image::ReadOptions, pairs,
+    BoxDataset, BoxGenerator, BoxPromptBank, BoxValidator, Error, ErrorKind, Generator, Reporter,
+    Result, Validator, files, human_bytes, image::ReadOptions, pairs,
 };
 use evaluate::{Arm, Evaluation};
-use fit::{Fit, fit};
 use gate::{Gate, Training};
+use once::{Fit, Steps};
 use overlap::StopFlag;
 use painting::Stages;
 use record::Summary;
 use serde_json::{Value, json};
 use sizes::Quota;
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 use synthesis::Synthesis;
 use wire::Wire;
 
@@ -94,6 +96,8 @@ struct Painters {
 struct Run<'a> {
     wire: Wire<'a>,
     store: Store,
+    results: Results,
+    plan: Plan,
     data: Data,
     session: &'a Session<'a>,
 }
@@ -213,14 +217,16 @@ pub fn run(
         version = env!("CARGO_PKG_VERSION"),
         "run"
     );
-    let run = Run {
+    let mut run = Run {
         wire,
         store,
+        results: Results::of(&manifest.store()),
+        plan: Plan::default(),
         data,
         session,
     };
     let start = std::time::Instant::now();
-    run.lock()?;
+    run.lock(goal)?;
     let outcome = run.go(goal)?;
     tracing::info!(
         seconds = start.elapsed().as_secs_f64(),
@@ -235,8 +241,8 @@ impl Run<'_> {
         self.wire.manifest
     }
 
-    /// Writes down what this run is made of, or refuses to go on with something else.
-    fn lock(&self) -> Result<(), Failure> {
+    /// Plans the steps and writes down what this run is made of, or refuses to go on with something else.
+    fn lock(&mut self, goal: Goal) -> Result<(), Failure> {
         let manifest = self.manifest();
         let step = self.session.begin("reading the dataset");
         let read = |done, total| {
@@ -254,18 +260,36 @@ impl Run<'_> {
         let split = &self.data.split;
         let stop = || self.session.check_stopped();
         let step = Step::new(&stop);
+        let dataset = json!({
+            "name": self.data.info.name.as_str(),
+            "samples": train + validation + test,
+            "sha256": fingerprint,
+        });
+        let plugins = self.wire.plugins()?;
+        let split_hash = split.sha256();
+        let weights = outside::weights(&self.wire, &step)?;
+        let files = outside::files(&self.wire, &step)?;
+        let known = Known {
+            dataset: &dataset,
+            split: &split_hash,
+            plugins: &plugins,
+            weights: &weights,
+            files: &files,
+            judges: match goal == Goal::Scores && !manifest.paints() {
+                true => None,
+                false => Some(self.validator()?.1),
+            },
+        };
+        let plan = Plan::new(manifest, &known);
         let lock = json!({
             "diffaug": env!("CARGO_PKG_VERSION"),
             "manifest": manifest,
-            "plugins": self.wire.plugins()?,
-            "dataset": {
-                "name": self.data.info.name.as_str(),
-                "samples": train + validation + test,
-                "sha256": fingerprint,
-            },
-            "split": { "name": split.name, "sha256": split.sha256() },
-            "weights": outside::weights(&self.wire, &step)?,
-            "files": outside::files(&self.wire, &step)?,
+            "plugins": plugins,
+            "dataset": dataset,
+            "split": { "name": split.name, "sha256": split_hash },
+            "weights": weights,
+            "files": files,
+            "steps": plan.keys(),
         });
         let toml = toml::to_string_pretty(&manifest).map_err(Error::internal)?;
         self.store.lock(&toml, &lock)?;
@@ -274,7 +298,28 @@ impl Run<'_> {
         if !same.is_ok_and(|same| same.as_ref() == Some(split)) {
             self.store.write_json(layout::SPLIT, split)?;
         }
+        self.plan = plan;
         Ok(())
+    }
+
+    /// The validator, and how many segmenters it asks.
+    fn validator(&self) -> Result<(BoxValidator, u32), Failure> {
+        let table = &self.manifest().validator;
+        let validator: BoxValidator = self.build(VALIDATOR, table)?;
+        let asked = validator
+            .segmenters()
+            .map_err(|e| self.wire.place(VALIDATOR, table, e))?;
+        Ok((validator, asked))
+    }
+
+    /// The models of a hub that this run uses, or would use where it has not begun with them.
+    fn pins(&self) -> Result<BTreeMap<String, String>> {
+        let mut pins = BTreeMap::new();
+        for (slot, table) in slots::of_run(self.manifest()) {
+            pins.extend(outside::hub_models(slot.at, table, &[]));
+        }
+        pins.extend(self.store.pins()?);
+        Ok(pins)
     }
 
     /// Notes which models of a hub the stage of table `at` has, or compares with what was noted.
@@ -286,6 +331,14 @@ impl Run<'_> {
     }
 
     fn go(&self, goal: Goal) -> Result<Outcome, Failure> {
+        let pins = || self.pins();
+        let steps = &Steps {
+            store: &self.store,
+            results: &self.results,
+            plan: &self.plan,
+            pins: &pins,
+            session: self.session,
+        };
         let mut outcome = Outcome {
             folder: self.store.root().to_owned(),
             result: None,
@@ -296,7 +349,7 @@ impl Run<'_> {
         match (goal, self.manifest().paints()) {
             (Goal::Scores, false) => {
                 // The baseline alone: nobody has to be trained to paint or to judge.
-                self.score(&mut outcome, None, None)?;
+                self.score(steps, &mut outcome, None, None)?;
                 return Ok(outcome);
             }
             (Goal::Synthesis, false) => {
@@ -306,16 +359,12 @@ impl Run<'_> {
             }
             _ => {}
         }
-        let table = &self.manifest().validator;
-        let validator: BoxValidator = self.build(VALIDATOR, table)?;
-        let asked = validator
-            .segmenters()
-            .map_err(|e| self.wire.place(VALIDATOR, table, e))?;
+        let (validator, asked) = self.validator()?;
         if goal == Goal::Segmenter {
-            outcome.fit = self.gate(asked.max(1))?.first;
+            outcome.fit = self.gate(steps, asked.max(1))?.first;
             return Ok(outcome);
         }
-        if asked == 0 && self.clears() {
+        if asked == 0 && self.manifest().clears() {
             let error = Error::config(format!(
                 "the validator `{}` asks no segmenter, which would have to confirm that a lesion was \
                  painted away: choose another validator or background",
@@ -324,12 +373,12 @@ impl Run<'_> {
             let error = error.at("synthesis.background");
             return Err(self.wire.document.failure("", error));
         }
-        let painters = self.painters()?;
+        let painters = self.painters(steps)?;
         if goal == Goal::Generator {
             outcome.fit = painters.fitted;
             return Ok(outcome);
         }
-        let gate = self.gate(asked)?;
+        let gate = self.gate(steps, asked)?;
         self.pin(SEGMENTER, &self.manifest().segmenter, &["base"])?;
         let weights = gate.weights.clone();
         let stages = Stages {
@@ -339,10 +388,10 @@ impl Run<'_> {
             validator,
             gate,
         };
-        let (summary, synthetic) = self.synthesise(&stages)?;
+        let (summary, synthetic) = self.synthesise(steps, &stages)?;
         outcome.summary = Some(summary);
         if goal == Goal::Scores {
-            self.score(&mut outcome, synthetic, weights)?;
+            self.score(steps, &mut outcome, synthetic, weights)?;
         }
         Ok(outcome)
     }
@@ -351,14 +400,14 @@ impl Run<'_> {
     /// `gate` is where the validator's segmenter left its weights.
     fn score(
         &self,
+        steps: &Steps<'_>,
         outcome: &mut Outcome,
         synthetic: Option<diffaug::view::Shared>,
         gate: Option<PathBuf>,
     ) -> Result<(), Failure> {
         let evaluation = Evaluation {
             wire: &self.wire,
-            session: self.session,
-            store: &self.store,
+            steps,
             data: &self.data,
             synthetic,
             gate,
@@ -378,21 +427,16 @@ impl Run<'_> {
             .build(at, table, &table.json(), self.manifest().seed)
     }
 
-    /// Whether lesions of training images are painted away.
-    fn clears(&self) -> bool {
-        self.manifest().synthesis.background == Background::PseudoNormal
-    }
-
     /// Everything that paints.
-    fn painters(&self) -> Result<Painters, Failure> {
+    fn painters(&self, steps: &Steps<'_>) -> Result<Painters, Failure> {
         let m = self.manifest();
         let bank: BoxPromptBank = self.build(PROMPTS, &m.prompts)?;
         let start = match &m.synthesis.start {
-            Some(table) => Some(self.painter((START, table), layout::START, &bank)?.0),
+            Some(table) => Some(self.painter(steps, (START, table), layout::START, &bank)?.0),
             None => None,
         };
         let (generator, fitted) =
-            self.painter((GENERATOR, &m.generator), layout::GENERATOR, &bank)?;
+            self.painter(steps, (GENERATOR, &m.generator), layout::GENERATOR, &bank)?;
         Ok(Painters {
             bank,
             start,
@@ -404,6 +448,7 @@ impl Run<'_> {
     /// The generator of table `at`, fitted in `folder` where it can be.
     fn painter(
         &self,
+        steps: &Steps<'_>,
         (at, table): (&str, &StageTable),
         folder: &str,
         bank: &BoxPromptBank,
@@ -426,11 +471,13 @@ impl Run<'_> {
         let marker = (layout::marker(folder), folder);
         let trains = !self.store.path(&marker.0).exists();
         let marker = (marker.0.as_str(), marker.1);
-        let fitted = fit(&self.store, marker, &label, self.session, |reporter| {
+        let work = |reporter: &Reporter<'_>| {
             let out = out.to_string_lossy();
             generator.fit(&training, &validation, bank, (&*out).into(), reporter)
-        })
-        .map_err(|error| self.wire.place(at, table, error));
+        };
+        let fitted = steps
+            .fit(marker, &label, work)
+            .map_err(|error| self.wire.place(at, table, error));
         let stopped = |failure: &Failure| failure.error.kind == ErrorKind::Cancelled;
         if trains && fitted.as_ref().err().is_none_or(stopped) {
             // What it was trained from is looked up by the training alone.
@@ -451,7 +498,7 @@ impl Run<'_> {
     fn check_healthy(&self, generator: &BoxGenerator) -> Result<(), Failure> {
         let m = self.manifest();
         let field = match m.synthesis.decoys {
-            _ if self.clears() => "synthesis.background",
+            _ if self.manifest().clears() => "synthesis.background",
             0 => return Ok(()),
             _ => "synthesis.decoys",
         };
@@ -469,28 +516,30 @@ impl Run<'_> {
     }
 
     /// The segmenters that the validator asks.
-    fn gate(&self, members: u32) -> Result<Gate, Failure> {
+    fn gate(&self, steps: &Steps<'_>, members: u32) -> Result<Gate, Failure> {
         if members == 0 {
             return Ok(Gate::default());
         }
         let training = Training {
             wire: &self.wire,
-            store: &self.store,
+            steps,
             data: &self.data,
             members,
-            session: self.session,
         };
         training.run()
     }
 
     fn synthesise(
         &self,
+        steps: &Steps<'_>,
         stages: &Stages,
     ) -> Result<(Summary, Option<diffaug::view::Shared>), Failure> {
         let m = self.manifest();
         let reading = ReadOptions::from(&self.wire.context(m.seed));
-        let (backgrounds, cleared) = match self.clears() {
-            true => self.cleared(stages).map(|(all, each)| (Some(all), each))?,
+        let (backgrounds, cleared) = match self.manifest().clears() {
+            true => self
+                .cleared(steps, stages)
+                .map(|(all, each)| (Some(all), each))?,
             false => Default::default(),
         };
         let candidates = Candidates::new(
@@ -518,31 +567,41 @@ impl Run<'_> {
             validation: &validation,
             backgrounds,
         };
-        let summary = match synthesis.finished()? {
-            Some(summary) => summary,
-            None => synthesis.run(stages)?,
-        };
-        if !sheet::is_drawn(&self.store) {
+        let draw = || -> Result<(), Failure> {
             let shown = synthesis.examples(sheet::SHOWN.0, sheet::SHOWN.1)?;
             let targets = self.data.targets();
             let stop = StopFlag::new(self.session);
-            self.session.stage(|| {
+            let options = &m.synthesis;
+            let draw = || {
                 sheet::draw(
                     &self.store,
                     shown,
                     &candidates,
                     stages,
                     &targets,
-                    &m.synthesis,
+                    options,
                     &stop,
                 )
-            })?;
+            };
+            Ok(self.session.stage(draw)?)
+        };
+        let summary = synthesis.once(steps, || {
+            let summary = synthesis.run(stages)?;
+            draw()?;
+            Ok(summary)
+        })?;
+        if !sheet::is_drawn(&self.store) {
+            draw()?;
         }
         Ok((summary, synthesis.dataset(reading.max_pixels)?))
     }
 
     /// Training images with their lesions painted away.
-    fn cleared(&self, stages: &Stages) -> Result<(record::Backgrounds, Cleared), Failure> {
+    fn cleared(
+        &self,
+        steps: &Steps<'_>,
+        stages: &Stages,
+    ) -> Result<(record::Backgrounds, Cleared), Failure> {
         let info = &self.data.info;
         let target = info.classes.iter().find(|class| class.target);
         let clearing = Clearing {
@@ -554,7 +613,7 @@ impl Run<'_> {
             targets: &self.data.targets(),
             target_name: target.map_or("", |class| class.name.as_str()),
         };
-        Ok(clearing.run(stages)?)
+        Ok(clearing.run(steps, stages)?)
     }
 
     /// Hashes of the weights that this run trained.

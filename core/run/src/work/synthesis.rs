@@ -9,6 +9,7 @@ use super::{
     batch::{Batch, Done, Judged, Shift, truncate_at_quota},
     candidates::{Candidate, Candidates, Skipped},
     judging,
+    once::{Leaves, Steps},
     overlap::{self, StopFlag},
     painting::{self, How, Stages},
     pools,
@@ -20,6 +21,7 @@ use crate::{
     journal::{Contents, Entry, Journal, Left, Line},
     layout,
     manifest::Manifest,
+    results::Part,
     session::Session,
     store::Store,
 };
@@ -62,44 +64,54 @@ pub struct Synthesis<'a> {
 }
 
 impl Synthesis<'_> {
-    /// The summary of a finished synthesis.
+    /// The summary, made by `work` unless this or another run did that before.
     ///
     /// # Errors
-    /// When it is damaged, or what was painted is no longer what it was.
-    pub fn finished(&self) -> Result<Option<Summary>> {
-        let Some(summary) = self.store.read_marker(layout::SYNTHESIS)? else {
-            return Ok(None);
-        };
-        if self.store.path(layout::CHECKSUMS).exists() {
-            self.check_files()?;
+    /// Those of `work`; when the summary is damaged, or what was painted is no longer what it was.
+    pub fn once(
+        &self,
+        steps: &Steps<'_>,
+        work: impl FnOnce() -> Result<Summary, Failure>,
+    ) -> Result<Summary, Failure> {
+        if self.store.path(layout::SYNTHESIS).exists() {
+            self.check()?;
         }
-        // A run that was killed between the marker and this leaves it.
+        let part = |place, listed| Part {
+            name: place,
+            place,
+            listed,
+        };
+        let list = Some(layout::CHECKSUMS);
+        let leaves = Leaves {
+            place: layout::SYNTHETIC,
+            marker: layout::SYNTHESIS,
+            parts: &[
+                part(layout::SYNTHETIC, list),
+                part(layout::REJECTED, list),
+                part(layout::REJECTED_LIST, list),
+                part(layout::CHECKSUMS, None),
+                part(layout::CONTACT_SHEET, None),
+            ],
+            vouched: &[layout::CHECKSUMS],
+        };
+        let summary = steps.once(&leaves, "painting", work)?;
+        // What it says stands in the lists by now.
         self.journal().remove();
-        Ok(Some(summary))
+        Ok(summary)
+    }
+
+    /// Compares everything that was painted with its checksum.
+    fn check(&self) -> Result<()> {
+        if self.store.path(layout::CHECKSUMS).exists()
+            && let Some((path, how)) = self.store.first_broken(layout::CHECKSUMS)?
+        {
+            return Err(self.store.broken(layout::SYNTHESIS, &path, how));
+        }
+        Ok(())
     }
 
     fn journal(&self) -> Journal<'_, Record> {
         Journal::new(self.store, layout::JOURNAL)
-    }
-
-    /// Compares every file with its checksum.
-    fn check_files(&self) -> Result<()> {
-        use rayon::prelude::*;
-        let path = self.store.path(layout::CHECKSUMS);
-        let text = files::read_text(&path, u64::MAX)?;
-        let lines: Vec<(&str, &str)> = text.lines().filter_map(|l| l.split_once("  ")).collect();
-        // The first, whatever the number of threads.
-        let broken = lines.par_iter().find_map_first(|(hash, name)| {
-            let path = self.store.path(name);
-            let how = match hash_file(&path) {
-                Ok(found) if found == *hash => return None,
-                Ok(_) if path.metadata().is_ok_and(|m| m.len() == 0) => "is empty",
-                Ok(_) => "is not what it was",
-                Err(_) => "is gone or cannot be read",
-            };
-            Some(self.store.broken(layout::SYNTHESIS, &path, how))
-        });
-        broken.map_or(Ok(()), Err)
     }
 
     /// Paints and judges until the quota is filled or no candidate is left.
@@ -154,9 +166,6 @@ impl Synthesis<'_> {
             summary.real_acceptance = Some(real);
         }
         self.store.write(layout::CHECKSUMS, &lists)?;
-        self.store
-            .write_marker(layout::SYNTHESIS, &summary, &[layout::CHECKSUMS])?;
-        self.journal().remove();
         Ok(summary)
     }
 
