@@ -239,6 +239,51 @@ fn runs_share_what_they_have_in_common() {
 }
 
 #[test]
+fn results_that_no_run_refers_to_can_be_removed() {
+    let sandbox = tiny();
+    sandbox.run("run m.toml -q").ok();
+    let other = "run m.toml -q --set output=runs/more/other --set store=runs --set seed=1";
+    sandbox.run(other).ok();
+    let listed = sandbox.run("runs --json").ok().json();
+    let runs = listed["runs"].as_array().unwrap();
+    let folders: Vec<&str> = runs.iter().map(|r| r["folder"].as_str().unwrap()).collect();
+    assert_eq!(folders, ["runs/more/other", "runs/tiny"]);
+    assert_eq!(
+        runs[1]["arms"],
+        serde_json::json!([["augmented", 1], ["real", 1]])
+    );
+    // All that is kept are the runs' own files, but for what says of each result what it is.
+    let of_all = runs[1]["bytes"].as_u64().unwrap();
+    assert!(listed["bytes"].as_u64().unwrap() < of_all, "{listed}");
+    let text = sandbox.run("runs").ok();
+    assert!(text.stdout.contains("| runs/tiny       |"), "{text}");
+
+    let none = sandbox.run("prune").ok();
+    assert_eq!(none.stdout.trim(), "every kept result belongs to a run");
+    fs::remove_dir_all(sandbox.path("runs/more")).unwrap();
+    let steps = || fs::read_dir(sandbox.path("runs/.steps")).unwrap().count();
+    let before = steps();
+    let asked = sandbox.run("prune --json").ok().json();
+    let count = asked["unused"].as_array().unwrap().len();
+    assert!(count > 3 && asked["removed"].is_null(), "{asked}");
+    assert!(asked["bytes"].as_u64().unwrap() > 10_000, "{asked}");
+    assert_eq!(steps(), before);
+    let done = sandbox.run("prune --yes").ok();
+    assert!(
+        done.stdout.contains(&format!("removed {count} results")),
+        "{done}"
+    );
+    assert_eq!(steps(), before - count);
+
+    // What the other run has is still there for a third.
+    let output = sandbox.run("run m.toml --set output=runs/third").ok();
+    assert!(!output.stderr.contains("painting: 8"), "{output}");
+    sandbox
+        .run("prune nowhere")
+        .refused("there is no folder `nowhere`");
+}
+
+#[test]
 fn a_damaged_result_of_the_store_is_made_anew() {
     let sandbox = tiny();
     sandbox.run("run m.toml -q").ok();

@@ -99,6 +99,21 @@ pub enum Command {
     Score(ScoreArgs),
     /// Compare arms of finished runs, image by image, with an interval and a test.
     Compare(CompareArgs),
+    /// List the runs of a folder, and what is kept of their steps for others.
+    Runs {
+        /// The folder that runs lie in.
+        #[arg(default_value = "runs")]
+        store: PathBuf,
+    },
+    /// Remove the kept results of steps that no run of a folder refers to.
+    Prune {
+        /// The folder that runs lie in.
+        #[arg(default_value = "runs")]
+        store: PathBuf,
+        /// Remove them; without it they are listed.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Try one stage on one image.
     #[command(subcommand)]
     Try(Try),

@@ -303,7 +303,8 @@ pub fn human(seconds: f64) -> String {
         s if s < 10.0 => format!("{s:.1} s"),
         s if s < 60.0 => format!("{s:.0} s"),
         s if s < 3600.0 => format!("{} min {:02} s", s as u64 / 60, s as u64 % 60),
-        s if s < 1e6 => format!("{} h {:02} min", s as u64 / 3600, s as u64 % 3600 / 60),
+        s if s < 172_800.0 => format!("{} h {:02} min", s as u64 / 3600, s as u64 % 3600 / 60),
+        s if s < 1e8 => format!("{} days", s as u64 / 86_400),
         _ => "long".into(),
     }
 }

@@ -100,6 +100,11 @@ impl Run {
         &self.root
     }
 
+    /// The name of its dataset.
+    pub fn dataset(&self) -> &str {
+        self.lock["dataset"]["name"].as_str().unwrap_or_default()
+    }
+
     /// The names of the arms that have scores.
     ///
     /// # Errors

@@ -71,6 +71,28 @@ impl Results {
         }
     }
 
+    /// The folder of all results.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Removes the result of that key, or what is left of one, in `folder`, unless a process works on it.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn remove(&self, key: &str, folder: &Path) -> Result<bool> {
+        let path = self.root.join(LOCKS).join(key);
+        let failed = || format!("cannot remove `{}`", folder.display());
+        let Some(_lock) = lock(&path).or_error(ErrorKind::Data, failed)? else {
+            return Ok(false);
+        };
+        // First what says that it is whole.
+        remove(&folder.join(ABOUT)).or_error(ErrorKind::Data, failed)?;
+        remove(folder).or_error(ErrorKind::Data, failed)?;
+        remove(&path).or_error(ErrorKind::Data, failed)?;
+        Ok(true)
+    }
+
     /// Whether there is a result of that key.
     pub fn has(&self, key: &str) -> bool {
         self.root.join(key).join(ABOUT).exists()

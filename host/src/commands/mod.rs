@@ -6,6 +6,7 @@ mod convert;
 mod doctor;
 mod plugins;
 mod run;
+mod runs;
 mod schema;
 mod score;
 mod try_stage;
@@ -41,6 +42,8 @@ pub fn dispatch(command: Command, global: &Global, ui: Ui) -> Result<(), Failure
         Command::Sweep(args) => run::sweep(&args, global, ui),
         Command::Score(args) => score::score(&args, ui),
         Command::Compare(args) => compare::compare(&args, ui),
+        Command::Runs { store } => runs::runs(&store, ui),
+        Command::Prune { store, yes } => runs::prune(&store, yes, ui),
         Command::Convert(args) => convert::convert(&args, global, ui),
         Command::Try(what) => try_stage::try_stage(what, global, ui),
         Command::Plugins {
