@@ -239,6 +239,50 @@ fn runs_share_what_they_have_in_common() {
 }
 
 #[test]
+fn another_threshold_paints_nothing_again() {
+    let sandbox = tiny();
+    sandbox.run("run m.toml -q").ok();
+    let list = || {
+        let all = sandbox.files("runs/.steps", &[]);
+        let mut lists = all
+            .iter()
+            .filter(|(name, _)| name.ends_with("/images.sha256"));
+        let (_, text) = lists.next().unwrap();
+        assert!(lists.next().is_none());
+        let text = String::from_utf8(text.clone()).unwrap();
+        text.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let painted = list();
+    let judged = sandbox.read_json("runs/tiny/synthetic.json")["candidates"].clone();
+    assert!(painted.len() as u64 >= judged.as_u64().unwrap());
+    for (name, option) in [
+        ("strict", "validator.threshold=0.1"),
+        ("lax", "validator.use=accept-all"),
+        ("more", "synthesis.ratio=1.5"),
+    ] {
+        let args = format!("generate m.toml -q --set output=runs/{name} --set {option}");
+        sandbox.run(&args).ok();
+        let alone = tiny();
+        alone.run(&args).ok();
+        let folder = format!("runs/{name}");
+        assert_same(
+            &alone.files(&folder, &TIMES),
+            &sandbox.files(&folder, &TIMES),
+        );
+    }
+    let after = list();
+    assert_eq!(after[..painted.len()], painted);
+    // Painted again, an image would be listed twice.
+    let mut names: Vec<&str> = after
+        .iter()
+        .filter_map(|line| line.rsplit(' ').next())
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), after.len());
+}
+
+#[test]
 fn results_that_no_run_refers_to_can_be_removed() {
     let sandbox = tiny();
     sandbox.run("run m.toml -q").ok();

@@ -40,6 +40,8 @@ pub const IMAGES: &str = "images";
 /// Below each of them: the masks of the images, under the same names.
 pub const MASKS: &str = "masks";
 
+/// Every painted image; kept for other runs and not in the run folder.
+pub const POOL: &str = "painted";
 /// What is known of every candidate, while they are painted.
 pub const JOURNAL: &str = "synthetic/journal.jsonl";
 /// The accepted candidates.

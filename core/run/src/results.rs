@@ -31,7 +31,7 @@ pub const ABOUT: &str = "step.json";
 const PATIENCE: Duration = Duration::from_millis(300);
 
 /// What `step.json` holds.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct About {
     /// Version of the program that did the step.
     pub diffaug: String,
@@ -171,6 +171,22 @@ pub struct Taken {
 }
 
 impl Taken {
+    /// The folder of the result.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Begins a result that grows, unless it was begun before. Nothing vouches for its files.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn begin(&self, about: &About) -> Result<()> {
+        match self.is_there() {
+            true => Ok(()),
+            false => Folder::new(&self.folder).write_json(ABOUT, about),
+        }
+    }
+
     /// Whether the store has a result.
     pub fn is_there(&self) -> bool {
         self.folder.join(ABOUT).exists()

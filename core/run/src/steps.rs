@@ -16,6 +16,15 @@ use std::collections::BTreeMap;
 
 /// What tells keys of this layout from those of another.
 const VERSION: u32 = 1;
+/// Options of a synthesis that no painted image depends on.
+const JUDGING: [&str; 6] = [
+    "batch",
+    "folds",
+    "judge_real",
+    "keep_rejected",
+    "quotas",
+    "ratio",
+];
 /// Hexadecimal digits of a key.
 const DIGITS: usize = 32;
 
@@ -122,7 +131,29 @@ impl Planner<'_> {
             let inputs = self.inputs("clear backgrounds", &needs, m.seed);
             needs["backgrounds"] = plan.add(layout::BACKGROUNDS, inputs).into();
         }
+        if m.synthesis.preview.is_none() {
+            plan.add(
+                layout::POOL,
+                self.inputs("paint", &self.pool(&needs), m.seed),
+            );
+        }
         plan.add(layout::SYNTHETIC, self.inputs("synthesise", &needs, m.seed))
+    }
+
+    /// What painted images depend on, of all that synthetic ones do: not how they are judged, nor how many
+    /// are wanted.
+    fn pool(&self, needs: &Value) -> Value {
+        let mut needs = needs.clone();
+        if let Some(fields) = needs.as_object_mut() {
+            fields.remove("validator");
+            fields.remove("judges");
+        }
+        if let Some(options) = needs["synthesis"].as_object_mut() {
+            for name in JUDGING {
+                options.remove(name);
+            }
+        }
+        needs
     }
 
     /// A generator, and the key of its training where it is trained.
@@ -322,6 +353,22 @@ use = "unet"
                 "evaluate/augmented/seed-0/scores.json",
                 "evaluate/real/seed-0/scores.json"
             ]
+        );
+    }
+
+    #[test]
+    fn what_judges_paints_nothing() {
+        let plain = of("", "");
+        let options = "[synthesis]\nratio = 2.0\nkeep_rejected = true\nquotas = true\nfolds = 2";
+        let judged = of("", options);
+        let key = |plan: &Plan| plan.step("painted").unwrap().key.clone();
+        assert_eq!(key(&plain), key(&judged));
+        assert_ne!(key(&plain), key(&of("", "[synthesis]\nvariants = 2")));
+        // What is given up at a preview is not painted.
+        assert!(
+            of("", "[synthesis.preview]\nat = 0.5")
+                .step("painted")
+                .is_none()
         );
     }
 

@@ -4,6 +4,7 @@
 use super::{
     candidates::{Candidate, Skipped},
     painting::{Painted, Stages},
+    pool::Pool,
     record::Record,
     sizes::{self, Filled},
 };
@@ -60,6 +61,8 @@ pub struct Shift<'a> {
     pub filled: &'a Mutex<Filled>,
     /// What paints and judges.
     pub stages: &'a Stages,
+    /// What was painted before.
+    pub pool: Option<&'a Pool>,
     /// Where progress is shown.
     pub step: &'a dyn Step,
 }

@@ -17,6 +17,7 @@ mod outside;
 mod overlap;
 mod painting;
 mod placing;
+mod pool;
 pub mod pools;
 pub mod record;
 pub mod scoring;
@@ -586,7 +587,8 @@ impl Run<'_> {
             Ok(self.session.stage(draw)?)
         };
         let summary = synthesis.once(steps, || {
-            let summary = synthesis.run(stages)?;
+            let pool = steps.pool(reading)?;
+            let summary = synthesis.run(stages, pool.as_ref())?;
             draw()?;
             Ok(summary)
         })?;

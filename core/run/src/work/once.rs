@@ -1,12 +1,14 @@
 //! The steps of a run, each done once, by it or by another run; among them trainings.
 
+use super::pool::Pool;
 use crate::{
+    layout,
     results::{About, Part, Results, Taken},
     session::Session,
     steps::{Plan, Step},
     store::Store,
 };
-use diffaug::{Error, ErrorKind, FitReport, Reporter, Result, with_reporter};
+use diffaug::{Error, ErrorKind, FitReport, Reporter, Result, image::ReadOptions, with_reporter};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{collections::BTreeMap, time::Instant};
 
@@ -116,6 +118,33 @@ impl Steps<'_> {
         }
     }
 
+    /// The painted images of this run's generator, where they can be kept for other runs.
+    ///
+    /// # Errors
+    /// When the user stops the run while another has them.
+    pub fn pool(&self, reading: ReadOptions) -> Result<Option<Pool>> {
+        let Some(step) = self.plan.step(layout::POOL) else {
+            return Ok(None);
+        };
+        let Some(taken) = self.results.take(&step.key, "painting", self.session)? else {
+            return Ok(None);
+        };
+        let about = self.about(step, &())?;
+        Ok(Pool::open(taken, &about, reading)
+            .inspect_err(|error| tracing::warn!("painted images are not kept: {error}"))
+            .ok())
+    }
+
+    fn about(&self, step: &Step, value: &impl Serialize) -> Result<About> {
+        Ok(About {
+            diffaug: env!("CARGO_PKG_VERSION").to_owned(),
+            inputs: step.inputs.clone(),
+            hub: (self.pins)()?,
+            value: serde_json::to_value(value)?,
+            files: BTreeMap::new(),
+        })
+    }
+
     fn work<T: Serialize, E: From<Error>>(
         &self,
         leaves: &Leaves<'_>,
@@ -157,13 +186,7 @@ impl Steps<'_> {
     /// Keeps what was done for other runs. This run has it in any case.
     fn keep(&self, taken: &Taken, step: &Step, leaves: &Leaves<'_>, done: &impl Serialize) {
         let keep = || {
-            let about = About {
-                diffaug: env!("CARGO_PKG_VERSION").to_owned(),
-                inputs: step.inputs.clone(),
-                hub: (self.pins)()?,
-                value: serde_json::to_value(done)?,
-                files: BTreeMap::new(),
-            };
+            let about = self.about(step, done)?;
             taken.keep(about, leaves.parts, self.store)
         };
         if let Err(error) = keep() {

@@ -11,7 +11,8 @@ use super::{
     judging,
     once::{Leaves, Steps},
     overlap::{self, StopFlag},
-    painting::{self, How, Stages},
+    painting::{self, How, Painted, Stages},
+    pool::Pool,
     pools,
     record::{Backgrounds, Record, Summary, Tally},
     sizes::{self, Quota},
@@ -26,7 +27,7 @@ use crate::{
     store::Store,
 };
 use diffaug::{
-    BoxDataset, DatasetInfo, Error, Mask, MaskRef, Result, ResultExt,
+    BoxDataset, DatasetInfo, Error, Image, Mask, MaskRef, Result, ResultExt,
     error::ErrorKind,
     files::{self, WholeFile, hash_file},
     image::{MaskRule, save_gray, save_image},
@@ -118,7 +119,7 @@ impl Synthesis<'_> {
     ///
     /// # Errors
     /// When a stage fails or the user stops the run; everything judged so far is kept.
-    pub fn run(&self, stages: &Stages) -> Result<Summary, Failure> {
+    pub fn run(&self, stages: &Stages, pool: Option<&Pool>) -> Result<Summary, Failure> {
         let batch = u64::from(self.manifest.synthesis.batch);
         let left = self.resume(batch)?;
         let mut done = Done {
@@ -131,6 +132,7 @@ impl Synthesis<'_> {
         let line = Shift {
             filled: &filled,
             stages,
+            pool,
             step: &*step,
         };
         // What was lost was within the quota: it is painted again as it was, whole.
@@ -204,7 +206,7 @@ impl Synthesis<'_> {
                 truncate_at_quota(&mut judged, quota - done.accepted);
             }
             done.add(&judged);
-            timed(&mut keeping, || self.keep(&judged))?;
+            timed(&mut keeping, || self.keep(&judged, shift.pool))?;
             done.show(step, shown);
             Ok(match quota.is_some_and(|quota| done.accepted >= quota) {
                 true => ControlFlow::Break(()),
@@ -251,19 +253,56 @@ impl Synthesis<'_> {
         shift: &Shift<'_>,
         stop: &StopFlag<'_>,
     ) -> Result<Batch> {
-        let stages = shift.stages;
         let drawn: Vec<(u64, Result<Candidate, Skipped>)> = range
             .map(|index| {
-                let drawn = self.candidates.get(index, &stages.bank)?;
+                let drawn = self.candidates.get(index, &shift.stages.bank)?;
                 Ok((index, shift.wanted(index, drawn)))
             })
             .collect::<Result<_>>()?;
-        let there = Batch::candidates(&drawn);
-        let how = How::of(&self.manifest.synthesis);
-        let painted = self
-            .session
-            .stage(|| painting::paint(&there, stages, how, stop))?;
+        let painted = self.painted(&drawn, shift, stop)?;
         Ok(Batch { drawn, painted })
+    }
+
+    /// The images of the candidates among `drawn`, painted where the pool does not have them.
+    fn painted(
+        &self,
+        drawn: &[(u64, Result<Candidate, Skipped>)],
+        shift: &Shift<'_>,
+        stop: &StopFlag<'_>,
+    ) -> Result<Vec<Painted>> {
+        let there = drawn
+            .iter()
+            .filter_map(|(i, c)| Some((*i, c.as_ref().ok()?)));
+        let there: Vec<(u64, &Candidate)> = there.collect();
+        let pooled = there.iter().map(|(i, _)| shift.pool?.get(*i));
+        let pooled: Vec<Option<Image>> = pooled.collect();
+        let left = there
+            .iter()
+            .zip(&pooled)
+            .filter(|(_, image)| image.is_none());
+        let left: Vec<(u64, &Candidate)> = left.map(|(candidate, _)| *candidate).collect();
+        let candidates: Vec<&Candidate> = left.iter().map(|(_, candidate)| *candidate).collect();
+        let how = How::of(&self.manifest.synthesis);
+        let fresh = self
+            .session
+            .stage(|| painting::paint(&candidates, shift.stages, how, stop))?;
+        if let Some(pool) = shift.pool {
+            let new = left.iter().zip(&fresh);
+            let new: Vec<(u64, &Image)> = new
+                .filter_map(|((index, _), painted)| Some((*index, painted.image.as_ref()?)))
+                .collect();
+            pool.add(&new);
+        }
+        let mut fresh = fresh.into_iter();
+        let missing = || Error::internal("a candidate that was not painted");
+        let all = pooled.into_iter().map(|pooled| match pooled {
+            Some(image) => Ok(Painted {
+                image: Some(image),
+                seen: None,
+            }),
+            None => fresh.next().ok_or_else(missing),
+        });
+        all.collect()
     }
 
     fn judge(&self, batch: Batch, stages: &Stages, stop: &StopFlag<'_>) -> Result<Vec<Judged>> {
@@ -298,7 +337,7 @@ impl Synthesis<'_> {
     }
 
     /// Saves images, then writes the journal lines that speak of them.
-    fn keep(&self, judged: &[Judged]) -> Result<()> {
+    fn keep(&self, judged: &[Judged], pool: Option<&Pool>) -> Result<()> {
         use rayon::prelude::*;
         let mut folders: BTreeSet<String> = BTreeSet::new();
         for judged in judged.iter().filter(|j| j.images.is_some()) {
@@ -310,7 +349,7 @@ impl Synthesis<'_> {
         }
         let entries: Vec<Entry<Record>> = judged
             .par_iter()
-            .map(|judged| self.save(judged))
+            .map(|judged| self.save(judged, pool))
             .collect::<Result<_>>()?;
         for folder in &folders {
             files::sync_folder(&self.store.path(folder))?;
@@ -319,7 +358,7 @@ impl Synthesis<'_> {
     }
 
     /// Saves the images of a candidate and answers its line.
-    fn save(&self, judged: &Judged) -> Result<Entry<Record>> {
+    fn save(&self, judged: &Judged, pool: Option<&Pool>) -> Result<Entry<Record>> {
         let mut entry = Entry {
             record: judged.record.clone(),
             files: BTreeMap::new(),
@@ -335,7 +374,11 @@ impl Synthesis<'_> {
             entry.files.insert(name, hash_file(&path)?);
             Ok::<_, Error>(())
         };
-        add(layout::IMAGES, &|path| save_image(image.view(), path))?;
+        let index = judged.record.index;
+        add(layout::IMAGES, &|path| match pool {
+            Some(pool) if pool.link(index, path) => Ok(()),
+            _ => save_image(image.view(), path),
+        })?;
         let grey = to_grey(mask.view(), self.info)?;
         add(layout::MASKS, &|path| save_gray(grey.view(), path))?;
         Ok(entry)
