@@ -13,6 +13,8 @@ mod compare;
 mod cuda;
 mod doctor;
 #[cfg(feature = "builtin")]
+mod experiment;
+#[cfg(feature = "builtin")]
 mod facts;
 #[cfg(feature = "builtin")]
 mod gate;

@@ -95,6 +95,8 @@ pub enum Command {
     Sweep(ManifestArgs),
     /// Run what is missing and print the scores.
     Evaluate(ManifestArgs),
+    /// Run every arm of an experiment and print how they differ.
+    Experiment(ExperimentArgs),
     /// Score a folder of predicted masks against a folder of true ones.
     Score(ScoreArgs),
     /// Compare arms of finished runs, image by image, with an interval and a test.
@@ -192,6 +194,24 @@ pub struct ScoreArgs {
     /// Write the figures of each image to this CSV file.
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
+}
+
+/// What to run of an experiment.
+#[derive(Args, Debug)]
+pub struct ExperimentArgs {
+    /// The experiment: a manifest with arms.
+    #[command(flatten)]
+    pub args: ManifestArgs,
+    /// Print the steps, those that are there and those to do, and compute nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// How many processes work at once.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub jobs: u32,
+    /// Do one step of one cell and leave its result in the store: `CELL:generator`, `CELL:segmenter`,
+    /// `CELL:synthetic` or `CELL:seed-N`.
+    #[arg(long, value_name = "STEP", conflicts_with_all = ["dry_run", "jobs"])]
+    pub step: Option<String>,
 }
 
 /// What to compare.

@@ -6,20 +6,20 @@ use diffaug_run::escape;
 use std::{
     fs::File,
     io::{self, Write},
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Mutex, PoisonError},
 };
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{Layer, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-/// The run folder's log, once there is a run.
-static RUN_LOG: OnceLock<Arc<Mutex<File>>> = OnceLock::new();
+/// The log of the folder of the run that is under way, once there is one.
+static RUN_LOG: Mutex<Option<File>> = Mutex::new(None);
 
-/// A clone of the run log, or a sink before there is one.
+/// The run's log, or a sink before there is one.
 struct RunLog;
 
 impl Write for RunLog {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if let Some(Ok(mut file)) = RUN_LOG.get().map(|file| file.lock()) {
+        if let Some(file) = &mut *RUN_LOG.lock().unwrap_or_else(PoisonError::into_inner) {
             let line = String::from_utf8_lossy(bytes);
             file.write_all(escape::json(&line).as_bytes())?;
         }
@@ -98,9 +98,7 @@ pub fn start(ui: &Ui) {
 
 /// Sends events to `file` from now on.
 pub fn to_file(file: File) {
-    if RUN_LOG.set(Arc::new(Mutex::new(file))).is_err() {
-        tracing::debug!("the log file was set before");
-    }
+    *RUN_LOG.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
 }
 
 #[cfg(test)]

@@ -22,6 +22,10 @@ pub const START: &str = "start";
 pub const SEGMENTER: &str = "segmenter";
 /// Folder of the weights of the validator's segmenters, where they are several.
 pub const SEGMENTERS: &str = "segmenters";
+/// The arm that is trained on real images alone.
+pub const REAL: &str = "real";
+/// The arm that is trained on real and synthetic images.
+pub const AUGMENTED: &str = "augmented";
 /// Folder of the arms.
 pub const EVALUATE: &str = "evaluate";
 /// Folders that trainings write to.

@@ -4,6 +4,7 @@
 
 pub mod compare;
 pub mod escape;
+pub mod experiment;
 pub mod failure;
 mod fingerprint;
 mod journal;
@@ -16,6 +17,6 @@ pub mod runs;
 pub mod session;
 pub mod slots;
 pub mod statistics;
-mod steps;
+pub mod steps;
 mod store;
 pub mod work;

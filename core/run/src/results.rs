@@ -37,6 +37,9 @@ pub struct About {
     pub diffaug: String,
     /// What the result depends on.
     pub inputs: Value,
+    /// How long the step took.
+    #[serde(default)]
+    pub seconds: f64,
     /// Models of a hub that were used, with their commits.
     #[serde(default)]
     pub hub: BTreeMap<String, String>,
@@ -360,6 +363,7 @@ mod tests {
         About {
             diffaug: "1".into(),
             inputs: json!({ "step": "fit" }),
+            seconds: 1.0,
             hub: hub.iter().map(pair).collect(),
             value: json!({ "steps": 3 }),
             files: BTreeMap::new(),

@@ -4,13 +4,14 @@ use crate::{
     layout,
     reader::Run,
     results::{ABOUT, About, Results},
+    steps::Step,
     store,
 };
-use diffaug::{Result, ResultExt, error::ErrorKind, files};
+use diffaug::{Result, ResultExt, error::ErrorKind, files, metrics::mean};
 use serde::Serialize;
 use serde_json::Value;
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, Metadata},
     path::{Path, PathBuf},
     time::SystemTime,
@@ -61,6 +62,53 @@ pub struct Held {
     pub bytes: u64,
 }
 
+/// What `store` has of the steps of a plan.
+pub struct Known {
+    results: Results,
+    /// Seconds of a step of each kind, a mean over those that are kept.
+    seconds: BTreeMap<String, f64>,
+}
+
+impl Known {
+    /// What `store` has.
+    ///
+    /// # Errors
+    /// When a folder cannot be read.
+    pub fn of(store: &Path) -> Result<Self> {
+        let results = Results::of(store);
+        let mut all: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        for (_, folder) in entries(&results)? {
+            let Some(about) = about(&folder).filter(|about| about.seconds > 0.0) else {
+                continue;
+            };
+            if let Some(step) = about.inputs["step"].as_str() {
+                all.entry(step.to_owned()).or_default().push(about.seconds);
+            }
+        }
+        let means = all.into_iter();
+        let means = means.filter_map(|(step, seconds)| Some((step, mean(&seconds)?)));
+        Ok(Known {
+            results,
+            seconds: means.collect(),
+        })
+    }
+
+    /// Whether a step is done.
+    pub fn has(&self, step: &Step) -> bool {
+        self.results.has(&step.key)
+    }
+
+    /// How long a step of its kind took before; `None` where none was kept.
+    pub fn seconds(&self, step: &Step) -> Option<f64> {
+        self.seconds.get(step.kind()).copied()
+    }
+}
+
+fn about(folder: &Path) -> Option<About> {
+    let text = files::read_text(&folder.join(ABOUT), u64::MAX).ok()?;
+    serde_json::from_str(&text).ok()
+}
+
 /// The runs of `store` and what is kept for them.
 ///
 /// # Errors
@@ -97,9 +145,7 @@ pub fn unused(store: &Path) -> Result<(Vec<Unused>, u64)> {
         if used.contains(&key) {
             continue;
         }
-        let about = files::read_text(&folder.join(ABOUT), u64::MAX).ok();
-        let about = about.and_then(|text| serde_json::from_str::<About>(&text).ok());
-        let step = about.and_then(|about| Some(about.inputs["step"].as_str()?.to_owned()));
+        let step = about(&folder).and_then(|about| Some(about.inputs["step"].as_str()?.to_owned()));
         unused.push(Unused {
             step: step.unwrap_or_default(),
             made: seconds(&fs::metadata(&folder)?),

@@ -38,6 +38,11 @@ pub struct Step {
 }
 
 impl Step {
+    /// What is done: `fit a generator`, `train a segmenter`, `score`, ….
+    pub fn kind(&self) -> &str {
+        self.inputs["step"].as_str().unwrap_or_default()
+    }
+
     fn new(inputs: Value) -> Self {
         let text = json!([VERSION, &inputs]).to_string();
         let mut key = files::hash(text.as_bytes());
@@ -77,10 +82,10 @@ impl Plan {
             .judges
             .map(|judges| planner.painting(&mut plan, judges));
         if manifest.evaluate.baseline {
-            planner.arm(&mut plan, "real", None);
+            planner.arm(&mut plan, layout::REAL, None);
         }
         if let Some(synthesis) = synthesis.filter(|_| manifest.paints()) {
-            planner.arm(&mut plan, "augmented", Some(&synthesis));
+            planner.arm(&mut plan, layout::AUGMENTED, Some(&synthesis));
         }
         plan
     }
@@ -88,6 +93,13 @@ impl Plan {
     /// The step that leaves `place`.
     pub fn step(&self, place: &str) -> Option<&Step> {
         self.steps.get(place)
+    }
+
+    /// Every step with what it leaves.
+    pub fn steps(&self) -> impl Iterator<Item = (&str, &Step)> {
+        self.steps
+            .iter()
+            .map(|(place, step)| (place.as_str(), step))
     }
 
     /// The keys by what the steps leave, for `lock.json`.
@@ -195,8 +207,7 @@ impl Planner<'_> {
     fn arm(&self, plan: &mut Plan, name: &str, synthetic: Option<&str>) {
         let m = self.manifest;
         let stage = self.stage(DOWNSTREAM, m.downstream());
-        for run in 0..u64::from(m.evaluate.runs) {
-            let seed = m.seed + run;
+        for seed in m.seeds() {
             let files = layout::Training::new(name, seed);
             let inputs = self.training(&stage, seed, Value::Null, synthetic);
             let trained = plan.add(&files.weights(), inputs);

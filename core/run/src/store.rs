@@ -36,10 +36,11 @@ const LATER: [&str; 2] = [FILES, STEPS];
 /// Where `lock.json` keeps the keys of the steps.
 pub const STEPS: &str = "steps";
 /// What may differ in `lock.json` without another step being begun otherwise.
-const HARMLESS: [&str; 4] = [
+const HARMLESS: [&str; 5] = [
     "/steps",
     "/manifest/name",
     "/manifest/evaluate/runs",
+    "/manifest/evaluate/seeds",
     "/manifest/evaluate/baseline",
 ];
 /// The field of `lock.json` that is filled while the run goes on.

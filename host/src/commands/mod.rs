@@ -4,6 +4,7 @@ mod check;
 mod compare;
 mod convert;
 mod doctor;
+mod experiment;
 mod plugins;
 mod run;
 mod runs;
@@ -40,6 +41,7 @@ pub fn dispatch(command: Command, global: &Global, ui: Ui) -> Result<(), Failure
         Command::Train(Train::Segmenter(args)) => run::run(&args, Goal::Segmenter, global, ui),
         Command::Generate(args) => run::run(&args, Goal::Synthesis, global, ui),
         Command::Sweep(args) => run::sweep(&args, global, ui),
+        Command::Experiment(args) => experiment::experiment(&args, global, ui),
         Command::Score(args) => score::score(&args, ui),
         Command::Compare(args) => compare::compare(&args, ui),
         Command::Runs { store } => runs::runs(&store, ui),
@@ -75,11 +77,16 @@ fn open(
 
 /// Reads a manifest with its overrides.
 fn read(args: &ManifestArgs, global: &Global) -> Result<(Manifest, Document), Failure> {
-    let mut overrides = args.set.clone();
-    if let Some(device) = &global.device {
-        overrides.push(format!("device={device}"));
-    }
-    Manifest::read(&args.manifest, &overrides)
+    Manifest::read(&args.manifest, &overrides(args, global))
+}
+
+/// The changes to a manifest from the command line.
+fn overrides(args: &ManifestArgs, global: &Global) -> Vec<String> {
+    let device = global
+        .device
+        .iter()
+        .map(|device| format!("device={device}"));
+    args.set.iter().cloned().chain(device).collect()
 }
 
 /// Loads what a manifest names, and what `device` needs.

@@ -26,10 +26,13 @@ use toml::{
 const MOST_BYTES: u64 = 4 << 20;
 /// How many manifests may be based on each other.
 const MOST_BASES: usize = 32;
+/// The table of an experiment whose keys may be whole paths.
+const MATRIX: &str = "matrix";
 /// How many tables and lists may lie in each other.
 const MOST_LEVELS: usize = 32;
 
 /// A text that values came from.
+#[derive(Clone)]
 struct Source {
     /// How to name it: a path, or `--set`.
     name: String,
@@ -37,7 +40,7 @@ struct Source {
 }
 
 /// Where a value stands.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Origin {
     source: usize,
     key: Range<usize>,
@@ -45,7 +48,7 @@ struct Origin {
 }
 
 /// A manifest as a tree of values that know where they were written.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Document {
     sources: Vec<Source>,
     root: Map<String, Value>,
@@ -175,6 +178,15 @@ impl Document {
         key: Spanned<std::borrow::Cow<'_, str>>,
         value: Spanned<DeValue<'_>>,
     ) -> Result<(), Failure> {
+        // A matrix may write them as texts: each value there is a list of its own.
+        if prefix == MATRIX && key.get_ref().contains('.') {
+            let origin = Origin {
+                source,
+                key: key.span(),
+                value: value.span(),
+            };
+            return self.lay_dotted(key.get_ref(), to_json(value.get_ref()), &origin);
+        }
         // Paths are written with dots, and no field or option has one in its name.
         if key.get_ref().contains('.') {
             let error = Error::config(format!("the key `{}` holds a dot", key.get_ref()));
@@ -208,6 +220,61 @@ impl Document {
             }
         }
         Ok(())
+    }
+
+    /// Lays the list of a matrix, whose key is a whole path.
+    fn lay_dotted(&mut self, key: &str, value: Value, origin: &Origin) -> Result<(), Failure> {
+        let mut at = MATRIX.to_owned();
+        for part in key.split('.') {
+            if part.is_empty() {
+                let error = Error::config(format!("the key `{key}` has an empty part"));
+                return Err(self.draw(error.into(), origin.source, origin.key.clone()));
+            }
+            if !self.table_at(&at).is_some_and(Value::is_object) {
+                self.put(&at, Value::Object(Map::new()), origin.clone());
+            }
+            at = join(&at, part);
+        }
+        self.put(&at, value, origin.clone());
+        Ok(())
+    }
+
+    /// Whether there is something under this key.
+    pub fn has(&self, key: &str) -> bool {
+        self.root.contains_key(key)
+    }
+
+    /// The value at a path.
+    pub fn value(&self, path: &str) -> Option<&Value> {
+        self.table_at(path)
+    }
+
+    /// Takes a key with all that is below it away.
+    pub fn remove(&mut self, key: &str) {
+        self.put(key, Value::Null, Origin::default());
+        self.root.remove(key);
+        self.origins.remove(key);
+    }
+
+    /// Lays `value` over what is at `path`, as a later file would; its places are those of `from` in
+    /// `written`.
+    pub fn overlay(&mut self, path: &str, value: &Value, from: &str, written: &Document) {
+        let origin = written.origin(from);
+        let origin = origin.map_or_else(Origin::default, |(_, origin)| origin.clone());
+        let Value::Object(fields) = value else {
+            self.put(path, value.clone(), origin);
+            return;
+        };
+        let old = self.table_at(path).and_then(Value::as_object);
+        let of = |fields: &Map<String, Value>| fields.get("use").cloned();
+        // Another stage does not know the options of the one it replaces.
+        let replaces = |old: &Map<String, Value>| matches!((of(old), of(fields)), (Some(old), Some(new)) if old != new);
+        if !path.is_empty() && old.is_none_or(replaces) {
+            self.put(path, Value::Object(Map::new()), origin);
+        }
+        for (key, value) in fields {
+            self.overlay(&join(path, key), value, &join(from, key), written);
+        }
     }
 
     fn table_at(&self, path: &str) -> Option<&Value> {

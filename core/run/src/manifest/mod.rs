@@ -12,7 +12,13 @@ use diffaug::{Error, augment::AugmentOptions, files, split::SplitOptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+/// The tables that make a manifest an experiment.
+pub const EXPERIMENT: [&str; 3] = ["experiment", "arms", "matrix"];
 
 /// A run of DiffAug: five stages and how they work together.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -285,6 +291,9 @@ pub struct Evaluate {
     pub segmenter: Option<StageTable>,
     /// How many trainings, with seeds `seed`, `seed + 1`, …; mean and spread are over them.
     pub runs: u32,
+    /// The seeds of the trainings, in place of `runs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seeds: Option<Vec<u64>>,
     /// Whether a segmenter is also trained on the real images alone, for comparison.
     pub baseline: bool,
     /// The size at which masks are compared.
@@ -296,6 +305,7 @@ impl Default for Evaluate {
         Evaluate {
             segmenter: None,
             runs: 1,
+            seeds: None,
             baseline: true,
             resolution: Resolution::Working,
         }
@@ -313,11 +323,26 @@ impl Manifest {
     /// With the place in the file.
     pub fn read(file: &Path, overrides: &[String]) -> Result<(Manifest, Document), Failure> {
         let document = Document::read(file, overrides)?;
+        if let Some(table) = EXPERIMENT.iter().find(|table| document.has(table)) {
+            let shown = file.display();
+            let error = Error::config(format!("`{shown}` is an experiment")).at(table);
+            let failure = document.failure("", error);
+            return Err(failure.hint(format!("`diffaug experiment {shown}` runs it")));
+        }
+        let manifest = Manifest::of(&document)?;
+        Ok((manifest, document))
+    }
+
+    /// The manifest of a document, with what needs no plugin checked.
+    ///
+    /// # Errors
+    /// With the place in the file.
+    pub fn of(document: &Document) -> Result<Manifest, Failure> {
         let manifest: Manifest = document.parse()?;
         manifest
             .validate()
             .map_err(|error| document.failure("", error))?;
-        Ok((manifest, document))
+        Ok(manifest)
     }
 
     /// The run folder.
@@ -349,6 +374,14 @@ impl Manifest {
     /// The segmenter that is trained on the result.
     pub fn downstream(&self) -> &StageTable {
         self.evaluate.segmenter.as_ref().unwrap_or(&self.segmenter)
+    }
+
+    /// The seeds of the trainings that are scored.
+    pub fn seeds(&self) -> Vec<u64> {
+        match &self.evaluate.seeds {
+            Some(seeds) => seeds.clone(),
+            None => (self.seed..self.seed + u64::from(self.evaluate.runs)).collect(),
+        }
     }
 
     /// Working size (width, height), if one is set.
@@ -383,6 +416,12 @@ impl Manifest {
         // The seeds of all trainings are counted up from it.
         if self.seed > u64::MAX / 2 {
             return wrong("seed", "must be below 2^63");
+        }
+        if let Some(seeds) = &self.evaluate.seeds {
+            let distinct: BTreeSet<&u64> = seeds.iter().collect();
+            if seeds.is_empty() || distinct.len() < seeds.len() {
+                return wrong("evaluate.seeds", "must be one or more seeds that differ");
+            }
         }
         if let Some(bits) = images.bits {
             within("images.bits", bits.into(), 8, 16)?;

@@ -81,10 +81,10 @@ impl Evaluation<'_> {
     pub fn run(&self) -> Result<Vec<Arm>, Failure> {
         let mut arms = Vec::new();
         if self.manifest().evaluate.baseline {
-            arms.push(self.arm("real", None)?);
+            arms.push(self.arm(layout::REAL, None)?);
         }
         if let Some(synthetic) = &self.synthetic {
-            arms.push(self.arm("augmented", Some(synthetic.clone()))?);
+            arms.push(self.arm(layout::AUGMENTED, Some(synthetic.clone()))?);
         } else if self.manifest().paints() {
             tracing::warn!("no synthetic image was accepted, so there is nothing to augment with");
         }
@@ -96,8 +96,9 @@ impl Evaluation<'_> {
             Some(more) => more.items()?.len(),
             None => 0,
         };
-        let runs: Vec<Trained> = (0..u64::from(self.manifest().evaluate.runs))
-            .map(|run| self.train_and_score(name, more.clone(), run))
+        let seeds = self.manifest().seeds().into_iter();
+        let runs: Vec<Trained> = seeds
+            .map(|seed| self.train_and_score(name, more.clone(), seed))
             .collect::<Result<_, Failure>>()?;
         let per_image: Vec<&Figures> = runs.iter().map(|r| &r.report.per_image_mean).collect();
         let dataset_level = runs.iter().map(|r| &r.report.dataset_level);
@@ -116,7 +117,7 @@ impl Evaluation<'_> {
         &self,
         arm: &str,
         more: Option<Shared>,
-        run: u64,
+        seed: u64,
     ) -> Result<Trained, Failure> {
         let manifest = self.manifest();
         let table = manifest.downstream();
@@ -124,7 +125,6 @@ impl Evaluation<'_> {
             Some(_) => DOWNSTREAM,
             None => SEGMENTER,
         };
-        let seed = manifest.seed + run;
         let files = layout::Training::new(arm, seed);
         let csv = files.per_image();
         let (scores, fit, weights) = (files.scores(), files.fit(), files.weights());
@@ -142,7 +142,7 @@ impl Evaluation<'_> {
         if let Some(done) = self.steps.finished(&leaves)? {
             return Ok(done);
         }
-        let (trained, weights) = match self.shared(arm, run) {
+        let (trained, weights) = match self.shared(arm, seed) {
             Some(weights) => {
                 let marker = layout::marker(layout::SEGMENTER);
                 (self.steps.store.read_marker(&marker)?, weights.clone())
@@ -169,9 +169,11 @@ impl Evaluation<'_> {
     }
 
     /// The weights of the validator's segmenter, where it is the training that is asked for.
-    fn shared(&self, arm: &str, run: u64) -> Option<&PathBuf> {
+    fn shared(&self, arm: &str, seed: u64) -> Option<&PathBuf> {
         let manifest = self.manifest();
-        let alike = arm == "real" && run == 0 && *manifest.downstream() == manifest.segmenter;
+        let alike = arm == layout::REAL
+            && seed == manifest.seed
+            && *manifest.downstream() == manifest.segmenter;
         self.gate.as_ref().filter(|_| alike)
     }
 

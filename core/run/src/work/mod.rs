@@ -192,6 +192,93 @@ fn open_data(wire: &Wire<'_>) -> Result<Data, Failure> {
     })
 }
 
+/// The steps of a manifest's run, with their keys; nothing is computed but those, and nothing written.
+///
+/// # Errors
+/// When a stage, an option or the dataset cannot be used.
+pub fn plan(
+    manifest: &Manifest,
+    document: &Document,
+    registry: &Registry,
+    session: &Session<'_>,
+) -> Result<Plan, Failure> {
+    let wire = Wire {
+        registry,
+        document,
+        manifest,
+    };
+    wire.check_all()?;
+    let data = open_data(&wire)?;
+    Ok(describe(&wire, &data, Goal::Scores, session)?.1)
+}
+
+/// What a run is made of, for `lock.json`, and its steps.
+fn describe(
+    wire: &Wire<'_>,
+    data: &Data,
+    goal: Goal,
+    session: &Session<'_>,
+) -> Result<(Value, Plan), Failure> {
+    let manifest = wire.manifest;
+    let step = session.begin("reading the dataset");
+    let read = |done, total| {
+        diffaug::Progress::progress(&step, done, total, "");
+        session.check_stopped()
+    };
+    let fingerprint = session
+        .stage(|| data.fingerprint(read))
+        .map_err(|e| wire.place(DATASET, &manifest.dataset, e))?;
+    let [train, validation, test] = data.counts();
+    step.finish(&format!(
+        "{train} to train, {validation} to validate, {test} to test"
+    ));
+    let stop = || session.check_stopped();
+    let step = Step::new(&stop);
+    let dataset = json!({
+        "name": data.info.name.as_str(),
+        "samples": train + validation + test,
+        "sha256": fingerprint,
+    });
+    let plugins = wire.plugins()?;
+    let split_hash = data.split.sha256();
+    let weights = outside::weights(wire, &step)?;
+    let files = outside::files(wire, &step)?;
+    let known = Known {
+        dataset: &dataset,
+        split: &split_hash,
+        plugins: &plugins,
+        weights: &weights,
+        files: &files,
+        judges: match goal == Goal::Scores && !manifest.paints() {
+            true => None,
+            false => Some(validator(wire)?.1),
+        },
+    };
+    let plan = Plan::new(manifest, &known);
+    let lock = json!({
+        "diffaug": env!("CARGO_PKG_VERSION"),
+        "manifest": manifest,
+        "plugins": plugins,
+        "dataset": dataset,
+        "split": { "name": data.split.name, "sha256": split_hash },
+        "weights": weights,
+        "files": files,
+        "steps": plan.keys(),
+    });
+    Ok((lock, plan))
+}
+
+/// The validator, and how many segmenters it asks.
+fn validator(wire: &Wire<'_>) -> Result<(BoxValidator, u32), Failure> {
+    let table = &wire.manifest.validator;
+    let validator: BoxValidator =
+        wire.build(VALIDATOR, table, &table.json(), wire.manifest.seed)?;
+    let asked = validator
+        .segmenters()
+        .map_err(|e| wire.place(VALIDATOR, table, e))?;
+    Ok((validator, asked))
+}
+
 /// Runs a manifest up to `goal`.
 ///
 /// # Errors
@@ -244,73 +331,17 @@ impl Run<'_> {
 
     /// Plans the steps and writes down what this run is made of, or refuses to go on with something else.
     fn lock(&mut self, goal: Goal) -> Result<(), Failure> {
-        let manifest = self.manifest();
-        let step = self.session.begin("reading the dataset");
-        let read = |done, total| {
-            diffaug::Progress::progress(&step, done, total, "");
-            self.session.check_stopped()
-        };
-        let fingerprint = self
-            .session
-            .stage(|| self.data.fingerprint(read))
-            .map_err(|e| self.wire.place(DATASET, &manifest.dataset, e))?;
-        let [train, validation, test] = self.data.counts();
-        step.finish(&format!(
-            "{train} to train, {validation} to validate, {test} to test"
-        ));
-        let split = &self.data.split;
-        let stop = || self.session.check_stopped();
-        let step = Step::new(&stop);
-        let dataset = json!({
-            "name": self.data.info.name.as_str(),
-            "samples": train + validation + test,
-            "sha256": fingerprint,
-        });
-        let plugins = self.wire.plugins()?;
-        let split_hash = split.sha256();
-        let weights = outside::weights(&self.wire, &step)?;
-        let files = outside::files(&self.wire, &step)?;
-        let known = Known {
-            dataset: &dataset,
-            split: &split_hash,
-            plugins: &plugins,
-            weights: &weights,
-            files: &files,
-            judges: match goal == Goal::Scores && !manifest.paints() {
-                true => None,
-                false => Some(self.validator()?.1),
-            },
-        };
-        let plan = Plan::new(manifest, &known);
-        let lock = json!({
-            "diffaug": env!("CARGO_PKG_VERSION"),
-            "manifest": manifest,
-            "plugins": plugins,
-            "dataset": dataset,
-            "split": { "name": split.name, "sha256": split_hash },
-            "weights": weights,
-            "files": files,
-            "steps": plan.keys(),
-        });
-        let toml = toml::to_string_pretty(&manifest).map_err(Error::internal)?;
+        let (lock, plan) = describe(&self.wire, &self.data, goal, self.session)?;
+        let toml = toml::to_string_pretty(self.manifest()).map_err(Error::internal)?;
         self.store.lock(&toml, &lock)?;
         // Its hash is in the lock, so one that is there is this one, unless a disk lost it.
+        let split = &self.data.split;
         let same = self.store.read_json::<diffaug::split::Split>(layout::SPLIT);
         if !same.is_ok_and(|same| same.as_ref() == Some(split)) {
             self.store.write_json(layout::SPLIT, split)?;
         }
         self.plan = plan;
         Ok(())
-    }
-
-    /// The validator, and how many segmenters it asks.
-    fn validator(&self) -> Result<(BoxValidator, u32), Failure> {
-        let table = &self.manifest().validator;
-        let validator: BoxValidator = self.build(VALIDATOR, table)?;
-        let asked = validator
-            .segmenters()
-            .map_err(|e| self.wire.place(VALIDATOR, table, e))?;
-        Ok((validator, asked))
     }
 
     /// The models of a hub that this run uses, or would use where it has not begun with them.
@@ -360,7 +391,7 @@ impl Run<'_> {
             }
             _ => {}
         }
-        let (validator, asked) = self.validator()?;
+        let (validator, asked) = validator(&self.wire)?;
         if goal == Goal::Segmenter {
             outcome.fit = self.gate(steps, asked.max(1))?.first;
             return Ok(outcome);
@@ -622,17 +653,19 @@ impl Run<'_> {
     fn trained_weights(&self) -> Result<Value> {
         let mut hashes = serde_json::Map::new();
         let m = self.manifest();
-        let runs = m.seed..m.seed + u64::from(m.evaluate.runs);
+        let seeds = m.seeds();
         let shared = [
             layout::GENERATOR,
             layout::START,
             layout::SEGMENTER,
             layout::SEGMENTERS,
         ];
-        let arms = ["real", "augmented"].into_iter().flat_map(|arm| {
-            let weights = move |seed| layout::Training::new(arm, seed).weights();
-            runs.clone().map(weights)
-        });
+        let arms = [layout::REAL, layout::AUGMENTED]
+            .into_iter()
+            .flat_map(|arm| {
+                let weights = move |seed| layout::Training::new(arm, seed).weights();
+                seeds.iter().copied().map(weights)
+            });
         let folders = shared.map(str::to_owned).into_iter().chain(arms);
         for name in folders {
             let folder = self.store.path(&name);

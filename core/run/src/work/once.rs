@@ -90,7 +90,7 @@ impl Steps<'_> {
             if !self.results.has(&step.key)
                 && let Some(taken) = self.results.take(&step.key, label, self.session)?
             {
-                self.keep(&taken, step, leaves, &done);
+                self.keep(&taken, step, leaves, (&done, 0.0));
             }
             return Ok(done);
         }
@@ -100,9 +100,11 @@ impl Steps<'_> {
         {
             return Ok(done);
         }
+        let start = Instant::now();
         let done = self.work(leaves, work)?;
         if let Some(taken) = &taken {
-            self.keep(taken, step, leaves, &done);
+            let seconds = start.elapsed().as_secs_f64();
+            self.keep(taken, step, leaves, (&done, seconds));
         }
         Ok(done)
     }
@@ -139,6 +141,7 @@ impl Steps<'_> {
         Ok(About {
             diffaug: env!("CARGO_PKG_VERSION").to_owned(),
             inputs: step.inputs.clone(),
+            seconds: 0.0,
             hub: (self.pins)()?,
             value: serde_json::to_value(value)?,
             files: BTreeMap::new(),
@@ -184,9 +187,18 @@ impl Steps<'_> {
     }
 
     /// Keeps what was done for other runs. This run has it in any case.
-    fn keep(&self, taken: &Taken, step: &Step, leaves: &Leaves<'_>, done: &impl Serialize) {
+    fn keep(
+        &self,
+        taken: &Taken,
+        step: &Step,
+        leaves: &Leaves<'_>,
+        (done, seconds): (&impl Serialize, f64),
+    ) {
         let keep = || {
-            let about = self.about(step, done)?;
+            let about = About {
+                seconds,
+                ..self.about(step, done)?
+            };
             taken.keep(about, leaves.parts, self.store)
         };
         if let Err(error) = keep() {

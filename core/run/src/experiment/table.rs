@@ -1,0 +1,248 @@
+//! What an experiment came to: every arm of every group, and how it differs from the group's first.
+
+use super::{Cell, Experiment};
+use crate::{
+    compare::{self, Row},
+    layout,
+    reader::Run,
+};
+use diffaug::{Error, Result, ResultExt, error::ErrorKind, files};
+use serde::Serialize;
+use serde_json::Value;
+use std::path::Path;
+
+/// The figures of an arm that a table shows, in its order.
+pub const FIGURES: [&str; 5] = ["dice", "iou", "sensitivity", "fnr", "specificity"];
+/// Seed of the resamples of intervals.
+const RESAMPLING: u64 = 0;
+/// No `result.json` is larger.
+const MOST_BYTES: u64 = 1 << 30;
+
+/// The arms of a group.
+#[derive(Debug, Serialize)]
+pub struct Group {
+    /// Its name; empty without a matrix.
+    pub name: String,
+    /// Its arms that are finished; the first is what the others are compared with.
+    pub arms: Vec<Line>,
+}
+
+/// An arm.
+#[derive(Debug, Serialize)]
+pub struct Line {
+    /// Its name.
+    pub arm: String,
+    /// Whether its comparison with the first was decided on beforehand.
+    pub primary: bool,
+    /// Training images, real and synthetic.
+    pub images: u64,
+    /// Mean and sample standard deviation over trainings of each of [`FIGURES`].
+    pub figures: Vec<(&'static str, Option<f64>, Option<f64>)>,
+    /// The figure that is compared.
+    pub compared: Row,
+}
+
+/// The arms of every group that are finished.
+///
+/// # Errors
+/// When a file of a run is damaged.
+pub fn groups(experiment: &Experiment) -> Result<Vec<Group>> {
+    let groups = experiment.groups().into_iter();
+    let groups = groups.map(|name| group(experiment, name));
+    groups.filter_map(Result::transpose).collect()
+}
+
+fn group(experiment: &Experiment, name: &str) -> Result<Option<Group>> {
+    let cells = experiment.of_group(name);
+    let cells: Vec<&Cell> = cells.into_iter().filter(|cell| finished(cell)).collect();
+    if cells.is_empty() {
+        return Ok(None);
+    }
+    let read = |cell: &&Cell| Run::open(&cell.manifest.output())?.arm(cell.scored());
+    let arms = cells.iter().map(read).collect::<Result<Vec<_>>>()?;
+    let rows = compare::compare(&arms, &experiment.settings.metric, RESAMPLING)?;
+    let primary = experiment.settings.primary.as_ref();
+    let lines = cells.into_iter().zip(rows).map(|(cell, mut row)| {
+        row.arm.clone_from(&cell.arm);
+        let arm = scored(cell)?;
+        let figure = |name| {
+            let of = |kind: &str| arm[kind][name].as_f64();
+            (name, of("mean"), of("std"))
+        };
+        Ok(Line {
+            arm: cell.arm.clone(),
+            primary: primary.is_some_and(|[_, second]| *second == cell.arm),
+            images: arm["training_images"].as_u64().unwrap_or_default(),
+            figures: FIGURES.map(figure).to_vec(),
+            compared: row,
+        })
+    });
+    Ok(Some(Group {
+        name: name.to_owned(),
+        arms: lines.collect::<Result<_>>()?,
+    }))
+}
+
+fn finished(cell: &Cell) -> bool {
+    cell.manifest.output().join(layout::RESULT).is_file()
+}
+
+/// What `result.json` says of the arm of a cell.
+fn scored(cell: &Cell) -> Result<Value> {
+    let path = cell.manifest.output().join(layout::RESULT);
+    let damaged = || format!("`{}` is damaged; remove it to make it anew", path.display());
+    let text = files::read_text(&path, MOST_BYTES).or_error(ErrorKind::Data, damaged)?;
+    let result: Value = serde_json::from_str(&text).or_error(ErrorKind::Data, damaged)?;
+    let arms = result["arms"].as_array().into_iter().flatten();
+    let mut arms = arms.filter(|arm| arm["name"] == cell.scored());
+    arms.next().cloned().ok_or_else(|| Error::data(damaged()))
+}
+
+/// The header of the tables of a metric.
+pub fn header(metric: &str) -> Vec<String> {
+    let mut header = vec!["arm".to_owned(), "images".to_owned(), "n".to_owned()];
+    header.extend(FIGURES.iter().map(|name| (*name).to_owned()));
+    header.push(format!("difference in {metric}"));
+    header.extend(["95 % interval", "p", "p (Holm)", "verdict"].map(str::to_owned));
+    header
+}
+
+/// The rows of a group, for people: three digits, mean ± deviation.
+pub fn rows(group: &Group) -> Vec<Vec<String>> {
+    group.arms.iter().map(row).collect()
+}
+
+fn row(line: &Line) -> Vec<String> {
+    let n = line.compared.seeds.len();
+    let mut cells = vec![
+        match line.primary {
+            true => format!("{} (primary)", line.arm),
+            false => line.arm.clone(),
+        },
+        line.images.to_string(),
+        n.to_string(),
+    ];
+    cells.extend(line.figures.iter().map(|(_, mean, std)| match (mean, std) {
+        (Some(mean), Some(std)) if n > 1 => format!("{mean:.3} ± {std:.3}"),
+        (Some(mean), _) => format!("{mean:.3}"),
+        (None, _) => "-".to_owned(),
+    }));
+    let p = |p: Option<f64>| match p {
+        Some(p) if p < 1e-4 => "< 0.0001".to_owned(),
+        Some(p) => format!("{p:.4}"),
+        None => String::new(),
+    };
+    cells.extend(match &line.compared.against_first {
+        None => [const { String::new() }; 5],
+        Some(found) => [
+            format!("{:+.3}", found.difference),
+            format!("{:+.3} to {:+.3}", found.low, found.high),
+            p(found.p),
+            p(line.compared.adjusted_p),
+            line.compared.verdict().to_owned(),
+        ],
+    });
+    cells
+}
+
+/// All groups as one CSV file, with all digits.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn csv(groups: &[Group]) -> Result<String> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    let mut header = vec![
+        "group".to_owned(),
+        "arm".into(),
+        "images".into(),
+        "n".into(),
+    ];
+    for name in FIGURES {
+        header.extend([name.to_owned(), format!("{name}_std")]);
+    }
+    header.extend(
+        [
+            "difference",
+            "low",
+            "high",
+            "p",
+            "p_holm",
+            "verdict",
+            "primary",
+        ]
+        .map(str::to_owned),
+    );
+    writer.write_record(&header).map_err(Error::internal)?;
+    let shown = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
+    for group in groups {
+        for line in &group.arms {
+            let mut row = vec![
+                group.name.clone(),
+                line.arm.clone(),
+                line.images.to_string(),
+                line.compared.seeds.len().to_string(),
+            ];
+            for (_, mean, std) in &line.figures {
+                row.extend([shown(*mean), shown(*std)]);
+            }
+            let found = line.compared.against_first.as_ref();
+            row.extend([
+                shown(found.map(|found| found.difference)),
+                shown(found.map(|found| found.low)),
+                shown(found.map(|found| found.high)),
+                shown(found.and_then(|found| found.p)),
+                shown(line.compared.adjusted_p),
+                line.compared.verdict().to_owned(),
+                line.primary.to_string(),
+            ]);
+            writer.write_record(&row).map_err(Error::internal)?;
+        }
+    }
+    let bytes = writer.into_inner().map_err(Error::internal)?;
+    String::from_utf8(bytes).map_err(Error::internal)
+}
+
+/// All groups as LaTeX, a `tabular` each, for the package `booktabs`.
+pub fn latex(groups: &[Group], metric: &str) -> String {
+    let mut text = String::new();
+    for group in groups {
+        let header: Vec<String> = header(metric).iter().map(|cell| escaped(cell)).collect();
+        if !group.name.is_empty() {
+            text += &format!("% {}\n", group.name);
+        }
+        text += &format!(
+            "\\begin{{tabular}}{{l{}}}\n\\toprule\n{} \\\\\n\\midrule\n",
+            "r".repeat(header.len() - 1),
+            header.join(" & ")
+        );
+        for row in rows(group) {
+            let row: Vec<String> = row.iter().map(|cell| escaped(cell)).collect();
+            text += &format!("{} \\\\\n", row.join(" & "));
+        }
+        text += "\\bottomrule\n\\end{tabular}\n";
+    }
+    text
+}
+
+/// A text as LaTeX.
+fn escaped(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        match c {
+            '±' => out += "$\\pm$",
+            '<' => out += "$<$",
+            '_' | '%' | '&' | '#' | '$' | '{' | '}' => {
+                out.push('\\');
+                out.push(c);
+            }
+            '\\' => out += "\\textbackslash{}",
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Where the tables of an experiment are written.
+pub fn paths(folder: &Path) -> [std::path::PathBuf; 4] {
+    ["table.md", "table.csv", "table.tex", "experiment.json"].map(|name| folder.join(name))
+}
