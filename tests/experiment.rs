@@ -203,3 +203,37 @@ fn the_experiments_of_the_repository_are_right() {
         sandbox.finish(command).ok();
     }
 }
+
+/// SIGKILL at random moments: as often as `DIFFAUG_KILLS` says, or 20 times.
+#[test]
+#[cfg(unix)]
+fn killed_at_random_an_experiment_ends_with_the_same_bytes() {
+    use rand::RngExt;
+    let kills = std::env::var("DIFFAUG_KILLS").map_or(20, |kills| kills.parse().unwrap());
+    let text = ARMS.replace("[arms.unjudged]\nvalidator.use = \"accept-all\"\n", "");
+    let args = "experiment x.toml -q --set segmenter.checkpoint_every=1";
+    let (whole, cut) = (sandbox(), sandbox());
+    for sandbox in [&whole, &cut] {
+        sandbox.write("x.toml", &text);
+    }
+    whole.run(args).ok();
+    let expected = whole.files("runs/abl", &TIMES);
+    let mut rng = diffaug::rng::stream(0, "kills", 0);
+    let (mut killed, mut finished) = (0, 0);
+    while killed < kills || finished == 0 {
+        let mut child = cut.start(args);
+        let patience = std::time::Duration::from_millis(rng.random_range(0..400));
+        std::thread::sleep(patience);
+        child.kill().unwrap();
+        let status = child.wait().unwrap();
+        killed += u32::from(status.code().is_none());
+        if status.success() {
+            assert_same(&expected, &cut.files("runs/abl", &TIMES));
+            fs::remove_dir_all(cut.path("runs")).unwrap();
+            finished += 1;
+        } else {
+            assert!(status.code().is_none(), "{status}");
+        }
+    }
+    println!("killed {killed} times in {finished} experiments");
+}

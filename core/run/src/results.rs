@@ -141,7 +141,7 @@ impl Results {
 }
 
 /// Locks the file at `path`, which is made; `None` while another process has it.
-fn lock(path: &Path) -> io::Result<Option<File>> {
+pub(crate) fn lock(path: &Path) -> io::Result<Option<File>> {
     files::make_folder(files::parent(path))?;
     let file = File::options().create(true).append(true).open(path)?;
     match file.try_lock() {

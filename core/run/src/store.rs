@@ -422,7 +422,11 @@ fn is_real(folder: &Path) -> bool {
     folder.symlink_metadata().is_ok_and(|m| m.is_dir())
 }
 
-fn sweep_folder(folder: &Path, ours: impl Fn(&str) -> bool + Copy, below: bool) -> io::Result<()> {
+pub(crate) fn sweep_folder(
+    folder: &Path,
+    ours: impl Fn(&str) -> bool + Copy,
+    below: bool,
+) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let kind = entry.file_type()?;

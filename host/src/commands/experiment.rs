@@ -50,6 +50,7 @@ pub fn experiment(args: &ExperimentArgs, global: &Global, ui: Ui) -> Result<(), 
         ui.result(|| text, &json);
         return Ok(());
     }
+    let _lock = experiment.take()?;
     let mut failed = Vec::new();
     if args.jobs > 1 {
         let plans = plans(&experiment, global, ui)?;

@@ -10,16 +10,20 @@ use crate::{
     failure::Failure,
     layout,
     manifest::{Document, EXPERIMENT, Manifest},
+    results, store,
 };
-use diffaug::{Error, Result};
+use diffaug::{Error, ErrorKind, Result, ResultExt, files};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
+    fs::File,
     path::{Path, PathBuf},
 };
 
+/// Held by the process that works on an experiment, in its folder.
+const LOCK: &str = ".lock";
 /// No experiment has more cells.
 const MOST_CELLS: usize = 1_000;
 /// Characters of the name of a group of cells.
@@ -172,6 +176,21 @@ impl Experiment {
             }
         }
         Ok(())
+    }
+
+    /// Takes the folder of the experiment for this process, and removes what a killed one left half written.
+    ///
+    /// # Errors
+    /// When another process has it, or it cannot be written to.
+    pub fn take(&self) -> Result<File> {
+        let shown = self.folder.display();
+        let failed = || format!("cannot write to `{shown}`");
+        let lock = results::lock(&self.folder.join(LOCK)).or_error(ErrorKind::Data, failed)?;
+        let busy = || Error::data(format!("experiment `{shown}` is in use by another process"));
+        let lock = lock.ok_or_else(busy)?;
+        store::sweep_folder(&self.folder, files::is_partial, false)
+            .or_error(ErrorKind::Data, failed)?;
+        Ok(lock)
     }
 
     /// The names of the groups, in their order.
