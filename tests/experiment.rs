@@ -219,7 +219,7 @@ fn killed_at_random_an_experiment_ends_with_the_same_bytes() {
     whole.run(args).ok();
     let expected = whole.files("runs/abl", &TIMES);
     let mut rng = diffaug::rng::stream(0, "kills", 0);
-    let (mut killed, mut finished) = (0, 0);
+    let (mut killed, mut finished) = (0u32, 0u32);
     while killed < kills || finished == 0 {
         let mut child = cut.start(args);
         let patience = std::time::Duration::from_millis(rng.random_range(0..400));
@@ -235,5 +235,4 @@ fn killed_at_random_an_experiment_ends_with_the_same_bytes() {
             assert!(status.code().is_none(), "{status}");
         }
     }
-    println!("killed {killed} times in {finished} experiments");
 }

@@ -442,3 +442,59 @@ fn real_lesions_of_the_validation_part_are_judged_alike() {
     let summary = sandbox.read_json("runs/tiny/synthetic.json");
     assert!(summary["real_acceptance"].is_null(), "{summary}");
 }
+
+#[test]
+fn shards_joined_are_what_one_process_makes() {
+    for options in [
+        "--set synthesis.batch=1",
+        "--set synthesis.batch=1 --set synthesis.keep_rejected=true --set synthesis.quotas=true",
+        "--set synthesis.batch=2 --set synthesis.ratio=2",
+    ] {
+        let (whole, cut) = (crate::pipeline::tiny(), crate::pipeline::tiny());
+        whole.run(&format!("generate m.toml -q {options}")).ok();
+        let args = format!("generate m.toml -q {options}");
+        let untrained = crate::pipeline::tiny();
+        untrained
+            .run(&format!("{args} --shard 0/3"))
+            .refused("needs what is trained to be in `runs/.steps`, and the generator is not");
+        for verb in ["generator", "segmenter"] {
+            let train = format!("train {verb} m.toml -q --set output=runs/trained {options}");
+            cut.run(&train).ok();
+        }
+        cut.run(&format!("{args} --merge"))
+            .refused("there are no shards of this synthesis");
+        cut.run(&format!("{args} --shard 1/3")).ok();
+        cut.run(&format!("{args} --merge"))
+            .refused("candidate 0 is missing: shard 0/3 has not come so far");
+        // One is killed, all at once are started again.
+        let mut killed = cut.start(&format!("{args} --shard 0/3"));
+        std::thread::sleep(std::time::Duration::from_millis(150));
+        killed.kill().unwrap();
+        killed.wait().unwrap();
+        let all: Vec<_> = (0..3)
+            .map(|shard| cut.start(&format!("{args} --shard {shard}/3")))
+            .collect();
+        for mut one in all {
+            assert!(one.wait().unwrap().success());
+        }
+        cut.run(&format!("{args} --merge")).ok();
+        let times = ["log.jsonl"];
+        assert_same(
+            &whole.files("runs/tiny", &times),
+            &cut.files("runs/tiny", &times),
+        );
+        let left = cut.files("runs/.steps", &[]);
+        assert!(!left.keys().any(|name| name.contains("-of-")), "{left:?}");
+    }
+}
+
+#[test]
+fn what_is_no_shard_is_told() {
+    let sandbox = crate::pipeline::tiny();
+    sandbox
+        .run("generate m.toml --shard 3/3")
+        .refused("`3/3` is no shard: expected I/N with I from 0 to N - 1");
+    sandbox
+        .run("generate m.toml --shard 0/3 --set synthesis.ratio=0")
+        .refused("`synthesis.ratio` is 0");
+}

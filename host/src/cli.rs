@@ -89,7 +89,7 @@ pub enum Command {
     #[command(subcommand)]
     Train(Train),
     /// Run the pipeline up to the synthetic images.
-    Generate(ManifestArgs),
+    Generate(GenerateArgs),
     /// Run the pipeline up to the synthetic images and print what other thresholds of the validator
     /// would have come to.
     Sweep(ManifestArgs),
@@ -194,6 +194,21 @@ pub struct ScoreArgs {
     /// Write the figures of each image to this CSV file.
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
+}
+
+/// How synthetic images are made.
+#[derive(Args, Debug)]
+pub struct GenerateArgs {
+    /// The manifest.
+    #[command(flatten)]
+    pub args: ManifestArgs,
+    /// Paint and judge part I of N alone, counted from 0, as in `3/16`; generator and segmenter have to be
+    /// trained. For processes on any number of machines with one file system.
+    #[arg(long, value_name = "I/N")]
+    pub shard: Option<String>,
+    /// Join the parts that `--shard` left.
+    #[arg(long, conflicts_with = "shard")]
+    pub merge: bool,
 }
 
 /// What to run of an experiment.

@@ -4,7 +4,7 @@
 //! It is what a later start goes by, so nothing is believed that is not whole: a line whose seal does
 //! not fit is left out, and so is one whose images are no longer those that were written.
 
-use crate::store::Store;
+use crate::store::Folder;
 use diffaug::{
     Error, Result, ResultExt,
     error::ErrorKind,
@@ -155,14 +155,14 @@ fn accepted<R: Line>(entries: &BTreeMap<u64, Entry<R>>) -> u64 {
 
 /// A journal in a run folder.
 pub struct Journal<'a, R> {
-    store: &'a Store,
+    store: &'a Folder,
     name: &'static str,
     lines: PhantomData<R>,
 }
 
 impl<'a, R: Line> Journal<'a, R> {
     /// The journal `name` of `store`.
-    pub fn new(store: &'a Store, name: &'static str) -> Self {
+    pub fn new(store: &'a Folder, name: &'static str) -> Self {
         Journal {
             store,
             name,

@@ -25,6 +25,8 @@ use std::{
 pub const STEPS: &str = ".steps";
 /// The folder of the locks, below it.
 const LOCKS: &str = "locks";
+/// How the names of folders of shards end.
+pub const SHARDS: &str = ".shards";
 /// What a result says of itself.
 pub const ABOUT: &str = "step.json";
 /// How often a lock is tried that another process holds.
@@ -94,6 +96,30 @@ impl Results {
         remove(folder).or_error(ErrorKind::Data, failed)?;
         remove(&path).or_error(ErrorKind::Data, failed)?;
         Ok(true)
+    }
+
+    /// The folder of the shards of the step of that key.
+    pub fn shards(&self, key: &str) -> PathBuf {
+        self.root.join(format!("{key}{SHARDS}"))
+    }
+
+    /// Takes the step of that key for this process and others that work on shards of it.
+    ///
+    /// # Errors
+    /// When another process works on the whole of it, or the store cannot be written to.
+    pub fn take_part(&self, key: &str) -> Result<File> {
+        let path = self.root.join(LOCKS).join(key);
+        let failed = || format!("cannot write to `{}`", self.root.display());
+        files::make_folder(files::parent(&path)).or_error(ErrorKind::Data, failed)?;
+        let file = File::options().create(true).append(true).open(&path);
+        let file = file.or_error(ErrorKind::Data, failed)?;
+        match file.try_lock_shared() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(Error::data(
+                "another process works on the whole of these synthetic images: wait for it",
+            )),
+            Err(TryLockError::Error(error)) => Err(error).or_error(ErrorKind::Data, failed),
+        }
     }
 
     /// Whether there is a result of that key.
@@ -318,7 +344,7 @@ fn remove(path: &Path) -> io::Result<()> {
 fn link(from: &Path, to: &Path) -> io::Result<()> {
     let metadata = fs::metadata(from)?;
     if metadata.is_file() {
-        return fs::hard_link(from, to).or_else(|_| copy(from, to));
+        return link_file(from, to);
     }
     fs::create_dir(to)?;
     for entry in fs::read_dir(from)? {
@@ -333,9 +359,13 @@ fn link(from: &Path, to: &Path) -> io::Result<()> {
     files::sync_folder(to)
 }
 
-fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    fs::copy(from, to)?;
-    File::open(to)?.sync_all()
+/// Makes `to` the same file as `from`, or a copy where that cannot be; what is there goes.
+pub(crate) fn link_file(from: &Path, to: &Path) -> io::Result<()> {
+    remove(to)?;
+    fs::hard_link(from, to).or_else(|_| {
+        fs::copy(from, to)?;
+        File::open(to)?.sync_all()
+    })
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use crate::{
     layout,
     reader::Run,
-    results::{ABOUT, About, Results},
+    results::{ABOUT, About, Results, SHARDS},
     steps::Step,
     store,
 };
@@ -223,7 +223,9 @@ fn entries(results: &Results) -> Result<Vec<(String, PathBuf)>> {
     for entry in all {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let key = name.strip_suffix(files::PARTIAL).unwrap_or(&name);
+        let ends = [files::PARTIAL, SHARDS].into_iter();
+        let key = ends.filter_map(|end| name.strip_suffix(end)).next();
+        let key = key.unwrap_or(&name);
         let is_key = !key.is_empty() && key.bytes().all(|b| b.is_ascii_hexdigit());
         if is_key && entry.file_type()?.is_dir() {
             found.push((key.to_owned(), entry.path()));

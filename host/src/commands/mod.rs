@@ -23,7 +23,7 @@ use diffaug_run::{
     failure::Failure,
     manifest::{Document, Library, Manifest, check_key, parse_value},
     registry::Registry,
-    work::Goal,
+    work::{Goal, shards::Shard},
 };
 use serde_json::{Map, Value};
 use std::path::PathBuf;
@@ -39,7 +39,14 @@ pub fn dispatch(command: Command, global: &Global, ui: Ui) -> Result<(), Failure
         Command::Run(args) | Command::Evaluate(args) => run::run(&args, Goal::Scores, global, ui),
         Command::Train(Train::Generator(args)) => run::run(&args, Goal::Generator, global, ui),
         Command::Train(Train::Segmenter(args)) => run::run(&args, Goal::Segmenter, global, ui),
-        Command::Generate(args) => run::run(&args, Goal::Synthesis, global, ui),
+        Command::Generate(args) => {
+            let goal = match (&args.shard, args.merge) {
+                (Some(shard), _) => Goal::Shard(Shard::parse(shard)?),
+                (None, true) => Goal::Merge,
+                (None, false) => Goal::Synthesis,
+            };
+            run::run(&args.args, goal, global, ui)
+        }
         Command::Sweep(args) => run::sweep(&args, global, ui),
         Command::Experiment(args) => experiment::experiment(&args, global, ui),
         Command::Score(args) => score::score(&args, ui),

@@ -10,7 +10,11 @@ use super::{
 };
 use crate::{journal::Line, layout, session::Step};
 use diffaug::{Image, Mask, Result};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 /// How far a synthesis has come.
 pub struct Done {
@@ -110,8 +114,16 @@ impl Shift<'_> {
 pub struct Judged {
     /// The line.
     pub record: Record,
-    /// Image and mask, where they are kept.
-    pub images: Option<(Image, Mask)>,
+    /// What is kept of it.
+    pub images: Option<Kept>,
+}
+
+/// Image and mask of a candidate.
+pub enum Kept {
+    /// As they were painted.
+    Painted(Image, Mask),
+    /// Files of another folder, by their names there, with their hashes.
+    Linked(PathBuf, BTreeMap<String, String>),
 }
 
 impl Judged {

@@ -21,6 +21,7 @@ mod pool;
 pub mod pools;
 pub mod record;
 pub mod scoring;
+pub mod shards;
 mod sheet;
 pub mod sizes;
 mod synthesis;
@@ -52,6 +53,7 @@ use overlap::StopFlag;
 use painting::Stages;
 use record::Summary;
 use serde_json::{Value, json};
+use shards::Shard;
 use sizes::Quota;
 use std::{collections::BTreeMap, path::PathBuf};
 use synthesis::Synthesis;
@@ -66,6 +68,10 @@ pub enum Goal {
     Segmenter,
     /// Up to the synthetic images.
     Synthesis,
+    /// A part of the synthetic images, left in the store.
+    Shard(Shard),
+    /// Up to the synthetic images, joined from parts in the store.
+    Merge,
     /// To the scores.
     Scores,
 }
@@ -297,7 +303,21 @@ pub fn run(
     };
     wire.check_all()?;
     let data = open_data(&wire)?;
-    let opened = Store::open(&manifest.output());
+    let results = Results::of(&manifest.store());
+    let mut described = None;
+    let output = match goal {
+        // No two processes meet in a folder: each shard has its own, where a merge finds it.
+        Goal::Shard(shard) if manifest.paints() => {
+            let (lock, plan) = describe(&wire, &data, goal, session)?;
+            let key = plan.step(layout::SYNTHETIC).map(|step| step.key.clone());
+            described = Some((lock, plan));
+            results
+                .shards(&key.unwrap_or_default())
+                .join(shard.folder())
+        }
+        _ => manifest.output(),
+    };
+    let opened = Store::open(&output);
     let (store, log) = opened.map_err(|error| wire.document.failure("", error))?;
     session.log_to(log);
     tracing::info!(
@@ -308,13 +328,13 @@ pub fn run(
     let mut run = Run {
         wire,
         store,
-        results: Results::of(&manifest.store()),
+        results,
         plan: Plan::default(),
         data,
         session,
     };
     let start = std::time::Instant::now();
-    run.lock(goal)?;
+    run.lock(goal, described)?;
     let outcome = run.go(goal)?;
     tracing::info!(
         seconds = start.elapsed().as_secs_f64(),
@@ -330,8 +350,11 @@ impl Run<'_> {
     }
 
     /// Plans the steps and writes down what this run is made of, or refuses to go on with something else.
-    fn lock(&mut self, goal: Goal) -> Result<(), Failure> {
-        let (lock, plan) = describe(&self.wire, &self.data, goal, self.session)?;
+    fn lock(&mut self, goal: Goal, described: Option<(Value, Plan)>) -> Result<(), Failure> {
+        let (lock, plan) = match described {
+            Some(described) => described,
+            None => describe(&self.wire, &self.data, goal, self.session)?,
+        };
         let toml = toml::to_string_pretty(self.manifest()).map_err(Error::internal)?;
         self.store.lock(&toml, &lock)?;
         // Its hash is in the lock, so one that is there is this one, unless a disk lost it.
@@ -384,7 +407,7 @@ impl Run<'_> {
                 self.score(steps, &mut outcome, None, None)?;
                 return Ok(outcome);
             }
-            (Goal::Synthesis, false) => {
+            (Goal::Synthesis | Goal::Merge | Goal::Shard(_), false) => {
                 let error = Error::config("`synthesis.ratio` is 0, so there is nothing to paint");
                 let error = error.at("synthesis.ratio");
                 return Err(self.wire.document.failure("", error));
@@ -405,6 +428,9 @@ impl Run<'_> {
             let error = error.at("synthesis.background");
             return Err(self.wire.document.failure("", error));
         }
+        if let Goal::Shard(_) = goal {
+            self.check_trained()?;
+        }
         let painters = self.painters(steps)?;
         if goal == Goal::Generator {
             outcome.fit = painters.fitted;
@@ -420,7 +446,12 @@ impl Run<'_> {
             validator,
             gate,
         };
-        let (summary, synthetic) = self.synthesise(steps, &stages)?;
+        if let Goal::Shard(shard) = goal {
+            self.shard(steps, &stages, shard)?;
+            return Ok(outcome);
+        }
+        let merge = goal == Goal::Merge;
+        let (summary, synthetic) = self.synthesise(steps, &stages, merge)?;
         outcome.summary = Some(summary);
         if goal == Goal::Scores {
             self.score(steps, &mut outcome, synthetic, weights)?;
@@ -561,14 +592,93 @@ impl Run<'_> {
         training.run()
     }
 
+    /// The synthetic images; joined from shards with `merge`.
     fn synthesise(
         &self,
         steps: &Steps<'_>,
         stages: &Stages,
+        merge: bool,
     ) -> Result<(Summary, Option<diffaug::view::Shared>), Failure> {
         let m = self.manifest();
-        let reading = ReadOptions::from(&self.wire.context(m.seed));
-        let (backgrounds, cleared) = match self.manifest().clears() {
+        let reading = self.reading();
+        let shards = match (merge, self.plan.step(layout::SYNTHETIC)) {
+            (true, Some(step)) => Some(self.results.shards(&step.key)),
+            _ => None,
+        };
+        self.with_synthesis(steps, stages, |synthesis| {
+            let draw = || -> Result<(), Failure> {
+                let shown = synthesis.examples(sheet::SHOWN.0, sheet::SHOWN.1)?;
+                let targets = self.data.targets();
+                let stop = StopFlag::new(self.session);
+                let (all, options) = (synthesis.candidates, &m.synthesis);
+                let draw =
+                    || sheet::draw(&self.store, shown, all, stages, &targets, options, &stop);
+                Ok(self.session.stage(draw)?)
+            };
+            let summary = synthesis.once(steps, || {
+                let pool = match &shards {
+                    Some(_) => None,
+                    None => steps.pool(reading)?,
+                };
+                let summary = synthesis.run(stages, pool.as_ref(), shards.as_deref())?;
+                draw()?;
+                Ok(summary)
+            })?;
+            if !sheet::is_drawn(&self.store) {
+                draw()?;
+            }
+            if let Some(shards) = &shards {
+                // This run holds their images now.
+                let _ = std::fs::remove_dir_all(shards);
+            }
+            Ok((summary, synthesis.dataset(reading.max_pixels)?))
+        })
+    }
+
+    /// A part of the synthetic images, for a merge.
+    fn shard(&self, steps: &Steps<'_>, stages: &Stages, shard: Shard) -> Result<(), Failure> {
+        let missing = || Error::internal("a shard without a synthesis");
+        let step = self.plan.step(layout::SYNTHETIC).ok_or_else(missing)?;
+        let _part = self.results.take_part(&step.key)?;
+        let all = self.results.shards(&step.key);
+        self.with_synthesis(steps, stages, |synthesis| {
+            Ok(synthesis.shard(stages, shard, &all)?)
+        })
+    }
+
+    /// Checks that everything is trained that a shard needs: many processes would wait for one.
+    fn check_trained(&self) -> Result<(), Failure> {
+        for (place, step) in self.plan.steps() {
+            let verb = match place.split('/').next() {
+                Some(layout::GENERATOR | layout::START) => "generator",
+                Some(layout::SEGMENTER | layout::SEGMENTERS) => "segmenter",
+                _ => continue,
+            };
+            if !self.results.has(&step.key) {
+                let error = Error::data(format!(
+                    "a shard needs what is trained to be in `{}`, and the {verb} is not",
+                    self.results.root().display()
+                ));
+                let hint = format!("`diffaug train {verb}` with the same manifest leaves it there");
+                return Err(Failure::from(error).hint(hint));
+            }
+        }
+        Ok(())
+    }
+
+    fn reading(&self) -> ReadOptions {
+        ReadOptions::from(&self.wire.context(self.manifest().seed))
+    }
+
+    /// Does `work` with everything that a synthesis needs.
+    fn with_synthesis<T>(
+        &self,
+        steps: &Steps<'_>,
+        stages: &Stages,
+        work: impl FnOnce(&Synthesis<'_>) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let m = self.manifest();
+        let (backgrounds, cleared) = match m.clears() {
             true => self
                 .cleared(steps, stages)
                 .map(|(all, each)| (Some(all), each))?,
@@ -579,7 +689,7 @@ impl Run<'_> {
             self.data.originals()?,
             &m.synthesis,
             m.size(),
-            reading,
+            self.reading(),
             m.seed,
             &cleared,
         )
@@ -599,34 +709,7 @@ impl Run<'_> {
             validation: &validation,
             backgrounds,
         };
-        let draw = || -> Result<(), Failure> {
-            let shown = synthesis.examples(sheet::SHOWN.0, sheet::SHOWN.1)?;
-            let targets = self.data.targets();
-            let stop = StopFlag::new(self.session);
-            let options = &m.synthesis;
-            let draw = || {
-                sheet::draw(
-                    &self.store,
-                    shown,
-                    &candidates,
-                    stages,
-                    &targets,
-                    options,
-                    &stop,
-                )
-            };
-            Ok(self.session.stage(draw)?)
-        };
-        let summary = synthesis.once(steps, || {
-            let pool = steps.pool(reading)?;
-            let summary = synthesis.run(stages, pool.as_ref())?;
-            draw()?;
-            Ok(summary)
-        })?;
-        if !sheet::is_drawn(&self.store) {
-            draw()?;
-        }
-        Ok((summary, synthesis.dataset(reading.max_pixels)?))
+        work(&synthesis)
     }
 
     /// Training images with their lesions painted away.

@@ -83,6 +83,11 @@ impl Quota {
         }
     }
 
+    /// The same without regard to sizes.
+    pub fn of_any_size(self) -> Self {
+        Quota { each: None, ..self }
+    }
+
     /// Of all sizes.
     pub fn total(&self) -> u64 {
         self.total

@@ -6,7 +6,7 @@
 //! at the end.
 
 use super::{
-    batch::{Batch, Done, Judged, Shift, truncate_at_quota},
+    batch::{Batch, Done, Judged, Kept, Shift, truncate_at_quota},
     candidates::{Candidate, Candidates, Skipped},
     judging,
     once::{Leaves, Steps},
@@ -22,7 +22,7 @@ use crate::{
     journal::{Contents, Entry, Journal, Left, Line},
     layout,
     manifest::Manifest,
-    results::Part,
+    results::{self, Part},
     session::Session,
     store::Store,
 };
@@ -111,15 +111,21 @@ impl Synthesis<'_> {
         Ok(())
     }
 
-    fn journal(&self) -> Journal<'_, Record> {
+    pub(super) fn journal(&self) -> Journal<'_, Record> {
         Journal::new(self.store, layout::JOURNAL)
     }
 
-    /// Paints and judges until the quota is filled or no candidate is left.
+    /// Paints and judges until the quota is filled or no candidate is left; or joins what the shards in
+    /// the folder `shards` painted and judged.
     ///
     /// # Errors
     /// When a stage fails or the user stops the run; everything judged so far is kept.
-    pub fn run(&self, stages: &Stages, pool: Option<&Pool>) -> Result<Summary, Failure> {
+    pub fn run(
+        &self,
+        stages: &Stages,
+        pool: Option<&Pool>,
+        shards: Option<&Path>,
+    ) -> Result<Summary, Failure> {
         let batch = u64::from(self.manifest.synthesis.batch);
         let left = self.resume(batch)?;
         let mut done = Done {
@@ -135,15 +141,19 @@ impl Synthesis<'_> {
             pool,
             step: &*step,
         };
-        // What was lost was within the quota: it is painted again as it was, whole.
-        let mut outcome = match left.lost.is_empty() {
-            true => Ok(()),
-            false => self.line(&mut done, left.lost.into_iter(), None, &line),
+        let starts = (left.next..self.candidates.len()).step_by(batch as usize);
+        let outcome = match shards {
+            Some(shards) => self.join(
+                &mut done,
+                left.lost.into_iter().chain(starts),
+                shards,
+                &line,
+            ),
+            // What was lost was within the quota: it is painted again as it was, whole.
+            None => self
+                .line(&mut done, left.lost.into_iter(), None, &line)
+                .and_then(|()| self.line(&mut done, starts, Some(quota), &line)),
         };
-        if outcome.is_ok() {
-            let starts = (left.next..self.candidates.len()).step_by(batch as usize);
-            outcome = self.line(&mut done, starts, Some(quota), &line);
-        }
         let accepted = done.accepted;
         let (mut summary, lists) = self.publish()?;
         step.finish(&format!("{accepted} of {} accepted", summary.candidates));
@@ -173,7 +183,7 @@ impl Synthesis<'_> {
 
     /// Paints, judges and keeps the batches that begin at `starts`, all three at the same time, one
     /// batch behind the other, until `quota` is filled.
-    fn line(
+    pub(super) fn line(
         &self,
         done: &mut Done,
         mut starts: impl Iterator<Item = u64> + Send,
@@ -201,13 +211,7 @@ impl Synthesis<'_> {
         let judge =
             |batch, stop: &StopFlag<'_>| timed(&mut judging, || self.judge(batch, stages, stop));
         let keep = |judged: Vec<Judged>| {
-            let mut judged = shift.settled(judged);
-            if let Some(quota) = quota {
-                truncate_at_quota(&mut judged, quota - done.accepted);
-            }
-            done.add(&judged);
-            timed(&mut keeping, || self.keep(&judged, shift.pool))?;
-            done.show(step, shown);
+            timed(&mut keeping, || self.settle(done, judged, quota, shift))?;
             Ok(match quota.is_some_and(|quota| done.accepted >= quota) {
                 true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),
@@ -224,13 +228,37 @@ impl Synthesis<'_> {
         outcome
     }
 
-    /// What an earlier start left and is still true.
-    fn resume(&self, batch: u64) -> Result<Left<Record>> {
+    /// Keeps what is wanted of a batch now that all before it is known.
+    pub(super) fn settle(
+        &self,
+        done: &mut Done,
+        judged: Vec<Judged>,
+        quota: Option<u64>,
+        shift: &Shift<'_>,
+    ) -> Result<()> {
+        let mut judged = shift.settled(judged);
+        if let Some(quota) = quota {
+            truncate_at_quota(&mut judged, quota - done.accepted);
+        }
+        done.add(&judged);
+        self.keep(&judged, shift.pool)?;
+        done.show(shift.step, self.quota.total());
+        Ok(())
+    }
+
+    /// Makes the folders of images.
+    pub(super) fn make_folders(&self) -> Result<()> {
         for folder in
             [layout::IMAGES, layout::MASKS].map(|kind| format!("{}/{kind}", layout::SYNTHETIC))
         {
             files::make_folder(&self.store.path(folder))?;
         }
+        Ok(())
+    }
+
+    /// What an earlier start left and is still true.
+    fn resume(&self, batch: u64) -> Result<Left<Record>> {
+        self.make_folders()?;
         let journal = self.journal();
         let end = self.candidates.len();
         let Contents { entries, damaged } = journal.read_true(end)?;
@@ -329,7 +357,7 @@ impl Synthesis<'_> {
                     let image = outcome.image.filter(|_| keep);
                     Ok(Judged {
                         record,
-                        images: image.map(|image| (image, candidate.label)),
+                        images: image.map(|image| Kept::Painted(image, candidate.label)),
                     })
                 }
             })
@@ -363,8 +391,16 @@ impl Synthesis<'_> {
             record: judged.record.clone(),
             files: BTreeMap::new(),
         };
-        let Some((image, mask)) = &judged.images else {
-            return Ok(entry);
+        let (image, mask) = match &judged.images {
+            None => return Ok(entry),
+            Some(Kept::Linked(folder, files)) => {
+                for name in files.keys() {
+                    results::link_file(&folder.join(name), &self.store.path(name))?;
+                }
+                entry.files.clone_from(files);
+                return Ok(entry);
+            }
+            Some(Kept::Painted(image, mask)) => (image, mask),
         };
         let mut add = |kind, save: &dyn Fn(&Path) -> Result<()>| {
             let (folder, name) = judged.place(kind);
