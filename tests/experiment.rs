@@ -4,6 +4,7 @@ use crate::{
     pipeline::tiny,
     util::{Sandbox, assert_same},
 };
+use insta::assert_snapshot;
 use std::fs;
 
 const TIMES: [&str; 1] = ["log.jsonl"];
@@ -106,7 +107,7 @@ fn another_seed_or_arm_costs_itself_alone() {
 fn several_processes_make_the_same_tables() {
     let (one, many) = (sandbox(), sandbox());
     one.run("experiment x.toml -q").ok();
-    many.run("experiment x.toml -q --jobs 3").ok();
+    many.run("experiment x.toml -q --jobs 3 --shards 2").ok();
     for arm in ["traditional", "painted", "unjudged"] {
         let folder = format!("runs/abl/{arm}");
         assert_same(&one.files(&folder, &TIMES), &many.files(&folder, &TIMES));
@@ -140,6 +141,73 @@ fn a_step_can_be_done_by_itself() {
         sandbox
             .run(&format!("experiment x.toml --step {step}"))
             .refused("expected");
+    }
+}
+
+#[test]
+fn a_script_submits_what_is_left_to_slurm() {
+    let sandbox = sandbox();
+    sandbox
+        .run("experiment x.toml -q --step painted:generator")
+        .ok();
+    let args = "experiment x.toml -q --shards 2 --slurm submit.sh --set experiment.seeds=[0]";
+    sandbox.run(args).ok();
+    let script = sandbox.read("submit.sh");
+    let submitted = script.split_once("\nsubmit models").unwrap().1;
+    assert_snapshot!(format!("submit models{submitted}"), @r#"
+    submit models \
+        painted:segmenter
+    submit paint \
+        painted:shard-0-of-2 \
+        painted:shard-1-of-2 \
+        unjudged:shard-0-of-2 \
+        unjudged:shard-1-of-2
+    submit merge \
+        painted:merged \
+        unjudged:merged
+    submit train \
+        painted:seed-0 \
+        traditional:seed-0 \
+        unjudged:seed-0
+    send tables --output="$logs/%x.txt" <<<"$(
+        printf '#!/bin/bash\ncd %q\nexec' "$PWD"
+        printf ' %q' "${program[@]}"
+    )"
+    "#);
+    let program = script
+        .lines()
+        .find(|line| line.starts_with("program=("))
+        .unwrap();
+    assert!(
+        program.ends_with("experiment x.toml --color never --set 'experiment.seeds=[0]')"),
+        "{program}"
+    );
+    // What Slurm would be given.
+    sandbox.write(
+        "bin/sbatch",
+        "#!/bin/sh\necho \"$@\" >>sbatch.txt\ncat >>sbatch.txt\necho 7\n",
+    );
+    let mut bash = std::process::Command::new("bash");
+    bash.args(["submit.sh", "--partition=gpu"])
+        .current_dir(sandbox.path(""));
+    let path = std::env::var("PATH").unwrap();
+    bash.env("PATH", format!("{}:{path}", sandbox.path("bin").display()));
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(sandbox.path("bin/sbatch"), mode).unwrap();
+        crate::util::built(bash);
+        let given = sandbox.read("sbatch.txt");
+        assert!(
+            given.contains("--job-name=abl-train --dependency=afterany:7 --array=0-2"),
+            "{given}"
+        );
+        assert!(given.contains("--partition=gpu"), "{given}");
+        assert!(
+            given.contains("--step \"${steps[$SLURM_ARRAY_TASK_ID]}\""),
+            "{given}"
+        );
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
 use diffaug::{Error, ErrorKind, Result, files};
 use diffaug_run::{
     experiment::{
-        Cell, Experiment,
+        Cell, Experiment, cluster,
         table::{self, Group},
         tasks::{self, Task},
     },
@@ -48,6 +48,20 @@ pub fn experiment(args: &ExperimentArgs, global: &Global, ui: Ui) -> Result<(), 
         let known = known(&experiment)?;
         let (text, json) = dry_run(&experiment, &plans, &known);
         ui.result(|| text, &json);
+        return Ok(());
+    }
+    if let Some(file) = &args.slurm {
+        let plans = plans(&experiment, global, ui)?;
+        let phases = tasks::phases(&experiment, &plans, &known(&experiment)?, args.shards);
+        let folder = std::env::current_dir().map_err(Error::from)?;
+        let words = words(args, global)?;
+        let call = cluster::Call {
+            folder: &folder,
+            words: &words,
+        };
+        let script = cluster::slurm(&experiment, &phases, &call);
+        files::write_atomic(file, script.as_bytes())?;
+        ui.say(format!("`bash {}` submits the steps", file.display()));
         return Ok(());
     }
     let _lock = experiment.take()?;
@@ -100,6 +114,29 @@ fn run(cell: &Cell, goal: Goal, global: &Global, ui: Ui) -> Result<(), Failure> 
     let plugins = load(manifest, document, &manifest.device, global, ui)?;
     let session = Session::new(&ui);
     work::run(manifest, document, &plugins.registry, goal, &session).map(drop)
+}
+
+/// This program and its arguments for the same experiment in another process.
+fn words(args: &ExperimentArgs, global: &Global) -> Result<Vec<String>> {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let mut words = vec![
+        text(&std::env::current_exe()?),
+        "experiment".to_owned(),
+        text(&args.args.manifest),
+        "--color".to_owned(),
+        "never".to_owned(),
+    ];
+    let mut add = |option: &str, value: &str| words.extend([option.to_owned(), value.to_owned()]);
+    args.args.set.iter().for_each(|set| add("--set", set));
+    global
+        .plugin_dir
+        .iter()
+        .for_each(|folder| add("--plugin-dir", &text(folder)));
+    global
+        .device
+        .iter()
+        .for_each(|device| add("--device", device));
+    Ok(words)
 }
 
 /// The steps of every cell.
@@ -169,10 +206,20 @@ struct Jobs<'a> {
 }
 
 impl Jobs<'_> {
+    fn tasks(&self, plans: &[Plan]) -> Result<Vec<Vec<Task>>> {
+        let known = known(self.experiment)?;
+        Ok(tasks::phases(
+            self.experiment,
+            plans,
+            &known,
+            self.args.shards,
+        ))
+    }
+
     /// Does all tasks, phase by phase; answers the cells of those that failed.
     fn all(&self, plans: &[Plan]) -> Result<Vec<String>> {
         let mut failed = Vec::new();
-        for tasks in tasks::phases(self.experiment, plans, &known(self.experiment)?) {
+        for tasks in self.tasks(plans)? {
             let names: Vec<String> = tasks
                 .iter()
                 .map(|task| task.name(self.experiment))
@@ -245,18 +292,9 @@ impl Jobs<'_> {
         let file = name.replace(['/', ':'], "-") + ".txt";
         let talk = self.experiment.folder.join(tasks::FOLDER).join(file);
         files::make_folder(files::parent(&talk))?;
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg("experiment").arg(&self.args.args.manifest);
-        command.args(["--step", name, "--color", "never"]);
-        for set in &self.args.args.set {
-            command.arg("--set").arg(set);
-        }
-        for folder in &self.global.plugin_dir {
-            command.arg("--plugin-dir").arg(folder);
-        }
-        if let Some(device) = &self.global.device {
-            command.arg("--device").arg(device);
-        }
+        let words = words(self.args, self.global)?;
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).args(["--step", name]);
         if std::env::var_os(THREADS).is_none() {
             let cores = thread::available_parallelism().map_or(1, usize::from);
             let threads = (cores / self.args.jobs as usize).max(1);

@@ -3,6 +3,7 @@
 //! Every arm under every combination of the matrix is a *cell*: a run of its own, with one arm that is
 //! scored. Cells share whatever steps they have in common through the store.
 
+pub mod cluster;
 pub mod table;
 pub mod tasks;
 

@@ -2,12 +2,22 @@
 //! store, from which the cells then take it.
 
 use super::{Cell, Experiment};
-use crate::{layout, runs::Known, steps::Plan, work::Goal};
+use crate::{
+    layout,
+    runs::Known,
+    steps::Plan,
+    work::{Goal, shards::Shard},
+};
 use diffaug::{Error, Result};
 use std::collections::BTreeSet;
 
 /// The folder of the runs of tasks, in the folder of the experiment.
 pub const FOLDER: &str = ".tasks";
+
+/// How the names of tasks that make a part of the synthetic images begin.
+const SHARD: &str = "shard-";
+/// The name of the task that joins them.
+const MERGED: &str = "merged";
 
 /// What one process does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +37,10 @@ pub enum Part {
     Judge,
     /// The synthetic images.
     Synthesis,
+    /// A part of them.
+    Shard(Shard),
+    /// All of them, joined from parts.
+    Merge,
     /// The training of a seed, and its scores.
     Training(u64),
 }
@@ -38,6 +52,8 @@ impl Part {
             Part::Generator => Goal::Generator,
             Part::Judge => Goal::Segmenter,
             Part::Synthesis => Goal::Synthesis,
+            Part::Shard(shard) => Goal::Shard(shard),
+            Part::Merge => Goal::Merge,
             Part::Training(_) => Goal::Scores,
         }
     }
@@ -47,22 +63,39 @@ impl Part {
             Part::Generator => layout::GENERATOR.to_owned(),
             Part::Judge => layout::SEGMENTER.to_owned(),
             Part::Synthesis => layout::SYNTHETIC.to_owned(),
+            Part::Shard(shard) => format!("{SHARD}{}", shard.folder()),
+            Part::Merge => MERGED.to_owned(),
             Part::Training(seed) => format!("seed-{seed}"),
         }
     }
 
+    /// What the tasks of a phase that begins with this make.
+    pub fn phase(self) -> &'static str {
+        match self {
+            Part::Generator | Part::Judge => "models",
+            Part::Synthesis | Part::Shard(_) => "paint",
+            Part::Merge => "merge",
+            Part::Training(_) => "train",
+        }
+    }
+
     fn parse(name: &str) -> Option<Self> {
-        let training = name
-            .strip_prefix("seed-")
-            .and_then(|seed| seed.parse().ok());
-        let all = [Part::Generator, Part::Judge, Part::Synthesis];
-        let named = all.into_iter().find(|part| part.name() == name);
-        named.or(training.map(Part::Training))
+        let all = [Part::Generator, Part::Judge, Part::Synthesis, Part::Merge];
+        if let Some(part) = all.into_iter().find(|part| part.name() == name) {
+            return Some(part);
+        }
+        if let Some(shard) = name.strip_prefix(SHARD) {
+            let shard = Shard::parse(&shard.replace("-of-", "/")).ok();
+            return shard.map(Part::Shard);
+        }
+        let seed = name.strip_prefix("seed-")?.parse().ok();
+        seed.map(Part::Training)
     }
 }
 
 impl Task {
-    /// `CELL:generator`, `CELL:segmenter`, `CELL:synthetic` or `CELL:seed-N`.
+    /// `CELL:generator`, `CELL:segmenter`, `CELL:synthetic`, `CELL:shard-I-of-N`, `CELL:merged` or
+    /// `CELL:seed-N`.
     pub fn name(&self, experiment: &Experiment) -> String {
         format!(
             "{}:{}",
@@ -97,7 +130,7 @@ impl Task {
                 "the cell `{}` has no step `{part}`: expected {}seed-N with a seed of the experiment",
                 cells[cell].name(),
                 match cells[cell].manifest.paints() {
-                    true => "generator, segmenter, synthetic or ",
+                    true => "generator, segmenter, synthetic, shard-I-of-N, merged or ",
                     false => "",
                 }
             ))),
@@ -126,8 +159,14 @@ impl Task {
 type Makes = fn(&str) -> bool;
 
 /// The tasks that are left, in phases: those of one need nothing but what the phases before it made.
-/// What several cells have in common is one task. `plans` are those of the cells.
-pub fn phases(experiment: &Experiment, plans: &[Plan], known: &Known) -> Vec<Vec<Task>> {
+/// What several cells have in common is one task. `plans` are those of the cells; synthetic images are made
+/// in `shards` parts.
+pub fn phases(
+    experiment: &Experiment,
+    plans: &[Plan],
+    known: &Known,
+    shards: u32,
+) -> Vec<Vec<Task>> {
     let mut taken = BTreeSet::new();
     let mut phase = |parts: &[(Part, Makes)]| {
         let mut tasks = Vec::new();
@@ -157,6 +196,22 @@ pub fn phases(experiment: &Experiment, plans: &[Plan], known: &Known) -> Vec<Vec
         ]),
         phase(&[(Part::Synthesis, |place| place == layout::SYNTHETIC)]),
     ];
+    if shards > 1 {
+        let merges = phases.pop().unwrap_or_default();
+        let cells = merges.iter().map(|task| task.cell);
+        let parts = cells.flat_map(|cell| {
+            (0..shards).map(move |index| Task {
+                cell,
+                part: Part::Shard(Shard { index, of: shards }),
+            })
+        });
+        phases.push(parts.collect());
+        let merge = |task: Task| Task {
+            part: Part::Merge,
+            ..task
+        };
+        phases.push(merges.into_iter().map(merge).collect());
+    }
     let mut trainings = Vec::new();
     for (cell, plan) in plans.iter().enumerate() {
         for seed in &experiment.settings.seeds {
