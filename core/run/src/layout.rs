@@ -81,10 +81,17 @@ pub fn segmenters(folds: u32, members: u32) -> Vec<String> {
     (0..folds).flat_map(of_fold).collect()
 }
 
-/// The file of the candidate of that number. Not by its id, which may hold what a file name cannot; and a
-/// word such as `train` in a file's name makes Hugging Face's loader guess splits.
+/// Files of one folder of images; file systems and people are slow with folders of many more.
+pub const FOLDER: u64 = 5_000;
+
+/// The file of the candidate of that number, in a folder of its own for every [`FOLDER`] of them but the
+/// first. Not by its id, which may hold what a file name cannot; and a word such as `train` in a file's
+/// name makes Hugging Face's loader guess splits.
 pub fn image(index: u64) -> String {
-    format!("{index:06}.png")
+    match index / FOLDER {
+        0 => format!("{index:06}.png"),
+        folder => format!("{folder:04}/{index:06}.png"),
+    }
 }
 
 /// The file of the scores of every test image.
@@ -127,5 +134,18 @@ impl Training {
     /// The scores of every test image.
     pub fn per_image(&self) -> String {
         format!("{}/{PER_IMAGE}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_folder_of_images_holds_many() {
+        assert_eq!(image(0), "000000.png");
+        assert_eq!(image(4_999), "004999.png");
+        assert_eq!(image(5_000), "0001/005000.png");
+        assert_eq!(image(1_234_567), "0246/1234567.png");
     }
 }

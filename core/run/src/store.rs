@@ -400,7 +400,7 @@ fn sweep(root: &Path) -> io::Result<()> {
             sweep_folder(&folder, is_partial, false)?;
             for folder in [IMAGES, MASKS].map(|name| folder.join(name)) {
                 if is_real(&folder) {
-                    sweep_folder(&folder, is_partial, false)?;
+                    sweep_folder(&folder, is_partial, true)?;
                 }
             }
         }

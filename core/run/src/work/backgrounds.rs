@@ -188,7 +188,11 @@ impl Clearing<'_> {
                 .into_iter()
                 .map(|scene| self.save(scene))
                 .collect::<Result<_>>()?;
-            files::sync_folder(&self.store.path(layout::CLEARED))?;
+            for entry in &entries {
+                for name in entry.files.keys() {
+                    files::sync_folder(files::parent(&self.store.path(name)))?;
+                }
+            }
             self.journal().append(&entries)?;
             done += some.len();
         }
@@ -208,6 +212,7 @@ impl Clearing<'_> {
         if let Some(image) = scene.image {
             let name = format!("{}/{}", layout::CLEARED, layout::image(scene.index));
             let path = self.store.path(&name);
+            files::make_folder(files::parent(&path))?;
             save_image(image.view(), &path)?;
             entry.files.insert(name.clone(), hash_file(&path)?);
             entry.record.file_name = Some(name);

@@ -133,7 +133,9 @@ impl Judged {
             true => layout::SYNTHETIC,
             false => layout::REJECTED,
         };
-        (format!("{list}/{kind}"), layout::image(self.record.index))
+        let path = format!("{list}/{kind}/{}", layout::image(self.record.index));
+        let (folder, name) = path.rsplit_once('/').unwrap_or(("", &path));
+        (folder.to_owned(), name.to_owned())
     }
 }
 

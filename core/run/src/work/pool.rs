@@ -6,6 +6,7 @@
 use crate::{
     layout,
     results::{About, Taken},
+    store,
 };
 use diffaug::{
     Image, Result, ResultExt,
@@ -15,7 +16,7 @@ use diffaug::{
 };
 use rayon::prelude::*;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
@@ -53,6 +54,8 @@ impl Pool {
         pool.taken.begin(about)?;
         let failed = || format!("cannot make `{}`", pool.folder().display());
         files::make_folder(&pool.folder().join(layout::IMAGES))
+            .or_error(ErrorKind::Data, failed)?;
+        store::sweep_folder(&pool.folder().join(layout::IMAGES), files::is_partial, true)
             .or_error(ErrorKind::Data, failed)?;
         let list = pool.folder().join(LIST);
         if list.exists() {
@@ -108,6 +111,12 @@ impl Pool {
     }
 
     fn write(&self, painted: &[(u64, &Image)]) -> Result<()> {
+        let paths = painted.iter().map(|(index, _)| self.path(*index));
+        let folders: BTreeSet<PathBuf> =
+            paths.map(|path| files::parent(&path).to_owned()).collect();
+        for folder in &folders {
+            files::make_folder(folder)?;
+        }
         let hashes: Vec<(u64, String)> = painted
             .par_iter()
             .map(|(index, image)| {
@@ -116,7 +125,9 @@ impl Pool {
                 Ok((*index, hash_file(&path)?))
             })
             .collect::<Result<_>>()?;
-        files::sync_folder(&self.folder().join(layout::IMAGES))?;
+        for folder in &folders {
+            files::sync_folder(folder)?;
+        }
         let line = |(index, hash): &(u64, String)| {
             format!("{hash}  {}/{}\n", layout::IMAGES, layout::image(*index))
         };
@@ -172,13 +183,17 @@ mod tests {
     #[test]
     fn what_was_painted_is_there_next_time() {
         let dir = tempfile::tempdir().unwrap();
-        let (one, seven) = (picture(1), picture(7));
+        let (one, seven, many) = (picture(1), picture(7), picture(9));
         let pool = open(dir.path());
         assert!(pool.get(1).is_none() && !pool.link(1, &dir.path().join("x.png")));
-        pool.add(&[(1, &one), (7, &seven)]);
+        pool.add(&[(1, &one), (7, &seven), (12_345, &many)]);
         drop(pool);
+        let left = dir.path().join(".steps/ab/images/.abcdef.partial");
+        fs::write(&left, "").unwrap();
         let pool = open(dir.path());
+        assert!(!left.exists());
         assert_eq!(pool.get(7).unwrap(), seven);
+        assert_eq!(pool.get(12_345).unwrap(), many);
         let linked = dir.path().join("x.png");
         assert!(pool.link(1, &linked) && pool.link(7, &linked));
         assert_eq!(
