@@ -19,7 +19,7 @@ use diffaug::{
 };
 use rand::RngExt;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
@@ -68,6 +68,9 @@ struct Scene {
     attributes: Attributes,
 }
 
+/// The prompts of a background's variants.
+type Drawn = Arc<Vec<Option<Prompt>>>;
+
 /// Every candidate of a run.
 pub struct Candidates<'a> {
     options: &'a Synthesis,
@@ -79,6 +82,8 @@ pub struct Candidates<'a> {
     originals: Shared,
     /// The one that was read last, with its number: all variants of a background need the same.
     last: Mutex<Option<(u64, Arc<Sample>)>>,
+    /// The prompts of all variants of the backgrounds that were met.
+    prompts: Mutex<HashMap<usize, Drawn>>,
     items: Vec<Item>,
     places: Vec<Place>,
     targets: Vec<u8>,
@@ -115,6 +120,7 @@ impl<'a> Candidates<'a> {
             train,
             originals,
             last: Mutex::default(),
+            prompts: Mutex::default(),
             places: Vec::new(),
             targets: info.targets(),
             target_name: target.map_or_else(String::new, |class| class.name.to_string()),
@@ -220,6 +226,22 @@ impl<'a> Candidates<'a> {
         variant: u32,
         bank: &BoxPromptBank,
     ) -> Result<Prompt> {
+        let known = || self.prompts.lock().unwrap_or_else(PoisonError::into_inner);
+        let drawn = known().get(&source).cloned();
+        let drawn = match drawn {
+            Some(drawn) => drawn,
+            None => {
+                let drawn = Arc::new(self.draw(source, name, bank)?);
+                known().insert(source, drawn.clone());
+                drawn
+            }
+        };
+        let prompt = drawn.get(variant as usize).cloned().flatten();
+        prompt.ok_or_else(|| Error::internal("a prompt for what cannot be painted"))
+    }
+
+    /// The prompts of all variants of a background; `None` for those that cannot be painted.
+    fn draw(&self, source: usize, name: &str, bank: &BoxPromptBank) -> Result<Vec<Option<Prompt>>> {
         let facts: Vec<Option<Attributes>> = (0..self.options.variants)
             .map(|v| Ok(self.scene(source, name, v)?.map(|s| s.attributes)))
             .collect::<Result<_>>()?;
@@ -242,9 +264,11 @@ impl<'a> Candidates<'a> {
                 queries.len()
             )));
         }
-        let position = facts[..variant as usize].iter().flatten().count();
-        let prompt = drawn.get(position).cloned();
-        prompt.ok_or_else(|| Error::internal("the prompt bank drew too few prompts"))
+        let mut drawn = drawn.into_iter();
+        Ok(facts
+            .iter()
+            .map(|facts| facts.as_ref().and_then(|_| drawn.next()))
+            .collect())
     }
 
     fn scene(&self, source: usize, name: &str, variant: u32) -> Result<Option<Scene>> {
