@@ -2,7 +2,7 @@
 
 use crate::{
     reader::{Arm, Scores},
-    statistics::{Comparison, holm},
+    statistics::{Comparison, LEVEL, holm},
 };
 use diffaug::{
     Error, Result,
@@ -39,6 +39,44 @@ impl Row {
             Some(found) if found.high < 0.0 => "loss",
             Some(_) => "none",
         }
+    }
+
+    /// The comparison with the first arm as people write it, see [`columns`]; empty for the first.
+    pub fn cells(&self) -> [String; 5] {
+        let p = |p: Option<f64>| match p {
+            Some(p) if p < 1e-4 => "< 0.0001".to_owned(),
+            Some(p) => format!("{p:.4}"),
+            None => String::new(),
+        };
+        match &self.against_first {
+            None => [const { String::new() }; 5],
+            Some(found) => [
+                format!("{:+.3}", found.difference),
+                format!("{:+.3} to {:+.3}", found.low, found.high),
+                p(found.p),
+                p(self.adjusted_p),
+                self.verdict().to_owned(),
+            ],
+        }
+    }
+}
+
+/// What the columns of [`Row::cells`] are called.
+pub fn columns() -> [String; 5] {
+    [
+        "difference".to_owned(),
+        format!("{:.0} % interval", 100.0 * LEVEL),
+        "p".to_owned(),
+        "p (Holm)".to_owned(),
+        "verdict".to_owned(),
+    ]
+}
+
+/// A mean over `n` trainings as people write it, with its deviation where there is one.
+pub fn shown(mean: f64, std: f64, n: usize) -> String {
+    match n {
+        0 | 1 => format!("{mean:.3}"),
+        _ => format!("{mean:.3} ± {std:.3}"),
     }
 }
 

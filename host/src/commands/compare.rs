@@ -9,7 +9,7 @@ use diffaug_run::{
     compare::{self, Row},
     failure::Failure,
     reader::{Arm, Run},
-    statistics::{LEVEL, RESAMPLES},
+    statistics::RESAMPLES,
 };
 use serde_json::json;
 use std::path::Path;
@@ -104,44 +104,18 @@ fn warnings(rows: &[Row]) -> Vec<String> {
 }
 
 fn text(rows: &[Row], metric: &str) -> String {
-    let p = |p: Option<f64>| {
-        p.map_or(String::new(), |p| match p < 1e-4 {
-            true => "< 0.0001".to_owned(),
-            false => format!("{p:.4}"),
-        })
-    };
     let cells = |row: &Row| {
         let mut cells = vec![
             row.arm.clone(),
             row.seeds.len().to_string(),
-            match row.seeds.len() {
-                1 => format!("{:.3}", row.mean),
-                _ => format!("{:.3} ± {:.3}", row.mean, row.std),
-            },
+            compare::shown(row.mean, row.std, row.seeds.len()),
         ];
-        cells.extend(match &row.against_first {
-            None => [const { String::new() }; 5],
-            Some(found) => [
-                format!("{:+.3}", found.difference),
-                format!("{:+.3} to {:+.3}", found.low, found.high),
-                p(found.p),
-                p(row.adjusted_p),
-                row.verdict().to_owned(),
-            ],
-        });
+        cells.extend(row.cells());
         cells
     };
-    let interval = format!("{:.0} % interval", 100.0 * LEVEL);
-    let header = [
-        "arm",
-        "seeds",
-        metric,
-        "difference",
-        &interval,
-        "p",
-        "p (Holm)",
-        "verdict",
-    ];
+    let columns = compare::columns();
+    let mut header = vec!["arm", "seeds", metric];
+    header.extend(columns.iter().map(String::as_str));
     let sizes = rows.iter().find_map(|row| row.against_first.as_ref());
     let sizes = sizes.map_or(String::new(), |found| {
         format!(

@@ -102,8 +102,9 @@ fn scored(cell: &Cell) -> Result<Value> {
 pub fn header(metric: &str) -> Vec<String> {
     let mut header = vec!["arm".to_owned(), "images".to_owned(), "n".to_owned()];
     header.extend(FIGURES.iter().map(|name| (*name).to_owned()));
-    header.push(format!("difference in {metric}"));
-    header.extend(["95 % interval", "p", "p (Holm)", "verdict"].map(str::to_owned));
+    let mut columns = compare::columns();
+    columns[0] += &format!(" in {metric}");
+    header.extend(columns);
     header
 }
 
@@ -122,26 +123,11 @@ fn row(line: &Line) -> Vec<String> {
         line.images.to_string(),
         n.to_string(),
     ];
-    cells.extend(line.figures.iter().map(|(_, mean, std)| match (mean, std) {
-        (Some(mean), Some(std)) if n > 1 => format!("{mean:.3} ± {std:.3}"),
-        (Some(mean), _) => format!("{mean:.3}"),
-        (None, _) => "-".to_owned(),
+    cells.extend(line.figures.iter().map(|(_, mean, std)| match mean {
+        Some(mean) => compare::shown(*mean, std.unwrap_or(0.0), n),
+        None => "-".to_owned(),
     }));
-    let p = |p: Option<f64>| match p {
-        Some(p) if p < 1e-4 => "< 0.0001".to_owned(),
-        Some(p) => format!("{p:.4}"),
-        None => String::new(),
-    };
-    cells.extend(match &line.compared.against_first {
-        None => [const { String::new() }; 5],
-        Some(found) => [
-            format!("{:+.3}", found.difference),
-            format!("{:+.3} to {:+.3}", found.low, found.high),
-            p(found.p),
-            p(line.compared.adjusted_p),
-            line.compared.verdict().to_owned(),
-        ],
-    });
+    cells.extend(line.compared.cells());
     cells
 }
 
