@@ -12,11 +12,13 @@ mod data;
 mod evaluate;
 pub mod gate;
 mod judging;
+mod making;
 mod once;
 mod outside;
 mod overlap;
 mod painting;
 mod placing;
+mod planning;
 mod pool;
 pub mod pools;
 pub mod record;
@@ -29,34 +31,30 @@ pub mod wire;
 
 use crate::{
     failure::Failure,
-    fingerprint::Step,
     layout,
     manifest::{Background, Document, Manifest, StageTable},
     registry::Registry,
     results::Results,
     session::Session,
-    slots::{self, DATASET, DOWNSTREAM, GENERATOR, PROMPTS, SEGMENTER, START, VALIDATOR},
-    steps::{Known, Plan},
+    slots::{self, DOWNSTREAM, GENERATOR, PROMPTS, SEGMENTER, START},
+    steps::Plan,
     store::Store,
 };
-use backgrounds::Clearing;
-use candidates::{Candidates, Cleared};
 use data::{Data, Examined};
 use diffaug::{
-    BoxDataset, BoxGenerator, BoxPromptBank, BoxValidator, Error, ErrorKind, Generator, Reporter,
-    Result, Validator, files, human_bytes, image::ReadOptions, pairs,
+    BoxDataset, BoxGenerator, BoxPromptBank, Error, ErrorKind, Generator, Reporter, Result,
+    image::ReadOptions, pairs,
 };
 use evaluate::{Arm, Evaluation};
 use gate::{Gate, Training};
 use once::{Fit, Steps};
-use overlap::StopFlag;
 use painting::Stages;
+pub use planning::plan;
+use planning::{describe, open, open_data, validator};
 use record::Summary;
 use serde_json::{Value, json};
 use shards::Shard;
-use sizes::Quota;
 use std::{collections::BTreeMap, path::PathBuf};
-use synthesis::Synthesis;
 use wire::Wire;
 
 /// How far a run goes.
@@ -161,130 +159,6 @@ pub fn divide(dataset: BoxDataset, manifest: &Manifest) -> Result<([usize; 3], S
     Ok((data.counts(), data.info.name.to_string()))
 }
 
-/// A list of ids is far smaller.
-const MOST_SPLIT: u64 = 256 << 20;
-
-/// Checks that the file of ids can be read to its end.
-fn check_split(wire: &Wire<'_>) -> Result<(), Failure> {
-    let Some(path) = &wire.manifest.split.file else {
-        return Ok(());
-    };
-    // What is not there is told by who reads it.
-    if !path.exists() {
-        return Ok(());
-    }
-    let length = files::open_regular(path).and_then(|file| Ok(file.metadata()?.len()));
-    let refused = match length {
-        Ok(length) if length <= MOST_SPLIT => return Ok(()),
-        Ok(_) => Error::data(format!("it is larger than {}", human_bytes(MOST_SPLIT))),
-        Err(error) => error,
-    };
-    let mut error = refused.context(format!("cannot read the split `{}`", path.display()));
-    error.kind = ErrorKind::Data;
-    Err(wire.document.failure("", error.at("split.file")))
-}
-
-fn open_data(wire: &Wire<'_>) -> Result<Data, Failure> {
-    check_split(wire)?;
-    let table = &wire.manifest.dataset;
-    let dataset: BoxDataset = wire.build(DATASET, table, &table.json(), wire.manifest.seed)?;
-    Data::open(dataset, wire.manifest).map_err(|error| {
-        // These fields are the manifest's own, not the dataset's.
-        if error.field.starts_with("split") || error.field.as_str() == attributes::FIELD {
-            wire.document.failure("", error)
-        } else {
-            wire.place(DATASET, table, error)
-        }
-    })
-}
-
-/// The steps of a manifest's run, with their keys; nothing is computed but those, and nothing written.
-///
-/// # Errors
-/// When a stage, an option or the dataset cannot be used.
-pub fn plan(
-    manifest: &Manifest,
-    document: &Document,
-    registry: &Registry,
-    session: &Session<'_>,
-) -> Result<Plan, Failure> {
-    let wire = Wire {
-        registry,
-        document,
-        manifest,
-    };
-    wire.check_all()?;
-    let data = open_data(&wire)?;
-    Ok(describe(&wire, &data, Goal::Scores, session)?.1)
-}
-
-/// What a run is made of, for `lock.json`, and its steps.
-fn describe(
-    wire: &Wire<'_>,
-    data: &Data,
-    goal: Goal,
-    session: &Session<'_>,
-) -> Result<(Value, Plan), Failure> {
-    let manifest = wire.manifest;
-    let step = session.begin("reading the dataset");
-    let read = |done, total| {
-        diffaug::Progress::progress(&step, done, total, "");
-        session.check_stopped()
-    };
-    let fingerprint = session
-        .stage(|| data.fingerprint(read))
-        .map_err(|e| wire.place(DATASET, &manifest.dataset, e))?;
-    let [train, validation, test] = data.counts();
-    step.finish(&format!(
-        "{train} to train, {validation} to validate, {test} to test"
-    ));
-    let stop = || session.check_stopped();
-    let step = Step::new(&stop);
-    let dataset = json!({
-        "name": data.info.name.as_str(),
-        "samples": train + validation + test,
-        "sha256": fingerprint,
-    });
-    let plugins = wire.plugins()?;
-    let split_hash = data.split.sha256();
-    let weights = outside::weights(wire, &step)?;
-    let files = outside::files(wire, &step)?;
-    let known = Known {
-        dataset: &dataset,
-        split: &split_hash,
-        plugins: &plugins,
-        weights: &weights,
-        files: &files,
-        judges: match goal == Goal::Scores && !manifest.paints() {
-            true => None,
-            false => Some(validator(wire)?.1),
-        },
-    };
-    let plan = Plan::new(manifest, &known);
-    let lock = json!({
-        "diffaug": env!("CARGO_PKG_VERSION"),
-        "manifest": manifest,
-        "plugins": plugins,
-        "dataset": dataset,
-        "split": { "name": data.split.name, "sha256": split_hash },
-        "weights": weights,
-        "files": files,
-        "steps": plan.keys(),
-    });
-    Ok((lock, plan))
-}
-
-/// The validator, and how many segmenters it asks.
-fn validator(wire: &Wire<'_>) -> Result<(BoxValidator, u32), Failure> {
-    let table = &wire.manifest.validator;
-    let validator: BoxValidator =
-        wire.build(VALIDATOR, table, &table.json(), wire.manifest.seed)?;
-    let asked = validator
-        .segmenters()
-        .map_err(|e| wire.place(VALIDATOR, table, e))?;
-    Ok((validator, asked))
-}
-
 /// Runs a manifest up to `goal`.
 ///
 /// # Errors
@@ -296,13 +170,7 @@ pub fn run(
     goal: Goal,
     session: &Session<'_>,
 ) -> Result<Outcome, Failure> {
-    let wire = Wire {
-        registry,
-        document,
-        manifest,
-    };
-    wire.check_all()?;
-    let data = open_data(&wire)?;
+    let (wire, data) = open(manifest, document, registry)?;
     let results = Results::of(&manifest.store());
     let mut described = None;
     let output = match goal {
@@ -590,146 +458,6 @@ impl Run<'_> {
             members,
         };
         training.run()
-    }
-
-    /// The synthetic images; joined from shards with `merge`.
-    fn synthesise(
-        &self,
-        steps: &Steps<'_>,
-        stages: &Stages,
-        merge: bool,
-    ) -> Result<(Summary, Option<diffaug::view::Shared>), Failure> {
-        let m = self.manifest();
-        let reading = self.reading();
-        let shards = match (merge, self.plan.step(layout::SYNTHETIC)) {
-            (true, Some(step)) => Some(self.results.shards(&step.key)),
-            _ => None,
-        };
-        self.with_synthesis(steps, stages, |synthesis| {
-            let draw = || -> Result<(), Failure> {
-                let shown = synthesis.examples(sheet::SHOWN.0, sheet::SHOWN.1)?;
-                let targets = self.data.targets();
-                let stop = StopFlag::new(self.session);
-                let (all, options) = (synthesis.candidates, &m.synthesis);
-                let draw =
-                    || sheet::draw(&self.store, shown, all, stages, &targets, options, &stop);
-                Ok(self.session.stage(draw)?)
-            };
-            let summary = synthesis.once(steps, || {
-                let pool = match &shards {
-                    Some(_) => None,
-                    None => steps.pool(reading)?,
-                };
-                let summary = synthesis.run(stages, pool.as_ref(), shards.as_deref())?;
-                draw()?;
-                Ok(summary)
-            })?;
-            if !sheet::is_drawn(&self.store) {
-                draw()?;
-            }
-            if let Some(shards) = &shards {
-                // This run holds their images now.
-                let _ = std::fs::remove_dir_all(shards);
-            }
-            Ok((summary, synthesis.dataset(reading.max_pixels)?))
-        })
-    }
-
-    /// A part of the synthetic images, for a merge.
-    fn shard(&self, steps: &Steps<'_>, stages: &Stages, shard: Shard) -> Result<(), Failure> {
-        let missing = || Error::internal("a shard without a synthesis");
-        let step = self.plan.step(layout::SYNTHETIC).ok_or_else(missing)?;
-        let _part = self.results.take_part(&step.key)?;
-        let all = self.results.shards(&step.key);
-        self.with_synthesis(steps, stages, |synthesis| {
-            Ok(synthesis.shard(stages, shard, &all)?)
-        })
-    }
-
-    /// Checks that everything is trained that a shard needs: many processes would wait for one.
-    fn check_trained(&self) -> Result<(), Failure> {
-        for (place, step) in self.plan.steps() {
-            let verb = match place.split('/').next() {
-                Some(layout::GENERATOR | layout::START) => "generator",
-                Some(layout::SEGMENTER | layout::SEGMENTERS) => "segmenter",
-                _ => continue,
-            };
-            if !self.results.has(&step.key) {
-                let error = Error::data(format!(
-                    "a shard needs what is trained to be in `{}`, and the {verb} is not",
-                    self.results.root().display()
-                ));
-                let hint = format!("`diffaug train {verb}` with the same manifest leaves it there");
-                return Err(Failure::from(error).hint(hint));
-            }
-        }
-        Ok(())
-    }
-
-    fn reading(&self) -> ReadOptions {
-        ReadOptions::from(&self.wire.context(self.manifest().seed))
-    }
-
-    /// Does `work` with everything that a synthesis needs.
-    fn with_synthesis<T>(
-        &self,
-        steps: &Steps<'_>,
-        stages: &Stages,
-        work: impl FnOnce(&Synthesis<'_>) -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
-        let m = self.manifest();
-        let (backgrounds, cleared) = match m.clears() {
-            true => self
-                .cleared(steps, stages)
-                .map(|(all, each)| (Some(all), each))?,
-            false => Default::default(),
-        };
-        let candidates = Candidates::new(
-            self.data.train()?,
-            self.data.originals()?,
-            &m.synthesis,
-            m.size(),
-            self.reading(),
-            m.seed,
-            &cleared,
-        )
-        .map_err(|error| self.wire.document.failure("", error))?;
-        let validation = self.data.validation()?;
-        let ratio = m.synthesis.ratio;
-        let synthesis = Synthesis {
-            manifest: m,
-            session: self.session,
-            store: &self.store,
-            candidates: &candidates,
-            info: &self.data.info,
-            quota: match m.synthesis.quotas {
-                true => Quota::of_each(ratio, candidates.sizes()?),
-                false => Quota::of_all(ratio, self.data.counts()[0]),
-            },
-            validation: &validation,
-            backgrounds,
-        };
-        work(&synthesis)
-    }
-
-    /// Training images with their lesions painted away.
-    fn cleared(
-        &self,
-        steps: &Steps<'_>,
-        stages: &Stages,
-    ) -> Result<(record::Backgrounds, Cleared), Failure> {
-        let info = &self.data.info;
-        let target = info.classes.iter().find(|class| class.target);
-        let clearing = Clearing {
-            options: &self.manifest().synthesis,
-            seed: self.manifest().seed,
-            session: self.session,
-            store: &self.store,
-            train: self.data.train()?,
-            targets: &self.data.targets(),
-            target_name: target.map_or("", |class| class.name.as_str()),
-        };
-        Ok(clearing.run(steps, stages)?)
     }
 
     /// Hashes of the weights that this run trained.
