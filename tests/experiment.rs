@@ -137,6 +137,13 @@ fn a_step_can_be_done_by_itself() {
     sandbox
         .run("experiment x.toml --step nowhere:seed-0")
         .refused("there is no cell `nowhere`; those of the experiment are painted, traditional, unjudged");
+    // What tasks made belongs to the experiment before its cells have run.
+    let none = sandbox.run("prune").ok();
+    assert_eq!(none.stdout.trim(), "every kept result belongs to a run");
+    assert!(sandbox.run("runs").ok().stdout.starts_with("no runs"));
+    sandbox
+        .run("experiment x.toml --shards 2")
+        .refused("`--shards` is for several processes");
     for step in ["painted:seed-7", "traditional:generator", "painted"] {
         sandbox
             .run(&format!("experiment x.toml --step {step}"))

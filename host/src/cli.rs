@@ -223,9 +223,9 @@ pub struct ExperimentArgs {
     /// How many processes work at once.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub jobs: u32,
-    /// Make the synthetic images of each arm in so many parts, for `--jobs` and `--slurm`.
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub shards: u32,
+    /// Make the synthetic images of each arm in so many parts, with `--jobs` or `--slurm`.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub shards: Option<u32>,
     /// Write a script that submits the steps to Slurm, and run nothing.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["dry_run", "jobs"])]
     pub slurm: Option<PathBuf>,

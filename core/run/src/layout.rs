@@ -46,6 +46,8 @@ pub const MASKS: &str = "masks";
 
 /// Every painted image; kept for other runs and not in the run folder.
 pub const POOL: &str = "painted";
+/// The name of every journal, in whatever folder.
+pub const JOURNAL_FILE: &str = "journal.jsonl";
 /// What is known of every candidate, while they are painted.
 pub const JOURNAL: &str = "synthetic/journal.jsonl";
 /// The accepted candidates.

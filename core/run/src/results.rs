@@ -8,7 +8,11 @@
 //! A result appears whole or not at all. Who works on a step holds the lock `.steps/locks/KEY`; others
 //! that want the same step wait for it.
 
-use crate::{fingerprint, layout, session::Session, store::Folder};
+use crate::{
+    fingerprint, layout,
+    session::{Session, Step},
+    store::Folder,
+};
 use diffaug::{Error, ErrorKind, Result, ResultExt, files};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -88,7 +92,7 @@ impl Results {
     pub fn remove(&self, key: &str, folder: &Path) -> Result<bool> {
         let path = self.root.join(LOCKS).join(key);
         let failed = || format!("cannot remove `{}`", folder.display());
-        let Some(_lock) = lock(&path).or_error(ErrorKind::Data, failed)? else {
+        let Some(_lock) = lock(&path, Lock::Alone).or_error(ErrorKind::Data, failed)? else {
             return Ok(false);
         };
         // First what says that it is whole.
@@ -108,18 +112,13 @@ impl Results {
     /// # Errors
     /// When another process works on the whole of it, or the store cannot be written to.
     pub fn take_part(&self, key: &str) -> Result<File> {
-        let path = self.root.join(LOCKS).join(key);
-        let failed = || format!("cannot write to `{}`", self.root.display());
-        files::make_folder(files::parent(&path)).or_error(ErrorKind::Data, failed)?;
-        let file = File::options().create(true).append(true).open(&path);
-        let file = file.or_error(ErrorKind::Data, failed)?;
-        match file.try_lock_shared() {
-            Ok(()) => Ok(file),
-            Err(TryLockError::WouldBlock) => Err(Error::data(
-                "another process works on the whole of these synthetic images: wait for it",
-            )),
-            Err(TryLockError::Error(error)) => Err(error).or_error(ErrorKind::Data, failed),
-        }
+        let taken = lock(&self.root.join(LOCKS).join(key), Lock::Shared);
+        let taken = taken.or_error(ErrorKind::Data, || {
+            format!("cannot write to `{}`", self.root.display())
+        })?;
+        taken.ok_or_else(|| {
+            Error::data("another process works on the whole of these synthetic images: wait for it")
+        })
     }
 
     /// Whether there is a result of that key.
@@ -133,26 +132,21 @@ impl Results {
     /// # Errors
     /// When the user stops the run while it waits.
     pub fn take(&self, key: &str, label: &str, session: &Session<'_>) -> Result<Option<Taken>> {
-        let path = self.root.join(LOCKS).join(key);
-        let mut told = None;
+        let mut told: Option<Box<dyn Step>> = None;
         loop {
-            match lock(&path) {
-                Ok(Some(lock)) => {
-                    if let Some(step) = told.take() {
-                        let step: Box<dyn crate::session::Step> = step;
-                        step.finish("the other process is done with it");
-                    }
-                    return Ok(Some(Taken {
-                        folder: self.root.join(key),
-                        _lock: lock,
-                    }));
-                }
+            match self.try_take(key) {
                 Ok(None) => {
                     told.get_or_insert_with(|| {
                         session.begin(&format!("waiting for another process: {label}"))
                     });
                     session.check_stopped()?;
                     thread::sleep(PATIENCE);
+                }
+                Ok(taken) => {
+                    if let Some(step) = told {
+                        step.finish("the other process is done with it");
+                    }
+                    return Ok(taken);
                 }
                 Err(error) => {
                     tracing::warn!(
@@ -164,13 +158,38 @@ impl Results {
             }
         }
     }
+
+    /// Takes the step of that key for this process; `None` while another has it.
+    ///
+    /// # Errors
+    /// When the file system does not allow it.
+    pub fn try_take(&self, key: &str) -> io::Result<Option<Taken>> {
+        let taken = lock(&self.root.join(LOCKS).join(key), Lock::Alone)?;
+        Ok(taken.map(|lock| Taken {
+            folder: self.root.join(key),
+            _lock: lock,
+        }))
+    }
+}
+
+/// How a lock is held.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Lock {
+    /// By one process.
+    Alone,
+    /// By any number that share it.
+    Shared,
 }
 
 /// Locks the file at `path`, which is made; `None` while another process has it.
-pub(crate) fn lock(path: &Path) -> io::Result<Option<File>> {
+pub(crate) fn lock(path: &Path, how: Lock) -> io::Result<Option<File>> {
     files::make_folder(files::parent(path))?;
     let file = File::options().create(true).append(true).open(path)?;
-    match file.try_lock() {
+    let taken = match how {
+        Lock::Alone => file.try_lock(),
+        Lock::Shared => file.try_lock_shared(),
+    };
+    match taken {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Ok(None),
         Err(TryLockError::Error(error)) => return Err(error),
@@ -221,34 +240,21 @@ impl Taken {
         self.folder.join(ABOUT).exists()
     }
 
-    /// The result, where the store has one that is whole and came of the same models of a hub; one that
-    /// is damaged is removed. `pins` are the commits that this run knows of.
-    ///
-    /// # Errors
-    /// When a damaged one cannot be removed.
-    pub fn find(
-        &self,
-        parts: &[Part<'_>],
-        pins: &BTreeMap<String, String>,
-    ) -> Result<Option<About>> {
+    /// The result, where the store has one that is whole and came of the same models of a hub. `pins` are
+    /// the commits that this run knows of. One that is damaged, or cannot be read, stays until the step is
+    /// done anew.
+    pub fn find(&self, parts: &[Part<'_>], pins: &BTreeMap<String, String>) -> Option<About> {
         if !self.is_there() {
-            return Ok(None);
+            return None;
         }
-        let shown = self.folder.display();
-        match self.read(parts) {
-            Ok(about) => {
-                let differs = |(field, commit): (&String, &String)| {
-                    pins.get(field).is_some_and(|ours| ours != commit)
-                };
-                Ok((!about.hub.iter().any(differs)).then_some(about))
-            }
-            Err(error) => {
-                tracing::warn!("`{shown}` is damaged and made anew: {error}");
-                fs::remove_dir_all(&self.folder)
-                    .or_error(ErrorKind::Data, || format!("cannot remove `{shown}`"))?;
-                Ok(None)
-            }
-        }
+        let read = self.read(parts).inspect_err(|error| {
+            let shown = self.folder.display();
+            tracing::warn!("`{shown}` is damaged and made anew: {error}");
+        });
+        let differs = |(field, commit): (&String, &String)| {
+            pins.get(field).is_some_and(|ours| ours != commit)
+        };
+        read.ok().filter(|about| !about.hub.iter().any(differs))
     }
 
     /// Reads the result and compares its files with their hashes.
@@ -349,9 +355,9 @@ fn link(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir(to)?;
     for entry in fs::read_dir(from)? {
         let name = entry?.file_name();
-        let left = name.to_str().is_some_and(|name| {
-            files::is_partial(name) || layout::JOURNAL.ends_with(&format!("/{name}"))
-        });
+        let left = name
+            .to_str()
+            .is_some_and(|name| files::is_partial(name) || name == layout::JOURNAL_FILE);
         if !left {
             link(&from.join(&name), &to.join(&name))?;
         }
@@ -427,12 +433,12 @@ mod tests {
         let results = Results::of(dir.path());
         assert!(!results.has("k"));
         let taken = take(dir.path(), "k");
-        assert!(taken.find(&PARTS, &none()).unwrap().is_none());
+        assert!(taken.find(&PARTS, &none()).is_none());
         taken.keep(about(&[]), &PARTS, &run(dir.path())).unwrap();
         assert!(results.has("k"));
         fs::remove_dir_all(dir.path().join("run")).unwrap();
 
-        let found = taken.find(&PARTS, &none()).unwrap().unwrap();
+        let found = taken.find(&PARTS, &none()).unwrap();
         assert_eq!(found.value, json!({ "steps": 3 }));
         let other = Folder::new(&dir.path().join("other"));
         // What an interrupted training left gives way.
@@ -477,8 +483,10 @@ mod tests {
             let taken = take(dir.path(), "k");
             taken.keep(about(&[]), &PARTS, &run(dir.path())).unwrap();
             fs::write(dir.path().join(".steps/k").join(damage), "").unwrap();
-            assert!(taken.find(&PARTS, &none()).unwrap().is_none(), "{damage}");
-            assert!(!taken.is_there());
+            assert!(taken.find(&PARTS, &none()).is_none(), "{damage}");
+            // Done anew, it takes the place of what was damaged.
+            taken.keep(about(&[]), &PARTS, &run(dir.path())).unwrap();
+            assert!(taken.find(&PARTS, &none()).is_some(), "{damage}");
         }
     }
 
@@ -490,9 +498,9 @@ mod tests {
         taken.keep(made, &PARTS, &run(dir.path())).unwrap();
         for (commit, there) in [("1", true), ("2", false)] {
             let pins = about(&[("generator.base", commit)]).hub;
-            assert_eq!(taken.find(&PARTS, &pins).unwrap().is_some(), there);
+            assert_eq!(taken.find(&PARTS, &pins).is_some(), there);
         }
-        assert!(taken.find(&PARTS, &none()).unwrap().is_some());
+        assert!(taken.find(&PARTS, &none()).is_some());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What a store holds: its runs, and results that none of them refers to.
 
 use crate::{
+    experiment::tasks,
     layout,
     reader::Run,
     results::{ABOUT, About, Results, SHARDS},
@@ -17,8 +18,9 @@ use std::{
     time::SystemTime,
 };
 
-/// Run folders are looked for so many folders below the store.
-const MOST_LEVELS: usize = 3;
+/// Run folders are looked for so many folders below the store: those of tasks of an experiment lie in
+/// `EXPERIMENT/.tasks/GROUP/ARM/PART`.
+const MOST_LEVELS: usize = 5;
 
 /// A run of a store.
 #[derive(Debug, Serialize)]
@@ -114,10 +116,11 @@ fn about(folder: &Path) -> Option<About> {
 /// # Errors
 /// When a folder cannot be read.
 pub fn list(store: &Path) -> Result<Held> {
-    let mut runs = Vec::new();
-    for folder in run_folders(store)? {
-        runs.push(listed(&folder)?);
-    }
+    let folders = run_folders(store)?.into_iter();
+    // Those of tasks are parts of an experiment's.
+    let folders = folders.filter(|folder| !folder.iter().any(|part| part == tasks::FOLDER));
+    let runs = folders.map(|folder| listed(&folder));
+    let runs = runs.collect::<Result<Vec<_>>>()?;
     let results = Results::of(store);
     let entries = entries(&results)?;
     let folders: Vec<&Path> = entries.iter().map(|(_, folder)| folder.as_path()).collect();
@@ -171,7 +174,7 @@ pub fn remove(store: &Path, unused: &[Unused]) -> Result<usize> {
     Ok(removed)
 }
 
-/// The run folders of `store`, by name.
+/// The run folders of `store`, by name, those of tasks included.
 fn run_folders(store: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut left = vec![(store.to_owned(), 0)];
@@ -183,7 +186,8 @@ fn run_folders(store: &Path) -> Result<Vec<PathBuf>> {
         let failed = || format!("cannot read `{}`", folder.display());
         for entry in fs::read_dir(&folder).or_error(ErrorKind::Data, failed)? {
             let entry = entry.or_error(ErrorKind::Data, failed)?;
-            let is_hidden = entry.file_name().to_string_lossy().starts_with('.');
+            let name = entry.file_name();
+            let is_hidden = name.to_string_lossy().starts_with('.') && name != tasks::FOLDER;
             let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
             if is_folder && !is_hidden && level < MOST_LEVELS {
                 left.push((entry.path(), level + 1));

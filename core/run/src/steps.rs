@@ -250,6 +250,8 @@ impl Planner<'_> {
         let device = m.device.split(':').next();
         json!({
             "step": step,
+            // What the run itself does to images and labels changes with it.
+            "diffaug": env!("CARGO_PKG_VERSION"),
             "needs": needs,
             "seed": seed,
             "device": device,

@@ -38,6 +38,11 @@ const MOST_TALK: u64 = 1 << 20;
 /// Runs what was asked for of an experiment.
 pub fn experiment(args: &ExperimentArgs, global: &Global, ui: Ui) -> Result<(), Failure> {
     let experiment = Experiment::read(&args.args.manifest, &overrides(&args.args, global))?;
+    if args.shards.is_some() && args.jobs == 1 && args.slurm.is_none() {
+        let message = "`--shards` is for several processes: it needs `--jobs` or `--slurm`";
+        return Err(Error::config(message).into());
+    }
+    let shards = args.shards.unwrap_or(1);
     if let Some(name) = &args.step {
         let task = Task::find(&experiment, name)?;
         let cell = task.cell(&experiment);
@@ -52,7 +57,7 @@ pub fn experiment(args: &ExperimentArgs, global: &Global, ui: Ui) -> Result<(), 
     }
     if let Some(file) = &args.slurm {
         let plans = plans(&experiment, global, ui)?;
-        let phases = tasks::phases(&experiment, &plans, &known(&experiment)?, args.shards);
+        let phases = tasks::phases(&experiment, &plans, &known(&experiment)?, shards);
         let folder = std::env::current_dir().map_err(Error::from)?;
         let words = words(args, global)?;
         let call = cluster::Call {
@@ -212,7 +217,7 @@ impl Jobs<'_> {
             self.experiment,
             plans,
             &known,
-            self.args.shards,
+            self.args.shards.unwrap_or(1),
         ))
     }
 

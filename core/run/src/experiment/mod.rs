@@ -10,8 +10,9 @@ pub mod tasks;
 use crate::{
     failure::Failure,
     layout,
-    manifest::{Document, EXPERIMENT, Manifest},
-    results, store,
+    manifest::{Document, EXPERIMENT, Manifest, fits_name, names_folder},
+    results::{self, Lock},
+    store,
 };
 use diffaug::{Error, ErrorKind, Result, ResultExt, files};
 use schemars::JsonSchema;
@@ -186,7 +187,8 @@ impl Experiment {
     pub fn take(&self) -> Result<File> {
         let shown = self.folder.display();
         let failed = || format!("cannot write to `{shown}`");
-        let lock = results::lock(&self.folder.join(LOCK)).or_error(ErrorKind::Data, failed)?;
+        let lock = results::lock(&self.folder.join(LOCK), Lock::Alone)
+            .or_error(ErrorKind::Data, failed)?;
         let busy = || Error::data(format!("experiment `{shown}` is in use by another process"));
         let lock = lock.ok_or_else(busy)?;
         store::sweep_folder(&self.folder, files::is_partial, false)
@@ -319,7 +321,7 @@ fn names(values: &[Value]) -> Vec<String> {
             _ => None,
         };
         let text = text.unwrap_or_else(|| value.to_string());
-        let plain = |c: char| match c.is_ascii_alphanumeric() || "-_.".contains(c) {
+        let plain = |c: char| match fits_name(c) {
             true => c,
             false => '_',
         };
@@ -340,8 +342,7 @@ fn names(values: &[Value]) -> Vec<String> {
 
 /// Checks the name of an arm, which becomes a folder's.
 fn check_name(arm: &str) -> Result<()> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    match !arm.starts_with('.') && !arm.is_empty() && arm.chars().all(fits) {
+    match names_folder(arm) {
         true => Ok(()),
         false => Err(Error::config(format!(
             "the arm `{arm}` must be called by letters, digits, `-`, `_` and `.`, for its name becomes \

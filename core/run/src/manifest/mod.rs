@@ -390,8 +390,7 @@ impl Manifest {
     }
 
     fn validate(&self) -> Result<(), Error> {
-        let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        if self.name.is_empty() || !self.name.chars().all(fits) || self.name.starts_with('.') {
+        if !names_folder(&self.name) {
             return wrong(
                 "name",
                 "must be letters, digits, `-`, `_` and `.`, for it becomes a folder's name",
@@ -494,6 +493,16 @@ impl Synthesis {
         }
         Ok(())
     }
+}
+
+/// Whether a character may stand in the name of a run, which becomes a folder's.
+pub fn fits_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "-_.".contains(c)
+}
+
+/// Whether a text may be the name of a run.
+pub fn names_folder(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('.') && name.chars().all(fits_name)
 }
 
 fn within(field: &str, value: u32, least: u32, most: u32) -> Result<(), Error> {

@@ -87,8 +87,9 @@ impl Steps<'_> {
             };
         };
         if let Some(done) = done {
+            // Whoever else works on it now keeps it.
             if !self.results.has(&step.key)
-                && let Some(taken) = self.results.take(&step.key, label, self.session)?
+                && let Ok(Some(taken)) = self.results.try_take(&step.key)
             {
                 self.keep(&taken, step, leaves, (&done, 0.0));
             }
@@ -166,7 +167,7 @@ impl Steps<'_> {
         leaves: &Leaves<'_>,
         label: &str,
     ) -> Result<Option<T>> {
-        let Some(about) = taken.find(leaves.parts, &(self.pins)()?)? else {
+        let Some(about) = taken.find(leaves.parts, &(self.pins)()?) else {
             return Ok(None);
         };
         // Where there was nothing to train, nothing is said of it.
