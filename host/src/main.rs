@@ -8,7 +8,6 @@ mod commands;
 mod library;
 mod load;
 mod logging;
-mod machine;
 mod plugins;
 mod ui;
 

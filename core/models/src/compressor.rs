@@ -243,7 +243,7 @@ impl Compression<'_> {
             .params
             .all()
             .map(|(name, var)| (name.to_owned(), var.as_detached_tensor()));
-        leave(
+        save(
             self.out,
             self.config,
             &normalised(tensors.collect(), &means, &deviations)?,
@@ -255,7 +255,7 @@ impl Compression<'_> {
 ///
 /// # Errors
 /// When the folder cannot be written.
-pub fn leave(
+pub fn save(
     out: &Path,
     config: &AutoencoderConfig,
     tensors: &BTreeMap<String, Tensor>,

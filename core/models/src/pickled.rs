@@ -1,7 +1,7 @@
 //! PyTorch's files of weights (`.bin`, `.ckpt`) made into safetensors: those of a pipeline or of one
 //! network in the layout of diffusers, whole or in shards, and single files. Pickles are read as data.
 
-use crate::checkpoint::{Checkpoint, ModelIndex, Options, read_json, read_shard_list};
+use crate::checkpoint::{Checkpoint, ModelIndex, OpenOptions, read_json, read_shard_list};
 use diffaug::{Error, ErrorKind, Result, ResultExt};
 use diffaug_nn::weights::{self, Pickle, Source, input};
 use serde_json::{Value, json};
@@ -95,7 +95,7 @@ fn pipeline(from: &Path, to: &Path, converted: &mut Converted) -> Result<()> {
         }
     }
     write_json(&to.join("model_index.json"), &description)?;
-    for component in Checkpoint::open(to, &Options::default())?.components() {
+    for component in Checkpoint::open(to, &OpenOptions::default())?.components() {
         component.source()?;
     }
     Ok(())

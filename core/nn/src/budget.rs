@@ -1,7 +1,7 @@
 //! What a model will need before there is one: for [`FromConfig::inspect`](diffaug::FromConfig).
 //!
 //! A plugin counts its parameters from its options or from the headers of its files ([`stored`]),
-//! and estimates its activations; what training keeps besides ([`Upkeep`]) is the same for all that
+//! and estimates its activations; what training keeps besides ([`TrainingMemory`]) is the same for all that
 //! are trained by [`crate::fit`].
 
 use crate::{
@@ -12,28 +12,10 @@ use diffaug::{
     Inspection, Result,
     prelude::{RString, RVec},
 };
-use pulp::{Arch, Simd, WithSimd};
 use std::{collections::BTreeMap, path::Path};
 
 /// Bytes of an f32 value.
 pub const F32: u64 = 4;
-
-/// The vectors that this build's loops use on this processor: `avx512`, `avx2`, `neon` or `none`.
-pub fn simd() -> &'static str {
-    struct Lanes;
-    impl WithSimd for Lanes {
-        type Output = usize;
-        fn with_simd<S: Simd>(self, _: S) -> usize {
-            S::F32_LANES
-        }
-    }
-    match Arch::new().dispatch(Lanes) {
-        16 => "avx512",
-        8 => "avx2",
-        4 => "neon",
-        _ => "none",
-    }
-}
 
 /// The beginning of every inspection: what this build has, and whether `device` can be used by it.
 pub fn inspection(device: &str) -> Inspection {
@@ -57,13 +39,15 @@ fn features() -> RVec<RString> {
         ("mkl", cfg!(feature = "mkl")),
     ];
     let compiled = compiled.into_iter().filter(|(_, there)| *there);
-    let names = compiled.map(|(name, _)| name).chain([simd()]);
+    let names = compiled
+        .map(|(name, _)| name)
+        .chain([diffaug_kernels::simd()]);
     names.map(RString::from).collect()
 }
 
 /// What a training by [`crate::fit`] keeps besides activations, in bytes; all of it is f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Upkeep {
+pub struct TrainingMemory {
     /// Weights, what the optimiser remembers of them, and their running mean.
     pub lasting: u64,
     /// Gradients, while a step is made.
@@ -72,14 +56,14 @@ pub struct Upkeep {
     pub checkpoint: u64,
 }
 
-impl Upkeep {
+impl TrainingMemory {
     /// For `values` that are stored, of which `rule` changes `trainable`; with a running mean if
     /// `averaged`.
     pub fn new(values: u64, trainable: u64, rule: &Rule, averaged: bool) -> Self {
         let states = rule.slots().len() as u64 * trainable;
         let mean = u64::from(averaged) * trainable;
         let lasting = F32 * (values + states + mean);
-        Upkeep {
+        TrainingMemory {
             lasting,
             gradients: F32 * trainable,
             // The optimiser's are made tensors before the file is put together.
@@ -146,13 +130,13 @@ mod tests {
         let wide = std::arch::is_x86_feature_detected!("avx2");
         #[cfg(not(target_arch = "x86_64"))]
         let wide = false;
-        assert_eq!(matches!(simd(), "avx2" | "avx512"), wide);
-        assert!(features().contains(&RString::from(simd())));
+        assert_eq!(matches!(diffaug_kernels::simd(), "avx2" | "avx512"), wide);
+        assert!(features().contains(&RString::from(diffaug_kernels::simd())));
     }
 
     #[test]
-    fn upkeep_counts_what_each_rule_remembers() {
-        let of = |rule: &Rule, averaged| Upkeep::new(110, 100, rule, averaged);
+    fn memory_counts_what_each_rule_remembers() {
+        let of = |rule: &Rule, averaged| TrainingMemory::new(110, 100, rule, averaged);
         let adam = of(&Rule::default(), false);
         assert_eq!((adam.lasting, adam.gradients), (1240, 400));
         assert_eq!(adam.checkpoint, 800 + 1240);

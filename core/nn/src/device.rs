@@ -32,7 +32,7 @@ fn named(device: Device) -> Result<Device> {
 /// The device in words: a GPU by its name, compute capability and memory.
 pub fn describe(device: &Device) -> String {
     match device {
-        Device::Cpu => format!("the processor ({})", crate::budget::simd()),
+        Device::Cpu => format!("the processor ({})", diffaug_kernels::simd()),
         #[cfg(feature = "cuda")]
         Device::Cuda(cuda) => gpu(&cuda.cuda_stream()).unwrap_or_else(|| "a GPU".to_owned()),
         _ => "a GPU".to_owned(),

@@ -4,6 +4,8 @@
 //! Tensors are candle's. The operations of [`ops`] replace candle's own where those are slow on a
 //! processor or have a wrong gradient; on other devices they are made of candle's.
 
+#![forbid(unsafe_code)]
+
 pub mod batch;
 pub mod budget;
 mod checkpoint;
@@ -12,10 +14,10 @@ pub mod diffusion;
 pub mod finite;
 pub mod fit;
 mod given;
-mod kernels;
 pub mod layers;
 pub mod limits;
 pub mod noise;
+mod operation;
 pub mod ops;
 pub mod optim;
 pub mod params;

@@ -42,7 +42,7 @@ impl Precision {
     ///
     /// # Errors
     /// Those of candle.
-    pub fn enter(self, x: &Tensor) -> Result<Tensor> {
+    pub fn cast(self, x: &Tensor) -> Result<Tensor> {
         x.to_dtype(self.dtype())
     }
 
@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn in_f32_nothing_is_cast() {
         let (x, w) = (random("x", &[2, 3]), random("w", &[3, 3]));
-        assert_eq!(Precision::F32.enter(&x).unwrap().id(), x.id());
+        assert_eq!(Precision::F32.cast(&x).unwrap().id(), x.id());
         assert_eq!(like(&w, &x).unwrap().id(), w.id());
     }
 
@@ -122,7 +122,7 @@ mod tests {
         let (x, start) = (random("x", &[4, 8]), random("w", &[8, 8]));
         let w = Var::from_tensor(&start).unwrap();
         let grad = |precision: Precision| {
-            let x = precision.enter(&x).unwrap();
+            let x = precision.cast(&x).unwrap();
             let y = x.matmul(&like(&w, &x).unwrap()).unwrap();
             assert_eq!(y.dtype(), precision.dtype());
             let loss = y.to_dtype(DType::F32).unwrap().sqr().unwrap();

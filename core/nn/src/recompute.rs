@@ -8,10 +8,13 @@
 //! block comes first, builds its graph anew, and leaves the gradients of its inputs and parameters
 //! in a store of the thread, where the ties, and in the end [`backward`], fetch them.
 
-use crate::given::Given;
+use crate::{
+    given::Given,
+    operation::{ApplyComputed, Computed},
+};
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp2, DType, Layout, MetalStorage, Result, Shape,
-    Tensor, TensorId, Var, backend::BackendStorage, backprop::GradStore, bail,
+    CpuStorage, CudaStorage, CustomOp2, DType, Layout, MetalStorage, Result, Shape, Tensor,
+    TensorId, Var, backend::BackendStorage, backprop::GradStore, bail,
 };
 use std::{
     cell::{Cell, RefCell},
@@ -69,7 +72,7 @@ where
             chain = chain.apply_op2(input, Tie { block, place })?;
         }
     }
-    chain.apply_op1(Block {
+    [&chain].apply_computed(Block {
         block,
         inputs: detached,
         wanted,
@@ -249,27 +252,24 @@ impl Block {
     }
 }
 
-impl CustomOp1 for Block {
+impl Computed<1> for Block {
     fn name(&self) -> &'static str {
         "checkpointed block"
     }
 
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.result.cpu()
+    fn result(&self) -> &Given {
+        &self.result
     }
 
-    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        self.result.cuda()
-    }
-
-    fn metal_fwd(&self, _: &MetalStorage, _: &Layout) -> Result<(MetalStorage, Shape)> {
-        self.result.metal()
-    }
-
-    fn bwd(&self, chain: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+    fn backward(
+        &self,
+        [chain]: [&Tensor; 1],
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<[Option<Tensor>; 1]> {
         with_store(|_| Ok(()))?;
         self.replay(grad)?;
-        onwards(chain)
+        Ok([onwards(chain)?])
     }
 }
 

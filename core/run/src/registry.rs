@@ -291,6 +291,15 @@ impl<S: Kind> Offer<S> {
     }
 }
 
+/// What a backend is called.
+pub fn backend_name(backend: Backend) -> &'static str {
+    match backend {
+        Backend::Cpu => "cpu",
+        Backend::Cuda => "cuda",
+        Backend::Metal => "metal",
+    }
+}
+
 /// What plugins have to be built for to compute on `device`.
 pub fn backend(device: &str) -> Backend {
     match device.split(':').next() {

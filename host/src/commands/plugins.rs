@@ -5,7 +5,7 @@ use diffaug::{Backend, Error};
 use diffaug_run::{
     escape,
     failure::{Failure, listed, nearest},
-    registry::{Listing, Registry},
+    registry::{self, Listing, Registry},
 };
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -69,7 +69,7 @@ fn list(registry: &Registry, kind: Option<&str>, ui: Ui) {
                 "kind": l.kind,
                 "name": l.name,
                 "version": l.version,
-                "backend": backend(l.backend),
+                "backend": registry::backend_name(l.backend),
                 "origin": l.origin.to_string(),
                 "summary": l.summary,
             })
@@ -81,19 +81,11 @@ fn list(registry: &Registry, kind: Option<&str>, ui: Ui) {
 fn row(l: &Listing<'_>) -> Vec<String> {
     let name = match l.backend {
         Backend::Cpu => l.name.to_owned(),
-        other => format!("{} ({})", l.name, backend(other)),
+        other => format!("{} ({})", l.name, registry::backend_name(other)),
     };
     let origin = l.origin.to_string();
     let cells = [l.kind, &name, l.version, &origin, l.summary];
     cells.map(|cell| escape::line(cell).into_owned()).to_vec()
-}
-
-pub fn backend(backend: Backend) -> &'static str {
-    match backend {
-        Backend::Cpu => "cpu",
-        Backend::Cuda => "cuda",
-        Backend::Metal => "metal",
-    }
 }
 
 fn one(registry: &Registry, kind: &str, name: &str, ui: Ui) -> Result<(), Failure> {

@@ -9,8 +9,8 @@ use diffaug_run::{
     failure::Failure,
     session::Session,
     work::{
-        self, Goal, Outcome,
-        pools::{Pool, SHOWN},
+        self, Goal, RunOutcome,
+        pool_measures::{Pool, SHOWN},
         record::Summary,
         scoring::Figures,
         sizes::Size,
@@ -76,7 +76,7 @@ pub fn sweep(args: &ManifestArgs, global: &Global, ui: Ui) -> Result<(), Failure
     Ok(())
 }
 
-fn text(outcome: &Outcome, result: &Value) -> String {
+fn text(outcome: &RunOutcome, result: &Value) -> String {
     let mut parts = Vec::new();
     if let Some(fit) = &outcome.fit {
         let score = fit.score.map_or("-".into(), |s| format!("{s:.3}"));
@@ -116,7 +116,7 @@ fn text(outcome: &Outcome, result: &Value) -> String {
             ));
         }
     }
-    parts.extend(outcome.summary.iter().map(pools));
+    parts.extend(outcome.summary.iter().map(pool_measures));
     if !outcome.arms.is_empty() {
         parts.push(scores(outcome, result));
         parts.push(groups(outcome));
@@ -166,8 +166,8 @@ fn synthesis(s: &Summary) -> Vec<String> {
 }
 
 /// How lesions of each pool look.
-fn pools(summary: &Summary) -> String {
-    let Some(pools) = &summary.pools else {
+fn pool_measures(summary: &Summary) -> String {
+    let Some(pool_measures) = &summary.pools else {
         return String::new();
     };
     let row = |(name, pool): (&str, &Pool)| {
@@ -179,9 +179,9 @@ fn pools(summary: &Summary) -> String {
         row
     };
     let rows: Vec<Vec<String>> = [
-        ("real", &pools.real),
-        ("accepted", &pools.accepted),
-        ("rejected", &pools.rejected),
+        ("real", &pool_measures.real),
+        ("accepted", &pool_measures.accepted),
+        ("rejected", &pool_measures.rejected),
     ]
     .map(row)
     .to_vec();
@@ -191,7 +191,7 @@ fn pools(summary: &Summary) -> String {
 }
 
 /// Mean over images, then over trainings; with a spread where there are several trainings.
-fn scores(outcome: &Outcome, result: &Value) -> String {
+fn scores(outcome: &RunOutcome, result: &Value) -> String {
     let runs = result["arms"][0]["runs"].as_array().map_or(1, Vec::len);
     let cell = |mean: &Figures, std: &Figures, name: &str| match (mean.get(name), std.get(name)) {
         (Some(mean), Some(std)) if runs > 1 => format!("{mean:.3} ± {std:.3}"),
@@ -241,7 +241,7 @@ fn scores(outcome: &Outcome, result: &Value) -> String {
 }
 
 /// Dice of each group, an arm a column.
-fn groups(outcome: &Outcome) -> String {
+fn groups(outcome: &RunOutcome) -> String {
     let Some(first) = outcome.arms.first().filter(|a| !a.groups.is_empty()) else {
         return String::new();
     };

@@ -4,6 +4,8 @@
 //! this crate in (feature `builtin`); built with `--crate-type cdylib` it is the library from which
 //! a bare host loads everything.
 
+#![forbid(unsafe_code)]
+
 #[cfg(feature = "data")]
 use {
     diffaug_cvc_clinicdb as _, diffaug_folder as _, diffaug_gate as _, diffaug_kvasir_seg as _,

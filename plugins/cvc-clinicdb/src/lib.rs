@@ -19,6 +19,8 @@
 //! published lists of ids are not part of this crate: sizes are theirs, the draw is ours, from a
 //! fixed seed. Use `split.file` for a list of ids.
 
+#![forbid(unsafe_code)]
+
 use diffaug::{
     image::{MaskRule, mask::THRESHOLD},
     pairs::{Pair, Pairs, Table, find_folder, list_files, pair_up, stem},

@@ -24,6 +24,8 @@
 //! Values that are neither are an error, so that a wrong option cannot pass for an empty mask. JPEG
 //! masks hold stray values: give them a `threshold`, which allows for one class only.
 
+#![forbid(unsafe_code)]
+
 use diffaug::{
     image::{
         MaskFault, MaskRule,

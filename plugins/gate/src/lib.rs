@@ -8,6 +8,8 @@
 //! Small lesions may have a threshold of their own and a border that does not count; and a lesion may
 //! have to be as rough as what surrounds it, which no segmenter minds.
 
+#![forbid(unsafe_code)]
+
 mod rules;
 
 use diffaug::{Class, metrics::Confusion, prelude::*};

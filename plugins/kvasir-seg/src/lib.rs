@@ -18,6 +18,8 @@
 //! with it) and `sdseg` (800 / 100 / 100). The published lists of ids are not part of this crate;
 //! the sizes are theirs, the draw is ours, from a fixed seed. Use `split.file` for a list of ids.
 
+#![forbid(unsafe_code)]
+
 use diffaug::{
     image::MaskRule,
     pairs::{Pair, Pairs, find_folder, list_files, pair_up},

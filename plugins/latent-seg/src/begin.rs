@@ -103,7 +103,7 @@ pub fn convert(options: &Options, from: &Path, to: &Path) -> Result<String> {
         ))
         .at("architecture"));
     }
-    compressor::leave(&to.join(VAE), &published.vae, &published.autoencoder)?;
+    compressor::save(&to.join(VAE), &published.vae, &published.autoencoder)?;
     weights::save_tensors(&to.join(WEIGHTS), tensors, &[])?;
     let text = serde_json::to_string_pretty(&shares)? + "\n";
     weights::write_atomically(&to.join(BEGINNING), text.as_bytes())?;

@@ -74,7 +74,7 @@ pub fn convert(options: &Options, from: &Path, to: &Path) -> Result<String> {
     let autoencoder = original::renamed(parts.vae, &vae)?;
     let frozen = Params::frozen(&Device::Cpu, autoencoder.clone().into_iter().collect());
     check(&description, &tensors, frozen, &vae).or_error(ErrorKind::Model, name)?;
-    compressor::leave(&to.join(VAE), &vae, &autoencoder)?;
+    compressor::save(&to.join(VAE), &vae, &autoencoder)?;
     weights::save_tensors(&to.join(WEIGHTS), tensors, &[])?;
     let config = serde_json::to_string_pretty(&json!({ "model": description }))? + "\n";
     // Last of all: with it the folder is one of weights.

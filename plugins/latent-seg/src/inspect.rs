@@ -14,7 +14,7 @@ use candle_core::Device;
 use diffaug::{Component, Context, Inspection, Result};
 use diffaug_models::{checkpoint, compressor};
 use diffaug_nn::{
-    budget::{self, F32, Upkeep},
+    budget::{self, F32, TrainingMemory},
     diffusion::{Autoencoder, AutoencoderConfig, Encoder},
     fit::WEIGHTS,
     params::Params,
@@ -156,7 +156,7 @@ impl Needs {
         if trained {
             let settings = options.settings(0);
             let rule = settings.optimizer;
-            let upkeep = Upkeep::new(trainable, trainable, &rule, settings.ema.is_some());
+            let memory = TrainingMemory::new(trainable, trainable, &rule, settings.ema.is_some());
             let dice = if options.resolved().lambda_dice > 0.0 {
                 4
             } else {
@@ -164,7 +164,7 @@ impl Needs {
             };
             let maps = self.kept(latents, pixels) * options.train.batch as u64;
             let maps = maps + dice * decode * options.train.batch as u64;
-            inspection.train_bytes = upkeep.peak(maps, true);
+            inspection.train_bytes = memory.peak(maps, true);
         }
         Ok(())
     }

@@ -4,6 +4,8 @@
 //! `latent-seg` is the paper's validator (its section 3.2); `sdseg` the model it builds on (Lin et
 //! al., Stable Diffusion Segmentation for Biomedical Images with Single-step Reverse Process, 2024).
 
+#![forbid(unsafe_code)]
+
 mod begin;
 mod convert;
 mod denoiser;

@@ -232,8 +232,8 @@ impl Learner for Trainee<'_> {
         let dropping = Dropping::new(train.dropout, self.seed, index);
         let dropping = (train.dropout > 0.0).then_some(&dropping);
         let enter = |x: &Option<Tensor>| -> Result<Option<Tensor>> {
-            let entered = x.as_ref().map(|x| train.precision.enter(x));
-            Ok(entered.transpose()?)
+            let cast = x.as_ref().map(|x| train.precision.cast(x));
+            Ok(cast.transpose()?)
         };
         let seen = Seen {
             latent: enter(&batch.seen.latent)?,

@@ -8,6 +8,8 @@
 //! they are in real collections; the `test` part is balanced (a third of each morphology, a third
 //! small), so that every group can be scored.
 
+#![forbid(unsafe_code)]
+
 mod clutter;
 mod colon;
 mod draw;

@@ -10,6 +10,8 @@
 //! vessels" only where the dataset states them. A word whose condition speaks of an attribute that the
 //! query lacks is not said.
 
+#![forbid(unsafe_code)]
+
 mod draw;
 mod predicate;
 mod topic;

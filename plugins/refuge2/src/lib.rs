@@ -30,6 +30,8 @@
 //! cup-to-disc ratio; `glaucoma`, where folder or file name tell; `early_glaucoma`, a ratio from
 //! 0.5 to 0.6.
 
+#![forbid(unsafe_code)]
+
 mod layout;
 mod plausible;
 

@@ -18,7 +18,7 @@ use diffaug_models::{
     unshuffle::Unshuffle,
 };
 use diffaug_nn::{
-    budget::{self, F32, Upkeep},
+    budget::{self, F32, TrainingMemory},
     diffusion::{Autoencoder, AutoencoderConfig, PerBlock, UNet, UNetConfig},
     optim::Rule,
     params::Params,
@@ -221,9 +221,9 @@ fn memory(
         return;
     }
     let train = &options.train;
-    let upkeep = Upkeep::new(trainable, trainable, &Rule::default(), train.ema.is_some());
+    let memory = TrainingMemory::new(trainable, trainable, &Rule::default(), train.ema.is_some());
     let maps = kept(config, latent * train.batch as u64, train.checkpointing);
-    inspection.train_bytes = weights.saturating_add(upkeep.peak(maps.saturating_add(decode), true));
+    inspection.train_bytes = weights.saturating_add(memory.peak(maps.saturating_add(decode), true));
 }
 
 /// What the denoising network keeps for the backward pass, in bytes; `pixels` are those of a

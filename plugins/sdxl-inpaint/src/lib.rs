@@ -4,6 +4,8 @@
 //! What it paints is what diffusers paints: with `rng = "torch-cpu"` and `composite = "none"` the
 //! same seed gives the same image, up to rounding.
 
+#![forbid(unsafe_code)]
+
 mod autoencoder;
 mod generator;
 mod inspect;

@@ -142,8 +142,8 @@ pub fn find(weights: &str, field: &str, options: &Options) -> Result<Found> {
 }
 
 /// How a checkpoint is opened; `variant` is that of the options unless given.
-fn opening(options: &Options, variant: Option<&str>) -> checkpoint::Options {
-    checkpoint::Options {
+fn opening(options: &Options, variant: Option<&str>) -> checkpoint::OpenOptions {
+    checkpoint::OpenOptions {
         variant: variant.map(str::to_owned).or(options.variant.clone()),
         tokenizer: options.tokenizer.clone(),
     }

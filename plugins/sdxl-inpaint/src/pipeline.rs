@@ -12,7 +12,7 @@ use crate::{
 use candle_core::{DType, Device, Tensor};
 use diffaug::{Error, Result};
 use diffaug_nn::diffusion::{
-    Added, ToldUNet, UNet,
+    Added, CachedTextUNet, UNet,
     scheduler::{Sampler, SchedulerConfig},
 };
 
@@ -91,7 +91,7 @@ pub struct Watch<'a> {
 /// What the network is told besides the noisy latent, for a batch.
 struct Condition {
     /// The network, told the texts.
-    unet: ToldUNet,
+    unet: CachedTextUNet,
     /// The texts, `[batch, tokens, width]`; with guidance the negative ones come first.
     context: Tensor,
     pooled: Option<Tensor>,
@@ -249,7 +249,7 @@ impl Pipeline {
             |x: Option<Tensor>, rows: &Tensor| x.map(|x| x.index_select(rows, 0)).transpose();
         let context = condition.context.index_select(&both, 0)?;
         Ok(Condition {
-            unet: self.unet.told(&context)?,
+            unet: self.unet.cache_text(&context)?,
             context,
             pooled: some(condition.pooled, &both)?,
             sizes: condition.sizes.index_select(&both, 0)?,
@@ -348,7 +348,7 @@ impl Pipeline {
         };
         let context = Tensor::cat(&contexts, 0)?.to_dtype(self.dtype)?;
         Ok(Condition {
-            unet: self.unet.told(&context)?,
+            unet: self.unet.cache_text(&context)?,
             context,
             pooled,
             sizes: self.sizes(scenes, style, all.len())?,

@@ -8,6 +8,8 @@
 //!
 //! `fit` collects the donors; nothing is learnt.
 
+#![forbid(unsafe_code)]
+
 mod blend;
 mod donors;
 mod frame;

@@ -10,7 +10,7 @@
 use crate::{Architecture, Options, UNet};
 use diffaug::{Component, Context, Inspection, Result};
 use diffaug_nn::{
-    budget::{self, F32, Upkeep},
+    budget::{self, F32, TrainingMemory},
     fit::WEIGHTS,
     precision::Precision,
 };
@@ -155,14 +155,14 @@ pub(crate) fn inspect(options: &Options, context: &Context) -> Result<Inspection
 fn training(network: &Network, options: &Options, on_processor: bool) -> u64 {
     let (parameters, statistics) = network.count();
     let rule = options.settings(0).optimizer;
-    let upkeep = Upkeep::new(
+    let memory = TrainingMemory::new(
         parameters + statistics,
         parameters,
         &rule,
         options.ema.is_some(),
     );
     let maps = Maps::of_training(on_processor, options.precision);
-    upkeep.peak(network.pass(&maps), on_processor)
+    memory.peak(network.pass(&maps), on_processor)
 }
 
 /// Width and height that images are brought to.

@@ -1,6 +1,8 @@
 //! The segmenter `unet`: the U-Net of Ronneberger et al. (2015) in its usual present-day form,
 //! with batch normalisation and windows that keep the size.
 
+#![forbid(unsafe_code)]
+
 mod config;
 mod inspect;
 mod model;

@@ -18,6 +18,13 @@ use diffaug_nn::{
 use rayon::prelude::*;
 use std::path::Path;
 
+/// The Dice part of the loss of several classes: over the whole batch, as that of one.
+const DICE: ops::SoftDice = ops::SoftDice {
+    smooth: 1e-6,
+    squared: false,
+    per_image: false,
+};
+
 /// The segmenter `unet`.
 pub struct Segmenter {
     options: Options,
@@ -166,13 +173,18 @@ impl Learner for Network {
         let targets: Vec<u32> = labels.map(|label| index[usize::from(label)]).collect();
         let (width, height) = (frame.whole.0 as usize, frame.whole.1 as usize);
         let shape = (samples.len(), height, width);
+        // The losses of several classes look at their labels on the host.
+        let device = match self.architecture.outputs() {
+            1 => device,
+            _ => &Device::Cpu,
+        };
         let targets = Tensor::from_vec(targets, shape, device)?;
         Ok(Batch { images, targets })
     }
 
     fn loss(&self, batch: Batch, _step: u64) -> Result<Tensor> {
         let frame = self.architecture.frame();
-        let images = self.precision().enter(&batch.images)?;
+        let images = self.precision().cast(&batch.images)?;
         let logits = self.net.forward(&images, Mode::Train)?;
         let (mut logits, mut targets) = (logits.to_dtype(DType::F32)?, batch.targets);
         if frame.whole != frame.content {
@@ -194,7 +206,7 @@ impl Learner for Network {
                 cross_entropy,
             )?);
         }
-        let dice_part = (ops::soft_dice(&logits, &targets)? * f64::from(dice))?;
+        let dice_part = (DICE.multiclass(&logits, &targets)? * f64::from(dice))?;
         let entropy_part = (ops::cross_entropy(&logits, &targets)? * f64::from(cross_entropy))?;
         Ok((dice_part + entropy_part)?)
     }
@@ -300,7 +312,7 @@ impl Stage for Segmenter {
         )?;
         if options.real_statistics {
             statistics::of_real(&network, train, options.batch, out, |batch| {
-                let images = network.precision().enter(&batch.images)?;
+                let images = network.precision().cast(&batch.images)?;
                 network.net.forward(&images, Mode::Train)?;
                 Ok(())
             })?;

@@ -1,7 +1,8 @@
 //! A folder in the layout of diffusers.
 
 use super::{
-    Checkpoint, Chosen, Component, Kind, ModelIndex, Options, Weights, choose, read_json, shards,
+    Checkpoint, Chosen, Component, Kind, ModelIndex, OpenOptions, Weights, choose, read_json,
+    shards,
 };
 use diffaug::{Error, ErrorKind, Result, ResultExt};
 use std::{
@@ -9,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub(super) fn open(folder: &Path, options: &Options) -> Result<Checkpoint> {
+pub(super) fn open(folder: &Path, options: &OpenOptions) -> Result<Checkpoint> {
     let path = folder.join("model_index.json");
     if !path.exists() {
         return Err(Error::model(format!(
@@ -48,7 +49,7 @@ pub(super) fn component(
     folder: &Path,
     name: &str,
     kind: Kind,
-    options: &Options,
+    options: &OpenOptions,
 ) -> Result<Component> {
     let place = folder.join(name);
     let config = read_json(&place.join("config.json"))?;

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 /// What a checkpoint leaves open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Options {
+pub struct OpenOptions {
     /// Which of several sets of weights in a folder: `fp16` takes `model.fp16.safetensors`. Without,
     /// the plain ones, and where there are none those that there are.
     pub variant: Option<String>,
@@ -95,7 +95,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Naming what is missing, broken or of another kind.
-    pub fn open(path: &Path, options: &Options) -> Result<Self> {
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
         if path.is_dir() {
             return folder::open(path, options);
         }
@@ -181,7 +181,7 @@ impl Component {
     /// # Errors
     /// When its configuration or its weights are missing.
     pub fn unet_of(folder: &Path) -> Result<Self> {
-        folder::component(folder, "unet", Kind::Unet, &Options::default())
+        folder::component(folder, "unet", Kind::Unet, &OpenOptions::default())
     }
 
     /// The autoencoder in a pipeline's folder, likewise.
@@ -189,7 +189,7 @@ impl Component {
     /// # Errors
     /// Those of [`Component::unet_of`].
     pub fn vae_of(folder: &Path) -> Result<Self> {
-        folder::component(folder, "vae", Kind::Autoencoder, &Options::default())
+        folder::component(folder, "vae", Kind::Autoencoder, &OpenOptions::default())
     }
 
     /// Its `config.json` as that of a UNet, whose sizes are such as networks have.

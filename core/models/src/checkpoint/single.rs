@@ -1,6 +1,6 @@
 //! One file of everything, in the layout that Stable Diffusion was published in.
 
-use super::{Checkpoint, Component, Kind, Options, Weights, families::Family, folder};
+use super::{Checkpoint, Component, Kind, OpenOptions, Weights, families::Family, folder};
 use diffaug::{Error, Result};
 use diffaug_nn::weights::{Files, Source};
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ pub(super) struct Configs {
     pub scheduler: Value,
 }
 
-pub(super) fn open(path: &Path, options: &Options) -> Result<Checkpoint> {
+pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
     let files = Files::open(&[path])?;
     let configs = recognise(&files)
         .map_err(|error| error.context(format!("`{}` cannot be used", path.display())))?;
@@ -32,7 +32,7 @@ pub(super) fn open(path: &Path, options: &Options) -> Result<Checkpoint> {
 }
 
 /// The pipeline in the file `path` that has these architectures.
-pub(super) fn assemble(path: &Path, configs: Configs, options: &Options) -> Result<Checkpoint> {
+pub(super) fn assemble(path: &Path, configs: Configs, options: &OpenOptions) -> Result<Checkpoint> {
     let family = configs.family;
     let part = |config: Value, prefix: &'static str, kind: Kind| Component {
         config,
@@ -171,7 +171,7 @@ fn dim(files: &Files, name: &str, index: usize) -> Result<usize> {
 fn tokenizers(
     path: &Path,
     family: Family,
-    options: &Options,
+    options: &OpenOptions,
 ) -> Result<(PathBuf, Option<PathBuf>)> {
     let find = || {
         let Some(folder) = &options.tokenizer else {

@@ -108,7 +108,7 @@ fn folder(place: &Path) {
 }
 
 fn open(path: &Path) -> Result<Checkpoint> {
-    Checkpoint::open(path, &Options::default())
+    Checkpoint::open(path, &OpenOptions::default())
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn variants_and_shards_are_found() {
     write(&list, &json!({"metadata": {}, "weight_map": map}));
 
     let dtype = |variant: Option<&str>| {
-        let options = Options {
+        let options = OpenOptions {
             variant: variant.map(str::to_owned),
             tokenizer: None,
         };
@@ -278,7 +278,7 @@ fn a_single_file_gives_each_network_its_own_under_the_names_of_diffusers() {
     let path = place.path().join("model.safetensors");
     single(&path, &XL);
     folder(&place.path().join("pipeline"));
-    let options = Options {
+    let options = OpenOptions {
         variant: None,
         tokenizer: Some(place.path().join("pipeline")),
     };
@@ -409,7 +409,7 @@ fn a_single_file_needs_tokenizers() {
     let error = open(&path).unwrap_err();
     assert_eq!(error.field, "tokenizer");
     assert!(error.message.contains("brings no tokenizer"), "{error}");
-    let mut options = Options {
+    let mut options = OpenOptions {
         variant: None,
         tokenizer: Some(place.path().to_owned()),
     };

@@ -15,7 +15,7 @@ mod revision;
 mod transfer;
 mod words;
 
-use crate::checkpoint::Options;
+use crate::checkpoint::OpenOptions;
 use cache::Repo;
 use client::{Client, Failure, Patience, Token};
 use diffaug::{Error, Result};
@@ -42,7 +42,7 @@ const LONGEST_TOKEN: u64 = 4096;
 /// # Errors
 /// When there is no such path, or the hub cannot be reached, refuses or sends broken files, and the
 /// cache has not everything.
-pub fn locate(weights: &str, options: &Options) -> Result<PathBuf> {
+pub fn locate(weights: &str, options: &OpenOptions) -> Result<PathBuf> {
     match Name::parse(weights)? {
         Name::Path(path) => Ok(path),
         Name::Model(id) => Hub::from_env()?.fetch(&id, Wanted::Pipeline(options)),
@@ -50,7 +50,7 @@ pub fn locate(weights: &str, options: &Options) -> Result<PathBuf> {
 }
 
 /// Whether the checkpoint that `weights` names is on this machine; asks no hub.
-pub fn is_there(weights: &str, options: &Options) -> bool {
+pub fn is_there(weights: &str, options: &OpenOptions) -> bool {
     match Name::parse(weights) {
         Ok(Name::Path(_)) => true,
         Ok(Name::Model(id)) => Hub::from_env().is_ok_and(|hub| {

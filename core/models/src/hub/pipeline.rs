@@ -8,7 +8,7 @@ use super::{
     transfer::{Transfer, sound},
     words,
 };
-use crate::checkpoint::{Checkpoint, Chosen, ModelIndex, Options, choose, read_json, shards};
+use crate::checkpoint::{Checkpoint, Chosen, ModelIndex, OpenOptions, choose, read_json, shards};
 use diffaug::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -38,7 +38,7 @@ const MOST_SHARDS: usize = 1024;
 #[derive(Clone, Copy)]
 pub(super) enum Wanted<'a> {
     /// A pipeline, or an adapter that was trained here.
-    Pipeline(&'a Options),
+    Pipeline(&'a OpenOptions),
     /// An autoencoder by itself.
     Autoencoder,
 }
@@ -104,7 +104,7 @@ struct Snapshot<'a> {
 impl Snapshot<'_> {
     /// Checks the files of a pipeline, and returns whether its weights are of the variant that is
     /// wanted.
-    fn pipeline(&self, options: &Options) -> Result<bool> {
+    fn pipeline(&self, options: &OpenOptions) -> Result<bool> {
         self.compare(&[INDEX.to_owned()])?;
         let checkpoint = Checkpoint::open(self.folder, options)?;
         for component in checkpoint.components() {
@@ -203,7 +203,7 @@ impl Download<'_> {
         Ok(self.folder())
     }
 
-    fn pipeline(&self, options: &Options) -> Result<(), Failure> {
+    fn pipeline(&self, options: &OpenOptions) -> Result<(), Failure> {
         if !self.revision.has(INDEX) {
             return Err(Failure::Refused(Error::model(format!(
                 "`{}` has no `{INDEX}`: it is no pipeline in the layout of diffusers",
@@ -223,7 +223,7 @@ impl Download<'_> {
         opened.map_err(|error| self.unusable(error)).map(drop)
     }
 
-    fn weights(&self, network: &str, options: &Options) -> Result<(), Failure> {
+    fn weights(&self, network: &str, options: &OpenOptions) -> Result<(), Failure> {
         let prefix = format!("{network}/");
         let own = |file: &String| Some(file.strip_prefix(&prefix)?.to_owned());
         let files: Vec<String> = self.revision.files.iter().filter_map(own).collect();

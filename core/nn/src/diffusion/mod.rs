@@ -22,4 +22,4 @@ pub use embedding::{TimestepEmbedding, sinusoids};
 pub use resnet::{Downsample, ResnetBlock, Upsample};
 pub use tiny_autoencoder::{TinyAutoencoder, TinyAutoencoderConfig};
 pub use transformer::{Transformer, TransformerConfig};
-pub use unet::{Added, PerBlock, ToldUNet, UNet, UNetConfig};
+pub use unet::{Added, CachedTextUNet, PerBlock, UNet, UNetConfig};

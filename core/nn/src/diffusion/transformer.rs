@@ -91,8 +91,8 @@ impl Transformer {
 }
 
 impl Transformer {
-    /// Keeps what it makes of the text `context`; from then on it hears no other.
-    pub(super) fn hear(&mut self, context: &Tensor) -> Result<()> {
+    /// Caches the keys and values of the text `context`; from then on no other text has an effect.
+    pub(super) fn cache_text(&mut self, context: &Tensor) -> Result<()> {
         for block in &mut self.blocks {
             block.cross.kept = Some(block.cross.listen(context)?);
         }

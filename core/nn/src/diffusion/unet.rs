@@ -386,20 +386,20 @@ impl UNet {
         })
     }
 
-    /// The network with a text already heard: what cross-attention makes of `context` is computed
+    /// The network with cached cross-attention: the keys and values of the text `context` are computed
     /// here, once, and not at each of many steps.
     ///
     /// # Errors
     /// When the shape of `context` does not fit.
-    pub fn told(&self, context: &Tensor) -> Result<ToldUNet> {
+    pub fn cache_text(&self, context: &Tensor) -> Result<CachedTextUNet> {
         let mut net = self.clone();
         let all = net.down.iter_mut().flat_map(|block| &mut block.stages);
         let all = all.chain([&mut net.middle.0]);
         let all = all.chain(net.up.iter_mut().flat_map(|block| &mut block.stages));
         for transformer in all.filter_map(|stage| stage.transformer.as_mut()) {
-            transformer.hear(context)?;
+            transformer.cache_text(context)?;
         }
-        Ok(ToldUNet {
+        Ok(CachedTextUNet {
             net,
             context: context.clone(),
         })
@@ -500,15 +500,15 @@ impl UNet {
     }
 }
 
-/// A [`UNet`] that has heard its text: [`UNet::told`].
+/// A [`UNet`] with the keys and values of its text cached: [`UNet::cache_text`].
 #[derive(Clone, Debug)]
-pub struct ToldUNet {
+pub struct CachedTextUNet {
     net: UNet,
     context: Tensor,
 }
 
-impl ToldUNet {
-    /// [`UNet::forward`] with the text that was told.
+impl CachedTextUNet {
+    /// [`UNet::forward`] with the cached text.
     ///
     /// # Errors
     /// Those of [`UNet::forward`].
@@ -569,16 +569,16 @@ mod tests {
         let (config, weights, rest) = fixture();
         let mut params = Params::frozen(&Device::Cpu, weights);
         let net = UNet::new(params.root(), &config).unwrap();
-        let told = net.told(&rest["in.context"]).unwrap();
+        let cached = net.cache_text(&rest["in.context"]).unwrap();
         let added = Added {
             text: &rest["in.text"],
             sizes: &rest["in.sizes"],
         };
         for _ in 0..2 {
-            let y = told.forward(&rest["in.x"], &rest["in.t"], Some(added));
+            let y = cached.forward(&rest["in.x"], &rest["in.t"], Some(added));
             close(&y.unwrap(), &run(&net, &rest["in.x"], &rest), 1e-7);
         }
-        assert!(net.told(&rest["in.x"]).is_err());
+        assert!(net.cache_text(&rest["in.x"]).is_err());
     }
 
     #[test]

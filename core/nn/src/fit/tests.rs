@@ -94,7 +94,7 @@ impl Learner for Line {
         let rows: Vec<f32> = batch.iter().flat_map(|x| [*x, 1.0]).collect();
         let wanted: Vec<f32> = batch.iter().map(|x| 2.0 * x - 0.5).collect();
         let rows = Tensor::from_vec(rows, (count, 2), &Device::Cpu)?;
-        let rows = self.precision.enter(&rows)?;
+        let rows = self.precision.cast(&rows)?;
         let y = rows.matmul(&precision::like(&self.weights, &rows)?)?;
         let y = y.to_dtype(DType::F32)?;
         let wanted = Tensor::from_vec(wanted, (count, 1), &Device::Cpu)?;

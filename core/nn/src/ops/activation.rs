@@ -1,11 +1,9 @@
 //! Smooth activations: SiLU, GELU, and GEGLU, which gates one half of its input by the other.
 
 use super::{fused, like};
-use crate::kernels::{
-    activation::{self, Gelu, GeluTanh, Silu},
-    values, with_values,
-};
-use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor, bail};
+use crate::operation::{Apply, Operand, Operation, with_values};
+use candle_core::{D, DType, Result, Shape, Tensor, bail};
+use diffaug_kernels::activation::{self, Gelu, GeluTanh, Silu};
 
 /// An activation that bends smoothly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +43,7 @@ impl Activation {
     /// Those of candle.
     pub fn forward(self, x: &Tensor) -> Result<Tensor> {
         if fused(x) {
-            return x.contiguous()?.apply_op1(Pointwise(self));
+            return [x].apply(Pointwise(self));
         }
         self.composed(x)
     }
@@ -98,7 +96,7 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
         bail!("a gated activation needs an even last dimension, not {width}");
     }
     if fused(x) {
-        return x.contiguous()?.apply_op1(Gated);
+        return [x].apply(Gated);
     }
     let values = x.narrow(D::Minus1, 0, width / 2)?;
     values * Activation::Gelu.composed(&x.narrow(D::Minus1, width / 2, width / 2)?)?
@@ -106,50 +104,48 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
 
 struct Pointwise(Activation);
 
-impl CustomOp1 for Pointwise {
+impl Operation<1> for Pointwise {
     fn name(&self) -> &'static str {
         "activation"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = values(x, layout)?;
-        let y = with_kernel!(self.0, kernel => activation::forward(kernel, x));
-        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    fn forward(&self, [x]: [Operand<'_>; 1]) -> Result<(Vec<f32>, Shape)> {
+        let y = with_kernel!(self.0, kernel => activation::forward(kernel, x.values));
+        Ok((y, x.shape.clone()))
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let dx = with_values(x, |x| {
-            with_values(dy, |dy| {
-                Ok(with_kernel!(self.0, kernel => activation::backward(kernel, x, dy)))
-            })
-        })?;
-        Ok(Some(like(dx, x)?))
+    fn backward(&self, [x]: [&Tensor; 1], _: &Tensor, dy: &Tensor) -> Result<[Option<Tensor>; 1]> {
+        let dx = with_values(
+            [x, dy],
+            |[x, dy]| with_kernel!(self.0, kernel => activation::backward(kernel, x, dy)),
+        )?;
+        Ok([Some(like(dx, x)?)])
     }
 }
 
 struct Gated;
 
-impl CustomOp1 for Gated {
+impl Operation<1> for Gated {
     fn name(&self) -> &'static str {
         "geglu"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let mut dims = layout.dims().to_vec();
+    fn forward(&self, [x]: [Operand<'_>; 1]) -> Result<(Vec<f32>, Shape)> {
+        let mut dims = x.shape.dims().to_vec();
         let Some(width) = dims.last_mut() else {
             bail!("a gated activation needs at least one dimension");
         };
         *width /= 2;
-        let y = activation::gated(Gelu, values(x, layout)?, *width);
-        Ok((CpuStorage::F32(y), Shape::from(dims)))
+        let y = activation::gated(Gelu, x.values, *width);
+        Ok((y, Shape::from(dims)))
     }
 
-    fn bwd(&self, x: &Tensor, y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+    fn backward(&self, [x]: [&Tensor; 1], y: &Tensor, dy: &Tensor) -> Result<[Option<Tensor>; 1]> {
         let width = y.dim(D::Minus1)?;
-        let dx = with_values(x, |x| {
-            with_values(dy, |dy| Ok(activation::gated_backward(Gelu, x, dy, width)))
+        let dx = with_values([x, dy], |[x, dy]| {
+            activation::gated_backward(Gelu, x, dy, width)
         })?;
-        Ok(Some(like(dx, x)?))
+        Ok([Some(like(dx, x)?)])
     }
 }
 

@@ -2,13 +2,9 @@
 //! of threads of its own, which waits for work by spinning and so takes the processor away from ours.
 
 use super::{fused, like, stretch::add_stretched, wide};
-use crate::kernels::{assemble, values, with_values};
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use pulp::Arch;
-use rayon::prelude::*;
-
-/// Values that one task takes.
-const CHUNK: usize = 1 << 14;
+use crate::operation::{Apply, Operand, Operation, with_values};
+use candle_core::{Result, Shape, Tensor, bail};
+use diffaug_kernels::add;
 
 /// `x` plus `y`, of one shape.
 ///
@@ -18,7 +14,7 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     if !fused(x) || !fused(y) || x.shape() != y.shape() {
         return x + y;
     }
-    x.contiguous()?.apply_op2(&y.contiguous()?, Add)
+    [x, y].apply(Add)
 }
 
 /// `x` `[batch, channels, ..]` plus one value for each channel of each image: `shift` is `[batch,
@@ -29,7 +25,7 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
 pub fn shift_channels(x: &Tensor, shift: &Tensor) -> Result<Tensor> {
     let shape = per_channel(x, shift)?;
     if fused(x) && fused(shift) {
-        return x.contiguous()?.apply_op2(&shift.contiguous()?, Shift);
+        return [x, shift].apply(Shift);
     }
     add_stretched(x, &shift.reshape(shape)?)
 }
@@ -43,8 +39,7 @@ pub fn modulate_channels(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<T
     let shape = per_channel(x, scale)?;
     per_channel(x, shift)?;
     if fused(x) && fused(scale) && fused(shift) {
-        let (scale, shift) = (scale.contiguous()?, shift.contiguous()?);
-        return x.contiguous()?.apply_op3(&scale, &shift, Modulate);
+        return [x, scale, shift].apply(Modulate);
     }
     let stretched = |t: &Tensor| wide(t)?.reshape(shape.as_slice());
     wide(x)?
@@ -69,148 +64,68 @@ fn per_channel(x: &Tensor, values: &Tensor) -> Result<Vec<usize>> {
 
 struct Add;
 
-impl CustomOp2 for Add {
+impl Operation<2> for Add {
     fn name(&self) -> &'static str {
         "add"
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        y: &CpuStorage,
-        y_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (x, y) = (values(x, x_layout)?, values(y, y_layout)?);
-        let (sums, _) = assemble(x.len(), CHUNK, |index, to| {
-            let (x, y) = (&x[index * CHUNK..], &y[index * CHUNK..]);
-            Arch::new().dispatch(|| {
-                for ((to, x), y) in to.iter_mut().zip(x).zip(y) {
-                    *to = x + y;
-                }
-            });
-        });
-        Ok((CpuStorage::F32(sums), x_layout.shape().clone()))
+    fn forward(&self, [x, y]: [Operand<'_>; 2]) -> Result<(Vec<f32>, Shape)> {
+        Ok((add::add(x.values, y.values), x.shape.clone()))
     }
 
-    fn bwd(
-        &self,
-        _: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((Some(dy.clone()), Some(dy.clone())))
+    fn backward(&self, _: [&Tensor; 2], _: &Tensor, dy: &Tensor) -> Result<[Option<Tensor>; 2]> {
+        Ok([Some(dy.clone()), Some(dy.clone())])
     }
 }
 
 struct Shift;
 
-impl CustomOp2 for Shift {
+impl Operation<2> for Shift {
     fn name(&self) -> &'static str {
         "shift channels"
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        shift: &CpuStorage,
-        shift_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (x, shift) = (values(x, x_layout)?, values(shift, shift_layout)?);
-        let size = x.len() / shift.len().max(1);
-        let (sums, _) = assemble(x.len(), size, |index, to| {
-            let (x, shift) = (&x[index * size..], shift[index]);
-            Arch::new().dispatch(|| {
-                for (to, x) in to.iter_mut().zip(x) {
-                    *to = x + shift;
-                }
-            });
-        });
-        Ok((CpuStorage::F32(sums), x_layout.shape().clone()))
+    fn forward(&self, [x, shift]: [Operand<'_>; 2]) -> Result<(Vec<f32>, Shape)> {
+        Ok((add::shift(x.values, shift.values), x.shape.clone()))
     }
 
-    fn bwd(
+    fn backward(
         &self,
-        _: &Tensor,
-        shift: &Tensor,
+        [_, shift]: [&Tensor; 2],
         _: &Tensor,
         dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let sums = with_values(dy, |dy| {
-            let size = dy.len() / shift.elem_count().max(1);
-            let maps = dy.par_chunks(size.max(1));
-            Ok(maps
-                .map(|map| crate::kernels::sum([map], |[v]| v) as f32)
-                .collect())
-        })?;
-        Ok((Some(dy.clone()), Some(like(sums, shift)?)))
+    ) -> Result<[Option<Tensor>; 2]> {
+        let sums = with_values([dy], |[dy]| add::sums(dy, shift.elem_count()))?;
+        Ok([Some(dy.clone()), Some(like(sums, shift)?)])
     }
 }
 
 struct Modulate;
 
-impl CustomOp3 for Modulate {
+impl Operation<3> for Modulate {
     fn name(&self) -> &'static str {
         "modulate channels"
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        scale: &CpuStorage,
-        scale_layout: &Layout,
-        shift: &CpuStorage,
-        shift_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (x, scale) = (values(x, x_layout)?, values(scale, scale_layout)?);
-        let out = modulated(x, scale, values(shift, shift_layout)?);
-        Ok((CpuStorage::F32(out), x_layout.shape().clone()))
+    fn forward(&self, [x, scale, shift]: [Operand<'_>; 3]) -> Result<(Vec<f32>, Shape)> {
+        let out = add::modulate(x.values, scale.values, shift.values);
+        Ok((out, x.shape.clone()))
     }
 
-    fn bwd(
+    fn backward(
         &self,
-        x: &Tensor,
-        scale: &Tensor,
-        _: &Tensor,
+        [x, scale, shift]: [&Tensor; 3],
         _: &Tensor,
         dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+    ) -> Result<[Option<Tensor>; 3]> {
         let maps = scale.elem_count();
-        let (dx, sums) = with_values(x, |x| {
-            with_values(scale, |scale| {
-                with_values(dy, |dy| {
-                    let size = (x.len() / maps.max(1)).max(1);
-                    let parts = x.par_chunks(size).zip(dy.par_chunks(size));
-                    let sums: Vec<[f32; 2]> = parts
-                        .map(|(x, dy)| {
-                            let scaled = crate::kernels::sum([x, dy], |[x, dy]| x * dy);
-                            [scaled, crate::kernels::sum([dy], |[dy]| dy)].map(|sum| sum as f32)
-                        })
-                        .collect();
-                    Ok((modulated(dy, scale, &vec![0.0; maps]), sums))
-                })
-            })
+        let [dx, dscale, dshift] = with_values([x, scale, dy], |[x, scale, dy]| {
+            let dx = add::modulate(dy, scale, &vec![0.0; maps]);
+            [dx, add::sums_of_products(x, dy, maps), add::sums(dy, maps)]
         })?;
-        let part = |which: usize| like(sums.iter().map(|sums| sums[which]).collect(), scale);
-        Ok((Some(like(dx, x)?), Some(part(0)?), Some(part(1)?)))
+        let grads = [like(dx, x)?, like(dscale, scale)?, like(dshift, shift)?];
+        Ok(grads.map(Some))
     }
-}
-
-/// Each map of `x` times 1 + its `scale`, plus its `shift`.
-fn modulated(x: &[f32], scale: &[f32], shift: &[f32]) -> Vec<f32> {
-    let size = x.len() / scale.len().max(1);
-    let (out, _) = assemble(x.len(), size, |index, to| {
-        let (x, factor, shift) = (&x[index * size..], 1.0 + scale[index], shift[index]);
-        Arch::new().dispatch(|| {
-            for (to, x) in to.iter_mut().zip(x) {
-                *to = x * factor + shift;
-            }
-        });
-    });
-    out
 }
 
 #[cfg(test)]

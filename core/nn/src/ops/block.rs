@@ -5,11 +5,9 @@
 //! gradient with zeros and then adds to it.
 
 use super::{Statistics, batch_norm, conv::Conv, conv::kernel_side, conv2d, fused, like};
-use crate::kernels::{
-    norm::{Moments, Norm},
-    values, with_values,
-};
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use crate::operation::{Apply, Operand, Operation, with_values};
+use candle_core::{Error, Result, Shape, Tensor, bail};
+use diffaug_kernels::norm::{Moments, Norm};
 use std::sync::{Arc, OnceLock};
 
 /// max(0, [`batch_norm`] of [`conv2d`] without bias), normalised by the batch's own statistics.
@@ -37,9 +35,7 @@ pub fn conv_batch_norm_relu(
         between: between.clone(),
     };
     let affine = Tensor::stack(&[scale, shift], 0)?;
-    let y = x
-        .contiguous()?
-        .apply_op3(&weight.contiguous()?, &affine, op)?;
+    let y = [x, weight, &affine].apply(op)?;
     let Some(Between { moments, .. }) = between.get() else {
         bail!("a fused block did not run");
     };
@@ -74,54 +70,39 @@ impl Block {
     }
 }
 
-impl CustomOp3 for Block {
+impl Operation<3> for Block {
     fn name(&self) -> &'static str {
         "conv_batch_norm_relu"
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        affine: &CpuStorage,
-        affine_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let x = (values(x, x_layout)?, x_layout.shape());
-        let weight = (values(weight, weight_layout)?, weight_layout.shape());
-        let affine = values(affine, affine_layout)?;
-        let shape = Conv::shape(x.1, weight.1)?;
-        let values = Conv::forward(x, weight, &[])?;
-        let norm = self.norm(&values, &shape, affine)?;
+    fn forward(&self, [x, weight, affine]: [Operand<'_>; 3]) -> Result<(Vec<f32>, Shape)> {
+        let (values, shape) = Conv::forward(x, weight, &[])?;
+        let norm = self.norm(&values, &shape, affine.values)?;
         let moments = norm.moments();
         let y = norm.forward(&moments);
         let between = Between { values, moments };
         if self.between.set(between).is_err() {
             bail!("a fused block runs once only");
         }
-        Ok((CpuStorage::F32(y), shape))
+        Ok((y, shape))
     }
 
-    fn bwd(
+    fn backward(
         &self,
-        x: &Tensor,
-        weight: &Tensor,
-        affine: &Tensor,
+        [x, weight, affine]: [&Tensor; 3],
         y: &Tensor,
         dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+    ) -> Result<[Option<Tensor>; 3]> {
         let Some(Between { values, moments }) = self.between.get() else {
             bail!("a fused block went backward before it went forward");
         };
-        let (inner, daffine) = with_values(affine, |affine| {
-            let norm = self.norm(values, y.shape(), affine)?;
-            with_values(y, |y| {
-                with_values(dy, |dy| Ok(norm.backward(moments, y, dy, true)))
-            })
-        })?;
+        let shape = y.shape();
+        let (inner, daffine) = with_values([affine, y, dy], |[affine, y, dy]| {
+            let norm = self.norm(values, shape, affine)?;
+            Ok::<_, Error>(norm.backward(moments, y, dy, true))
+        })??;
         let [dx, dw] = Conv::backward(x, weight, &inner)?;
-        Ok((dx, dw, Some(like(daffine, affine)?)))
+        Ok([dx, dw, Some(like(daffine, affine)?)])
     }
 }
 

@@ -1,10 +1,11 @@
 //! A clamp out of which gradients lead back: that of candle gives none to a value beyond the range, so
 //! that a wrong value that is beyond it stays wrong.
 
-use crate::given::Given;
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, Layout, MetalStorage, Result, Shape, Tensor, bail,
+use crate::{
+    given::Given,
+    operation::{ApplyComputed, Computed},
 };
+use candle_core::{Result, Tensor, bail};
 
 /// `x` between `low` and `high`. A value within the range passes its gradient on. A value above it does
 /// so only where the gradient is positive, so that descending lowers the value, and one below it only
@@ -20,34 +21,31 @@ pub fn clamp_leading_back(x: &Tensor, low: f32, high: f32) -> Result<Tensor> {
     if !x.track_op() {
         return Ok(clamped);
     }
-    x.apply_op1(LeadingBack(Given::new(clamped)))
+    [x].apply_computed(LeadingBack(Given::new(clamped)))
 }
 
 struct LeadingBack(Given);
 
-impl CustomOp1 for LeadingBack {
+impl Computed<1> for LeadingBack {
     fn name(&self) -> &'static str {
         "clamp leading back"
     }
 
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.0.cpu()
+    fn result(&self) -> &Given {
+        &self.0
     }
 
-    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        self.0.cuda()
-    }
-
-    fn metal_fwd(&self, _: &MetalStorage, _: &Layout) -> Result<(MetalStorage, Shape)> {
-        self.0.metal()
-    }
-
-    fn bwd(&self, x: &Tensor, clamped: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+    fn backward(
+        &self,
+        [x]: [&Tensor; 1],
+        clamped: &Tensor,
+        grad: &Tensor,
+    ) -> Result<[Option<Tensor>; 1]> {
         let grad = grad.detach();
         // 1 above the range, -1 below it, 0 within.
         let side = (x.detach() - clamped.detach())?.sign()?;
         let passes = (side * &grad)?.ge(0.0)?;
-        Ok(Some(passes.where_cond(&grad, &grad.zeros_like()?)?))
+        Ok([Some(passes.where_cond(&grad, &grad.zeros_like()?)?)])
     }
 }
 

@@ -1,21 +1,18 @@
 //! Convolution and its transpose.
 
 use super::{fused, has_kernels, like, stretch::add_stretched, wide};
+use crate::operation::{Apply, Operand, Operation, with_values};
+use candle_core::{DType, Result, Shape, Tensor, bail};
 #[cfg(target_arch = "x86_64")]
-use crate::kernels::bf16::conv::Paired;
-use crate::kernels::{
+use diffaug_kernels::bf16::conv::Paired;
+use diffaug_kernels::{
     buffer, channel_sums,
     conv::{correlate, write_phases, write_rows},
     conv_packed::Packed,
     conv_weights::weight_gradient,
     matrix::Stored,
     strips::{Geometry, Maps},
-    values,
     windows::Windows,
-    with_values,
-};
-use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail,
 };
 use half::{bf16, f16};
 use std::sync::Arc;
@@ -33,10 +30,9 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         let y = composed(x, weight, side / 2, [1; 3])?;
         return add_bias(&y, bias);
     }
-    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     match bias {
-        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, Conv),
-        None => x.apply_op2(&weight, Conv),
+        Some(bias) => [x, weight, bias].apply(Conv),
+        None => [x, weight].apply(Conv),
     }
 }
 
@@ -84,8 +80,7 @@ pub fn conv_transpose2x2(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<T
         };
         return add_bias(&y, Some(bias));
     }
-    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
-    x.apply_op3(&weight, &bias.contiguous()?, ConvTranspose)
+    [x, weight, bias].apply(ConvTranspose)
 }
 
 pub(super) fn add_bias(y: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
@@ -131,24 +126,25 @@ fn geometry(x: &Shape, pad: usize) -> Result<Geometry> {
 pub(super) struct Conv;
 
 impl Conv {
-    /// The result's shape.
-    pub(super) fn shape(x: &Shape, weight: &Shape) -> Result<Shape> {
-        let (batch, _, height, width) = x.dims4()?;
-        Ok(Shape::from((batch, weight.dims()[0], height, width)))
-    }
-
+    /// The result and its shape; the bias may be empty.
     pub(super) fn forward(
-        x: (&[f32], &Shape),
-        weight: (&[f32], &Shape),
+        x: Operand<'_>,
+        weight: Operand<'_>,
         bias: &[f32],
-    ) -> Result<Vec<f32>> {
-        let side = kernel_side(x.1, weight.1)?;
+    ) -> Result<(Vec<f32>, Shape)> {
+        let (batch, _, height, width) = x.shape.dims4()?;
+        let shape = Shape::from((batch, weight.shape.dims()[0], height, width));
+        let side = kernel_side(x.shape, weight.shape)?;
         if side == 1 {
-            return Ok(pointwise(x.1, weight.1)?.correlate(x.0, weight.0, bias));
+            let windows = pointwise(x.shape, weight.shape)?;
+            return Ok((windows.correlate(x.values, weight.values, bias), shape));
         }
-        let packed = Conv::pack::<f32>(weight.0, weight.1)?;
-        let maps = Maps::new(x.0, packed.inputs());
-        Ok(convolve(maps, geometry(x.1, side / 2)?, &packed, bias))
+        let packed = Conv::pack::<f32>(weight.values, weight.shape)?;
+        let maps = Maps::new(x.values, packed.inputs());
+        Ok((
+            convolve(maps, geometry(x.shape, side / 2)?, &packed, bias),
+            shape,
+        ))
     }
 
     fn pack<T: Stored>(weight: &[f32], shape: &Shape) -> Result<Packed<T>> {
@@ -160,20 +156,19 @@ impl Conv {
     pub(super) fn backward(x: &Tensor, weight: &Tensor, dy: &[f32]) -> Result<[Option<Tensor>; 2]> {
         let (outputs, inputs, side, _) = weight.dims4()?;
         if side == 1 {
-            return pointwise(x.shape(), weight.shape())?.gradients(x, weight, dy);
+            return gradients(&pointwise(x.shape(), weight.shape())?, x, weight, dy);
         }
         let (geometry, taps) = (geometry(x.shape(), side / 2)?, side * side);
         let dx = x.track_op().then(|| {
             // The same sum with inputs and outputs exchanged and the window turned by 180 degrees.
-            let packed = with_values(weight, |weight| {
-                Ok(Packed::<f32>::turned([inputs, outputs, taps], weight))
+            let packed = with_values([weight], |[weight]| {
+                Packed::<f32>::turned([inputs, outputs, taps], weight)
             })?;
             like(convolve(Maps::new(dy, outputs), geometry, &packed, &[]), x)
         });
         let dw = weight.track_op().then(|| {
-            let dw = with_values(x, |x| {
-                let (x, dy) = (Maps::new(x, inputs), Maps::new(dy, outputs));
-                Ok(weight_gradient(geometry, x, dy))
+            let dw = with_values([x], |[x]| {
+                weight_gradient(geometry, Maps::new(x, inputs), Maps::new(dy, outputs))
             })?;
             like(dw, weight)
         });
@@ -187,24 +182,22 @@ fn pointwise(x: &Shape, weight: &Shape) -> Result<Windows> {
     Ok(Windows::pointwise(batch, channels, height * width))
 }
 
-impl Windows {
-    /// Gradients of input and weights, where they are wanted.
-    pub(super) fn gradients(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        dy: &[f32],
-    ) -> Result<[Option<Tensor>; 2]> {
-        let dx = x.track_op().then(|| {
-            let dx = with_values(weight, |w| Ok(self.scatter(dy, w, &[])))?;
-            like(dx, x)
-        });
-        let dw = weight.track_op().then(|| {
-            let dw = with_values(x, |x| Ok(self.weight_gradient(x, dy)))?;
-            like(dw, weight)
-        });
-        Ok([dx.transpose()?, dw.transpose()?])
-    }
+/// Gradients of input and weights, where they are wanted.
+pub(super) fn gradients(
+    windows: &Windows,
+    x: &Tensor,
+    weight: &Tensor,
+    dy: &[f32],
+) -> Result<[Option<Tensor>; 2]> {
+    let dx = x.track_op().then(|| {
+        let dx = with_values([weight], |[w]| windows.scatter(dy, w, &[]))?;
+        like(dx, x)
+    });
+    let dw = weight.track_op().then(|| {
+        let dw = with_values([x], |[x]| windows.weight_gradient(x, dy))?;
+        like(dw, weight)
+    });
+    Ok([dx.transpose()?, dw.transpose()?])
 }
 
 /// `x` holds as many channels as `weights` takes.
@@ -227,73 +220,48 @@ fn convolve<T: Stored>(
     out
 }
 
-impl CustomOp2 for Conv {
+impl Operation<2> for Conv {
     fn name(&self) -> &'static str {
         "conv2d"
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let x = (values(x, x_layout)?, x_layout.shape());
-        let weight = (values(weight, weight_layout)?, weight_layout.shape());
-        let shape = Conv::shape(x.1, weight.1)?;
-        Ok((CpuStorage::F32(Conv::forward(x, weight, &[])?), shape))
+    fn forward(&self, [x, weight]: [Operand<'_>; 2]) -> Result<(Vec<f32>, Shape)> {
+        Conv::forward(x, weight, &[])
     }
 
-    fn bwd(
+    fn backward(
         &self,
-        x: &Tensor,
-        weight: &Tensor,
+        [x, weight]: [&Tensor; 2],
         _: &Tensor,
         dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let [dx, dw] = with_values(dy, |dy| Conv::backward(x, weight, dy))?;
-        Ok((dx, dw))
+    ) -> Result<[Option<Tensor>; 2]> {
+        with_values([dy], |[dy]| Conv::backward(x, weight, dy))?
     }
 }
 
-impl CustomOp3 for Conv {
+impl Operation<3> for Conv {
     fn name(&self) -> &'static str {
         "conv2d with bias"
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let x = (values(x, x_layout)?, x_layout.shape());
-        let weight = (values(weight, weight_layout)?, weight_layout.shape());
-        let shape = Conv::shape(x.1, weight.1)?;
-        let y = Conv::forward(x, weight, values(bias, bias_layout)?)?;
-        Ok((CpuStorage::F32(y), shape))
+    fn forward(&self, [x, weight, bias]: [Operand<'_>; 3]) -> Result<(Vec<f32>, Shape)> {
+        Conv::forward(x, weight, bias.values)
     }
 
-    fn bwd(
+    fn backward(
         &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
+        [x, weight, bias]: [&Tensor; 3],
         _: &Tensor,
         dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [dx, dw] = with_values(dy, |dy| Conv::backward(x, weight, dy))?;
-        Ok((dx, dw, Some(bias_gradient(bias, dy)?)))
+    ) -> Result<[Option<Tensor>; 3]> {
+        let [dx, dw] = with_values([dy], |[dy]| Conv::backward(x, weight, dy))??;
+        Ok([dx, dw, Some(bias_gradient(bias, dy)?)])
     }
 }
 
 pub(super) fn bias_gradient(bias: &Tensor, dy: &Tensor) -> Result<Tensor> {
     let (_, channels, height, width) = dy.dims4()?;
-    let sums = with_values(dy, |dy| Ok(channel_sums(dy, channels, height * width)))?;
+    let sums = with_values([dy], |[dy]| channel_sums(dy, channels, height * width))?;
     like(sums, bias)
 }
 
@@ -408,14 +376,14 @@ impl PackedConv2d {
         }
         let bias = bias.map(|bias| bias.to_dtype(DType::F32)?.contiguous());
         let (dtype, shape) = (weight.dtype(), weight.shape());
-        let weight = with_values(&weight.to_dtype(DType::F32)?, |weight| {
+        let weight = with_values([&weight.to_dtype(DType::F32)?], |[weight]| {
             Ok(Weight::Packed(match dtype {
                 DType::F32 => Arc::new(Conv::pack::<f32>(weight, shape)?),
                 DType::BF16 => narrow(weight, shape)?,
                 DType::F16 => Arc::new(Conv::pack::<f16>(weight, shape)?),
                 other => bail!("weights of a convolution are f32, bf16 or f16, not {other:?}"),
             }))
-        })?;
+        })??;
         Ok(PackedConv2d {
             weight,
             bias: bias.transpose()?,
@@ -441,7 +409,7 @@ impl PackedConv2d {
             Some(bias) => bias.to_vec1()?,
             None => Vec::new(),
         };
-        x.contiguous()?.apply_op1(Frozen {
+        [x].apply(Frozen {
             weight,
             bias,
             pad: self.side / 2,
@@ -455,50 +423,38 @@ struct Frozen {
     pad: usize,
 }
 
-impl CustomOp1 for Frozen {
+impl Operation<1> for Frozen {
     fn name(&self) -> &'static str {
         "packed conv2d"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (batch, _, height, width) = layout.shape().dims4()?;
-        let geometry = geometry(layout.shape(), self.pad)?;
-        let y = self
-            .weight
-            .forward(values(x, layout)?, geometry, &self.bias);
-        let shape = Shape::from((batch, self.weight.outputs(), height, width));
-        Ok((CpuStorage::F32(y), shape))
+    fn forward(&self, [x]: [Operand<'_>; 1]) -> Result<(Vec<f32>, Shape)> {
+        let (batch, _, height, width) = x.shape.dims4()?;
+        let geometry = geometry(x.shape, self.pad)?;
+        let y = self.weight.forward(x.values, geometry, &self.bias);
+        let shape = (batch, self.weight.outputs(), height, width);
+        Ok((y, Shape::from(shape)))
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+    fn backward(&self, [x]: [&Tensor; 1], _: &Tensor, dy: &Tensor) -> Result<[Option<Tensor>; 1]> {
         let geometry = geometry(x.shape(), self.pad)?;
-        let dx = with_values(dy, |dy| Ok(self.weight.backward(dy, geometry)))?;
-        Ok(Some(like(dx, x)?))
+        let dx = with_values([dy], |[dy]| self.weight.backward(dy, geometry))?;
+        Ok([Some(like(dx, x)?)])
     }
 }
 
 /// A 1×1 convolution to four times the outputs, whose results are dealt out to 2×2 pixels.
 struct ConvTranspose;
 
-impl CustomOp3 for ConvTranspose {
+impl Operation<3> for ConvTranspose {
     fn name(&self) -> &'static str {
         "conv_transpose2x2"
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (x, weight) = (values(x, x_layout)?, values(weight, weight_layout)?);
-        let bias = values(bias, bias_layout)?;
-        let geometry = geometry(x_layout.shape(), 0)?;
-        let (inputs, outputs, _, _) = weight_layout.shape().dims4()?;
-        let packed = Packed::<f32>::turned([4 * outputs, inputs, 1], weight);
+    fn forward(&self, [x, weight, bias]: [Operand<'_>; 3]) -> Result<(Vec<f32>, Shape)> {
+        let geometry = geometry(x.shape, 0)?;
+        let (inputs, outputs, _, _) = weight.shape.dims4()?;
+        let packed = Packed::<f32>::turned([4 * outputs, inputs, 1], weight.values);
         let Geometry {
             batch,
             height,
@@ -506,42 +462,35 @@ impl CustomOp3 for ConvTranspose {
             ..
         } = geometry;
         let mut out = buffer(batch * outputs * 4 * height * width);
-        let x = Maps::new(x, inputs);
-        correlate(geometry, x, &packed, (&mut out, 4), |out, band| {
-            write_phases(out, band, width, bias);
+        let maps = Maps::new(x.values, inputs);
+        correlate(geometry, maps, &packed, (&mut out, 4), |out, band| {
+            write_phases(out, band, width, bias.values);
         });
-        let shape = Shape::from((batch, outputs, 2 * height, 2 * width));
-        Ok((CpuStorage::F32(out), shape))
+        let shape = (batch, outputs, 2 * height, 2 * width);
+        Ok((out, Shape::from(shape)))
     }
 
-    fn bwd(
+    fn backward(
         &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
+        [x, weight, bias]: [&Tensor; 3],
         _: &Tensor,
         dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+    ) -> Result<[Option<Tensor>; 3]> {
         let (inputs, outputs, _, _) = weight.dims4()?;
         let geometry = geometry(x.shape(), 0)?;
         let dx = x.track_op().then(|| {
-            let packed = with_values(weight, |weight| {
-                Ok(Packed::<f32>::new([inputs, 4 * outputs, 1], weight))
-            })?;
-            let dx = with_values(dy, |dy| {
-                Ok(convolve(Maps::phases(dy, outputs), geometry, &packed, &[]))
+            let dx = with_values([weight, dy], |[weight, dy]| {
+                let packed = Packed::<f32>::new([inputs, 4 * outputs, 1], weight);
+                convolve(Maps::phases(dy, outputs), geometry, &packed, &[])
             })?;
             like(dx, x)
         });
-        let dw = with_values(dy, |dy| {
-            let phases = Maps::phases(dy, outputs);
-            with_values(x, |x| {
-                Ok(weight_gradient(geometry, phases, Maps::new(x, inputs)))
-            })
-        })?;
         // With the roles exchanged the result is [input][output][phase], as the weights are.
+        let dw = with_values([dy, x], |[dy, x]| {
+            weight_gradient(geometry, Maps::phases(dy, outputs), Maps::new(x, inputs))
+        })?;
         let dw = like(dw, weight)?;
-        Ok((dx.transpose()?, Some(dw), Some(bias_gradient(bias, dy)?)))
+        Ok([dx.transpose()?, Some(dw), Some(bias_gradient(bias, dy)?)])
     }
 }
 
@@ -623,9 +572,11 @@ mod tests {
     /// bf16 weights widened as they are read, as on a processor without an instruction for them.
     fn widened(weight: &Tensor, bias: &Tensor) -> PackedConv2d {
         let wide = weight.to_dtype(DType::F32).unwrap();
-        let packed = with_values(&wide, |values| Conv::pack::<bf16>(values, weight.shape()));
+        let packed = with_values([&wide], |[values]| {
+            Conv::pack::<bf16>(values, weight.shape())
+        });
         PackedConv2d {
-            weight: Weight::Packed(Arc::new(packed.unwrap())),
+            weight: Weight::Packed(Arc::new(packed.unwrap().unwrap())),
             bias: Some(bias.clone()),
             side: weight.dims()[2],
         }

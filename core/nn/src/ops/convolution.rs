@@ -1,11 +1,12 @@
-//! Convolutions of every shape, forward and transposed.
+//! Convolutions of every stride, padding, dilation and number of groups.
 
 use super::{
-    conv::{add_bias, bias_gradient, check_bias, composed, conv_transpose2x2, conv2d},
-    fused, like,
+    conv::{add_bias, bias_gradient, check_bias, composed, conv2d, gradients},
+    fused,
 };
-use crate::kernels::{values, windows::Windows, with_values};
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use crate::operation::{Apply, Operand, Operation, with_values};
+use candle_core::{Result, Shape, Tensor, bail};
+use diffaug_kernels::windows::Windows;
 
 /// How a window moves; pairs are vertical, horizontal, and values mean what they do in PyTorch's
 /// `Conv2d`.
@@ -66,7 +67,10 @@ impl Convolution {
         if !fused(x) {
             return add_bias(&self.composed(x, weight)?, bias);
         }
-        apply(x, weight, bias, Forward(*self))
+        match bias {
+            Some(bias) => [x, weight, bias].apply(Op(*self)),
+            None => [x, weight].apply(Op(*self)),
+        }
     }
 
     fn windows(&self, x: &Shape, weight: &Shape) -> Result<Windows> {
@@ -161,257 +165,68 @@ fn spread(t: &Tensor, dim: usize, step: usize) -> Result<Tensor> {
     Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, dim)
 }
 
-/// The transpose of a [`Convolution`], as PyTorch's `ConvTranspose2d`: what is a place there is a
-/// pixel here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TransposedConvolution {
-    /// Pixels of the result from one pixel of the input to the next.
-    pub stride: [usize; 2],
-    /// Rows and columns that are cut off on either side.
-    pub padding: [usize; 2],
-    /// Rows and columns that are added below and at the right.
-    pub output_padding: [usize; 2],
-    /// Pixels from one tap to the next.
-    pub dilation: [usize; 2],
-    /// Parts that the channels are cut into.
-    pub groups: usize,
-}
+/// A [`Convolution`] by the processor's kernel.
+struct Op(Convolution);
 
-impl Default for TransposedConvolution {
-    /// Stride 1, no padding, no dilation, one group.
-    fn default() -> Self {
-        TransposedConvolution {
-            stride: [1; 2],
-            padding: [0; 2],
-            output_padding: [0; 2],
-            dilation: [1; 2],
-            groups: 1,
-        }
-    }
-}
-
-impl TransposedConvolution {
-    /// Spreads `x` `[batch, inputs, height, width]` with `weight` `[inputs, outputs / groups, k,
-    /// l]` and adds `bias` `[outputs]`. The height of the result is (height - 1) * stride - 2 *
-    /// padding + dilation * (k - 1) + 1 + output padding.
-    ///
-    /// # Errors
-    /// When the shapes do not fit each other, nothing would be left, or the output padding is not
-    /// smaller than stride or dilation.
-    pub fn forward(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        let windows = self.windows(x.shape(), weight.shape())?;
-        check_bias(windows.inputs, bias)?;
-        let twice = TransposedConvolution {
-            stride: [2; 2],
-            ..Default::default()
-        };
-        if let (true, [2, 2], Some(bias)) = (*self == twice, windows.kernel, bias) {
-            return conv_transpose2x2(x, weight, bias);
-        }
-        if !fused(x) {
-            return add_bias(&self.composed(x, weight, &windows)?, bias);
-        }
-        apply(x, weight, bias, Transposed(*self))
-    }
-
-    /// The convolution whose transpose this is: inputs and outputs, size and places change roles.
-    fn windows(&self, x: &Shape, weight: &Shape) -> Result<Windows> {
-        let (batch, inputs, height, width) = x.dims4()?;
-        let (expected, per_group, k, l) = weight.dims4()?;
-        let groups = self.groups;
-        if groups == 0 || expected != inputs || inputs % groups != 0 {
-            bail!(
-                "a transposed convolution of {inputs} channels in {groups} groups needs weights of shape [{inputs}, _, _, _], not {weight:?}"
-            );
-        }
-        let (places, kernel) = ([height, width], [k, l]);
-        let mut size = [0; 2];
-        for axis in 0..2 {
-            let (stride, dilation) = (self.stride[axis], self.dilation[axis]);
-            let more = self.output_padding[axis];
-            let reach = places[axis].saturating_sub(1) * stride + 1 + more;
-            let reach = reach + dilation * kernel[axis].saturating_sub(1);
-            let left = reach.checked_sub(2 * self.padding[axis] + 1);
-            match left {
-                Some(left) if more < stride.max(dilation) && stride > 0 && dilation > 0 => {
-                    size[axis] = left + 1;
-                }
-                _ => bail!(
-                    "a transposed window of {k}x{l} with {self:?} does not fit a feature map of {height}x{width}"
-                ),
-            }
-        }
-        Ok(Windows {
-            batch,
-            inputs: per_group * groups,
-            outputs: inputs,
-            groups,
-            size,
-            places,
-            kernel,
-            stride: self.stride,
-            padding: self.padding,
-            dilation: self.dilation,
-        })
-    }
-
-    /// Made of candle's operations: zeros between the pixels and a convolution with the turned
-    /// window, whose gradients are sound.
-    fn composed(&self, x: &Tensor, weight: &Tensor, windows: &Windows) -> Result<Tensor> {
-        let mut x = x.clone();
-        for axis in 0..2 {
-            x = spread(&x, 2 + axis, self.stride[axis])?;
-            // Room for the window to reach over the edge, less what is cut off.
-            let reach = self.dilation[axis] * (windows.kernel[axis] - 1);
-            let more = self.output_padding[axis];
-            x = x.pad_with_zeros(2 + axis, reach, reach + more)?;
-            let wanted = windows.size[axis] + reach;
-            x = x.narrow(2 + axis, self.padding[axis], wanted)?;
-        }
-        let (inputs, per_group, k, l) = weight.dims4()?;
-        let groups = self.groups;
-        let turned = weight.flip(&[2, 3])?;
-        let turned = turned.reshape((groups, inputs / groups, per_group, k, l))?;
-        let turned = turned.transpose(1, 2)?.contiguous()?;
-        let turned = turned.reshape((groups * per_group, inputs / groups, k, l))?;
-        let spec = Convolution {
-            dilation: self.dilation,
-            groups,
-            ..Default::default()
-        };
-        spec.composed(&x, &turned)
-    }
-}
-
-fn apply<T>(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, op: T) -> Result<Tensor>
-where
-    T: CustomOp2 + CustomOp3 + Send + Sync + 'static,
-{
-    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
-    match bias {
-        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, op),
-        None => x.apply_op2(&weight, op),
-    }
-}
-
-/// What a convolution and its transpose differ in; the rest is [`custom_op`].
-trait Spec {
-    fn compute(&self, x: Operand<'_>, weight: Operand<'_>, bias: &[f32]) -> Result<Output>;
-    fn gradients(&self, x: &Tensor, weight: &Tensor, dy: &[f32]) -> Result<[Option<Tensor>; 2]>;
-}
-
-type Operand<'a> = (&'a [f32], &'a Shape);
-type Output = (CpuStorage, Shape);
-
-struct Forward(Convolution);
-
-impl Spec for Forward {
-    fn compute(&self, x: Operand<'_>, weight: Operand<'_>, bias: &[f32]) -> Result<Output> {
-        let windows = self.0.windows(x.1, weight.1)?;
+impl Op {
+    fn correlate(
+        &self,
+        x: Operand<'_>,
+        weight: Operand<'_>,
+        bias: &[f32],
+    ) -> Result<(Vec<f32>, Shape)> {
+        let windows = self.0.windows(x.shape, weight.shape)?;
         let [height, width] = windows.places;
-        let y = windows.correlate(x.0, weight.0, bias);
-        let shape = Shape::from((windows.batch, windows.outputs, height, width));
-        Ok((CpuStorage::F32(y), shape))
+        let shape = (windows.batch, windows.outputs, height, width);
+        let y = windows.correlate(x.values, weight.values, bias);
+        Ok((y, Shape::from(shape)))
     }
 
-    fn gradients(&self, x: &Tensor, weight: &Tensor, dy: &[f32]) -> Result<[Option<Tensor>; 2]> {
+    /// Gradients of input and weights.
+    fn gradients(&self, x: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<[Option<Tensor>; 2]> {
         let windows = self.0.windows(x.shape(), weight.shape())?;
-        windows.gradients(x, weight, dy)
+        with_values([dy], |[dy]| gradients(&windows, x, weight, dy))?
     }
 }
 
-struct Transposed(TransposedConvolution);
-
-impl Spec for Transposed {
-    fn compute(&self, x: Operand<'_>, weight: Operand<'_>, bias: &[f32]) -> Result<Output> {
-        let windows = self.0.windows(x.1, weight.1)?;
-        let [height, width] = windows.size;
-        let y = windows.scatter(x.0, weight.0, bias);
-        let shape = Shape::from((windows.batch, windows.inputs, height, width));
-        Ok((CpuStorage::F32(y), shape))
+impl Operation<2> for Op {
+    fn name(&self) -> &'static str {
+        "convolution"
     }
 
-    fn gradients(&self, x: &Tensor, weight: &Tensor, dy: &[f32]) -> Result<[Option<Tensor>; 2]> {
-        let windows = self.0.windows(x.shape(), weight.shape())?;
-        let dx = x.track_op().then(|| {
-            let dx = with_values(weight, |w| Ok(windows.correlate(dy, w, &[])))?;
-            like(dx, x)
-        });
-        let dw = weight.track_op().then(|| {
-            let dw = with_values(x, |x| Ok(windows.weight_gradient(dy, x)))?;
-            like(dw, weight)
-        });
-        Ok([dx.transpose()?, dw.transpose()?])
+    fn forward(&self, [x, weight]: [Operand<'_>; 2]) -> Result<(Vec<f32>, Shape)> {
+        self.correlate(x, weight, &[])
+    }
+
+    fn backward(
+        &self,
+        [x, weight]: [&Tensor; 2],
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<[Option<Tensor>; 2]> {
+        self.gradients(x, weight, dy)
     }
 }
 
-macro_rules! custom_op {
-    ($op:ty, $name:literal) => {
-        impl CustomOp2 for $op {
-            fn name(&self) -> &'static str {
-                $name
-            }
+impl Operation<3> for Op {
+    fn name(&self) -> &'static str {
+        "convolution with bias"
+    }
 
-            fn cpu_fwd(
-                &self,
-                x: &CpuStorage,
-                x_layout: &Layout,
-                weight: &CpuStorage,
-                weight_layout: &Layout,
-            ) -> Result<Output> {
-                let x = (values(x, x_layout)?, x_layout.shape());
-                let weight = (values(weight, weight_layout)?, weight_layout.shape());
-                self.compute(x, weight, &[])
-            }
+    fn forward(&self, [x, weight, bias]: [Operand<'_>; 3]) -> Result<(Vec<f32>, Shape)> {
+        self.correlate(x, weight, bias.values)
+    }
 
-            fn bwd(
-                &self,
-                x: &Tensor,
-                weight: &Tensor,
-                _: &Tensor,
-                dy: &Tensor,
-            ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-                let [dx, dw] = with_values(dy, |dy| self.gradients(x, weight, dy))?;
-                Ok((dx, dw))
-            }
-        }
-
-        impl CustomOp3 for $op {
-            fn name(&self) -> &'static str {
-                concat!($name, " with bias")
-            }
-
-            fn cpu_fwd(
-                &self,
-                x: &CpuStorage,
-                x_layout: &Layout,
-                weight: &CpuStorage,
-                weight_layout: &Layout,
-                bias: &CpuStorage,
-                bias_layout: &Layout,
-            ) -> Result<Output> {
-                let x = (values(x, x_layout)?, x_layout.shape());
-                let weight = (values(weight, weight_layout)?, weight_layout.shape());
-                self.compute(x, weight, values(bias, bias_layout)?)
-            }
-
-            fn bwd(
-                &self,
-                x: &Tensor,
-                weight: &Tensor,
-                bias: &Tensor,
-                _: &Tensor,
-                dy: &Tensor,
-            ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-                let [dx, dw] = with_values(dy, |dy| self.gradients(x, weight, dy))?;
-                Ok((dx, dw, Some(bias_gradient(bias, dy)?)))
-            }
-        }
-    };
+    fn backward(
+        &self,
+        [x, weight, bias]: [&Tensor; 3],
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<[Option<Tensor>; 3]> {
+        let [dx, dw] = self.gradients(x, weight, dy)?;
+        Ok([dx, dw, Some(bias_gradient(bias, dy)?)])
+    }
 }
-
-custom_op!(Forward, "convolution");
-custom_op!(Transposed, "transposed convolution");
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -481,58 +296,6 @@ mod tests {
         for (x, w, spec) in specs() {
             let inputs = [random("x", &x), random("w", &w), random("b", &w[..1])];
             check_gradients(&inputs, |v| spec.forward(&v[0], &v[1], Some(&v[2])));
-        }
-    }
-
-    fn transposed() -> Vec<([usize; 4], [usize; 4], TransposedConvolution)> {
-        let spec = |stride, padding, output_padding, dilation, groups| TransposedConvolution {
-            stride,
-            padding,
-            output_padding,
-            dilation,
-            groups,
-        };
-        vec![
-            (
-                [2, 3, 4, 5],
-                [3, 5, 4, 4],
-                spec([2, 2], [1, 1], [0, 0], [1, 1], 1),
-            ),
-            (
-                [1, 4, 3, 4],
-                [4, 3, 3, 2],
-                spec([3, 1], [1, 0], [2, 0], [1, 2], 2),
-            ),
-            (
-                [2, 2, 5, 1],
-                [2, 2, 3, 3],
-                spec([1, 2], [0, 1], [0, 1], [2, 1], 1),
-            ),
-            (
-                [1, 3, 2, 3],
-                [3, 2, 2, 2],
-                spec([2, 2], [0, 0], [0, 0], [1, 1], 1),
-            ),
-        ]
-    }
-
-    #[test]
-    fn the_fused_transpose_agrees_with_the_composed_one() {
-        for (x, w, spec) in transposed() {
-            let bias = random("b", &[w[1] * spec.groups]);
-            let inputs = [random("x", &x), random("w", &w), bias];
-            let windows = spec.windows(inputs[0].shape(), inputs[1].shape()).unwrap();
-            agree(
-                all(&inputs, |v| spec.forward(&v[0], &v[1], Some(&v[2]))),
-                all(&inputs, |v| {
-                    add_bias(&spec.composed(&v[0], &v[1], &windows)?, Some(&v[2]))
-                }),
-            );
-            check_gradients(&inputs, |v| spec.forward(&v[0], &v[1], Some(&v[2])));
-            agree(
-                all(&inputs[..2], |v| spec.forward(&v[0], &v[1], None)),
-                all(&inputs[..2], |v| spec.composed(&v[0], &v[1], &windows)),
-            );
         }
     }
 

@@ -1,9 +1,10 @@
 //! Dropout whose mask is no accident.
 
 use super::{fused, like};
-use crate::kernels::{dropout::Mask, values, with_values};
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use crate::operation::{Apply, Operand, Operation, with_values};
+use candle_core::{Result, Shape, Tensor, bail};
 use diffaug::rng;
+use diffaug_kernels::dropout::Mask;
 use rand::RngExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,7 +29,7 @@ pub fn dropout(x: &Tensor, p: f32, seed: u64, purpose: &str, index: u64) -> Resu
         share: p,
     };
     if fused(x) {
-        return x.contiguous()?.apply_op1(Dropout(mask));
+        return [x].apply(Dropout(mask));
     }
     composed(x, mask)
 }
@@ -75,19 +76,18 @@ fn composed(x: &Tensor, mask: Mask) -> Result<Tensor> {
 
 struct Dropout(Mask);
 
-impl CustomOp1 for Dropout {
+impl Operation<1> for Dropout {
     fn name(&self) -> &'static str {
         "dropout"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let y = self.0.apply(values(x, layout)?);
-        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    fn forward(&self, [x]: [Operand<'_>; 1]) -> Result<(Vec<f32>, Shape)> {
+        Ok((self.0.apply(x.values), x.shape.clone()))
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let dx = with_values(dy, |dy| Ok(self.0.apply(dy)))?;
-        Ok(Some(like(dx, x)?))
+    fn backward(&self, [x]: [&Tensor; 1], _: &Tensor, dy: &Tensor) -> Result<[Option<Tensor>; 1]> {
+        let dx = with_values([dy], |[dy]| self.0.apply(dy))?;
+        Ok([Some(like(dx, x)?)])
     }
 }
 

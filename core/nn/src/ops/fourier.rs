@@ -5,11 +5,9 @@
 //! count them so.
 
 use super::{fused, like};
-use crate::kernels::{
-    fourier::{self, Factors, Size},
-    values, with_values,
-};
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, Layout, Result, Shape, Tensor, bail};
+use crate::operation::{Apply, Operand, Operation, with_values};
+use candle_core::{D, Error, Result, Shape, Tensor, bail};
+use diffaug_kernels::fourier::{self, Factors, Size};
 use std::f64::consts::TAU;
 
 /// Where the division by the number of values is made.
@@ -47,7 +45,7 @@ pub fn rfft2(x: &Tensor, norm: FourierNorm) -> Result<(Tensor, Tensor)> {
     if !fused(x) {
         return composed(x, size, factor);
     }
-    let parts = x.contiguous()?.apply_op1(Forward {
+    let parts = [x].apply(Forward {
         size,
         factor: factor as f32,
     })?;
@@ -85,7 +83,7 @@ pub fn irfft2(re: &Tensor, im: &Tensor, width: usize, norm: FourierNorm) -> Resu
         size,
         factor: factor as f32,
     };
-    re.contiguous()?.apply_op2(&im.contiguous()?, op)
+    [re, im].apply(op)
 }
 
 fn last_two(x: &Tensor) -> Result<(usize, usize)> {
@@ -164,34 +162,38 @@ struct Forward {
     factor: f32,
 }
 
-impl CustomOp1 for Forward {
+impl Operation<1> for Forward {
     fn name(&self) -> &'static str {
         "rfft2"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn forward(&self, [x]: [Operand<'_>; 1]) -> Result<(Vec<f32>, Shape)> {
         let factors = Factors {
             single: self.factor,
             double: self.factor,
         };
-        let out = fourier::forward(values(x, layout)?, self.size, factors)?;
-        let mut dims = with_last(layout.dims(), self.size.half());
+        let out = fourier::forward(x.values, self.size, factors).map_err(failed)?;
+        let mut dims = with_last(x.shape.dims(), self.size.half());
         dims.insert(0, 2);
-        Ok((CpuStorage::F32(out), Shape::from(dims)))
+        Ok((out, Shape::from(dims)))
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+    fn backward(&self, [x]: [&Tensor; 1], _: &Tensor, dy: &Tensor) -> Result<[Option<Tensor>; 1]> {
         // The inverse counts most columns twice, but each was computed once.
         let factors = Factors {
             single: self.factor,
             double: self.factor / 2.0,
         };
-        let dx = with_values(dy, |dy| {
+        let dx = with_values([dy], |[dy]| {
             let (re, im) = dy.split_at(dy.len() / 2);
             fourier::inverse(re, im, self.size, factors)
         })?;
-        Ok(Some(like(dx, x)?))
+        Ok([Some(like(dx.map_err(failed)?, x)?)])
     }
+}
+
+fn failed(error: impl std::fmt::Display) -> Error {
+    Error::Msg(format!("a Fourier transform failed: {error}"))
 }
 
 struct Inverse {
@@ -199,42 +201,35 @@ struct Inverse {
     factor: f32,
 }
 
-impl CustomOp2 for Inverse {
+impl Operation<2> for Inverse {
     fn name(&self) -> &'static str {
         "irfft2"
     }
 
-    fn cpu_fwd(
-        &self,
-        re: &CpuStorage,
-        re_layout: &Layout,
-        im: &CpuStorage,
-        im_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (re, im) = (values(re, re_layout)?, values(im, im_layout)?);
+    fn forward(&self, [re, im]: [Operand<'_>; 2]) -> Result<(Vec<f32>, Shape)> {
         let factors = Factors {
             single: self.factor,
             double: self.factor,
         };
-        let out = fourier::inverse(re, im, self.size, factors)?;
-        let dims = with_last(re_layout.dims(), self.size.width);
-        Ok((CpuStorage::F32(out), Shape::from(dims)))
+        let out = fourier::inverse(re.values, im.values, self.size, factors).map_err(failed)?;
+        let dims = with_last(re.shape.dims(), self.size.width);
+        Ok((out, Shape::from(dims)))
     }
 
-    fn bwd(
+    fn backward(
         &self,
-        re: &Tensor,
-        im: &Tensor,
+        [re, im]: [&Tensor; 2],
         _: &Tensor,
         dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    ) -> Result<[Option<Tensor>; 2]> {
         let factors = Factors {
             single: self.factor,
             double: self.factor * 2.0,
         };
-        let mut dre = with_values(dy, |dy| fourier::forward(dy, self.size, factors))?;
+        let spectrum = with_values([dy], |[dy]| fourier::forward(dy, self.size, factors))?;
+        let mut dre = spectrum.map_err(failed)?;
         let dim = dre.split_off(dre.len() / 2);
-        Ok((Some(like(dre, re)?), Some(like(dim, im)?)))
+        Ok([Some(like(dre, re)?), Some(like(dim, im)?)])
     }
 }
 

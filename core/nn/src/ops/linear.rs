@@ -2,15 +2,13 @@
 //! once for inference.
 
 use super::{fused, has_kernels, like, stretch::add_stretched};
+use crate::operation::{Apply, Operand, Operation, with_values};
+use candle_core::{DType, Result, Shape, Tensor, bail};
 #[cfg(target_arch = "x86_64")]
-use crate::kernels::bf16::matrix::{self as pairs, Paired};
-use crate::kernels::{
+use diffaug_kernels::bf16::matrix::{self as pairs, Paired};
+use diffaug_kernels::{
     buffer, column_sums,
     matrix::{Columns, Left, Packed, Product, Right, Rows, Start, Stored, Turned, multiply},
-    values, with_values,
-};
-use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail,
 };
 use half::{bf16, f16};
 use std::sync::Arc;
@@ -25,10 +23,9 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     if !fused(x) {
         return composed(x, weight, bias);
     }
-    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     match bias {
-        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, Linear),
-        None => x.apply_op2(&weight, Linear),
+        Some(bias) => [x, weight, bias].apply(Linear),
+        None => [x, weight].apply(Linear),
     }
 }
 
@@ -92,40 +89,36 @@ fn product(x: &[f32], right: impl Right, bias: &[f32]) -> Vec<f32> {
 struct Linear;
 
 impl Linear {
-    fn forward(
-        (x, x_layout): (&CpuStorage, &Layout),
-        (weight, weight_layout): (&CpuStorage, &Layout),
-        bias: &[f32],
-    ) -> Result<(CpuStorage, Shape)> {
-        let (outputs, inputs) = weight_layout.shape().dims2()?;
+    fn product(x: Operand<'_>, weight: Operand<'_>, bias: &[f32]) -> Result<(Vec<f32>, Shape)> {
+        let (outputs, inputs) = weight.shape.dims2()?;
         let right = Columns {
-            data: values(weight, weight_layout)?,
+            data: weight.values,
             depth: inputs,
             columns: outputs,
             stride: inputs,
         };
-        let y = product(values(x, x_layout)?, right, bias);
-        Ok((CpuStorage::F32(y), with_last(x_layout.shape(), outputs)))
+        let y = product(x.values, right, bias);
+        Ok((y, with_last(x.shape, outputs)))
     }
 
     /// Gradients of input and weights.
-    fn backward(x: &Tensor, weight: &Tensor, dy: &[f32]) -> Result<[Option<Tensor>; 2]> {
+    fn gradients(x: &Tensor, weight: &Tensor, dy: &[f32]) -> Result<[Option<Tensor>; 2]> {
         let (outputs, inputs) = weight.dims2()?;
         let dx = x.track_op().then(|| {
-            let dx = with_values(weight, |weight| {
+            let dx = with_values([weight], |[weight]| {
                 let right = Rows {
                     data: weight,
                     depth: outputs,
                     columns: inputs,
                     stride: inputs,
                 };
-                Ok(product(dy, right, &[]))
+                product(dy, right, &[])
             })?;
             like(dx, x)
         });
         let dw = weight.track_op().then(|| {
             let mut dw = buffer(outputs * inputs);
-            with_values(x, |x| {
+            with_values([x], |[x]| {
                 multiply(vec![Product {
                     left: Left {
                         data: dy,
@@ -141,7 +134,6 @@ impl Linear {
                     start: Start::Zero,
                     out: &mut dw,
                 }]);
-                Ok(())
             })?;
             like(dw, weight)
         });
@@ -149,64 +141,45 @@ impl Linear {
     }
 }
 
-impl CustomOp2 for Linear {
+impl Operation<2> for Linear {
     fn name(&self) -> &'static str {
         "linear"
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        Linear::forward((x, x_layout), (weight, weight_layout), &[])
+    fn forward(&self, [x, weight]: [Operand<'_>; 2]) -> Result<(Vec<f32>, Shape)> {
+        Linear::product(x, weight, &[])
     }
 
-    fn bwd(
+    fn backward(
         &self,
-        x: &Tensor,
-        weight: &Tensor,
+        [x, weight]: [&Tensor; 2],
         _: &Tensor,
         dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let [dx, dw] = with_values(dy, |dy| Linear::backward(x, weight, dy))?;
-        Ok((dx, dw))
+    ) -> Result<[Option<Tensor>; 2]> {
+        with_values([dy], |[dy]| Linear::gradients(x, weight, dy))?
     }
 }
 
-impl CustomOp3 for Linear {
+impl Operation<3> for Linear {
     fn name(&self) -> &'static str {
         "linear with bias"
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let bias = values(bias, bias_layout)?;
-        Linear::forward((x, x_layout), (weight, weight_layout), bias)
+    fn forward(&self, [x, weight, bias]: [Operand<'_>; 3]) -> Result<(Vec<f32>, Shape)> {
+        Linear::product(x, weight, bias.values)
     }
 
-    fn bwd(
+    fn backward(
         &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
+        [x, weight, bias]: [&Tensor; 3],
         _: &Tensor,
         dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        with_values(dy, |dy| {
-            let [dx, dw] = Linear::backward(x, weight, dy)?;
+    ) -> Result<[Option<Tensor>; 3]> {
+        with_values([dy], |[dy]| {
+            let [dx, dw] = Linear::gradients(x, weight, dy)?;
             let sums = column_sums(dy, bias.elem_count());
-            Ok((dx, dw, Some(like(sums, bias)?)))
-        })
+            Ok([dx, dw, Some(like(sums, bias)?)])
+        })?
     }
 }
 
@@ -312,7 +285,7 @@ impl PackedLinear {
         }
         let bias = bias.map(|bias| bias.to_dtype(DType::F32)?.contiguous());
         let wide = weight.to_dtype(DType::F32)?;
-        let weight = with_values(&wide, |data| {
+        let weight = with_values([&wide], |[data]| {
             let source = Columns {
                 data,
                 depth: inputs,
@@ -325,7 +298,7 @@ impl PackedLinear {
                 DType::F16 => Arc::new(Packed::<f16>::new(&source)),
                 other => bail!("weights of a linear map are f32, bf16 or f16, not {other:?}"),
             }))
-        })?;
+        })??;
         Ok(PackedLinear {
             weight,
             bias: bias.transpose()?,
@@ -345,7 +318,7 @@ impl PackedLinear {
                     None => Vec::new(),
                 };
                 let weight = weight.clone();
-                x.contiguous()?.apply_op1(Frozen { weight, bias })
+                [x].apply(Frozen { weight, bias })
             }
             Weight::Tensor(weight) => {
                 check(x.shape(), weight.dim(1)?, weight.dim(0)?, None)?;
@@ -360,22 +333,19 @@ struct Frozen {
     bias: Vec<f32>,
 }
 
-impl CustomOp1 for Frozen {
+impl Operation<1> for Frozen {
     fn name(&self) -> &'static str {
         "packed linear"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let y = self.weight.forward(values(x, layout)?, &self.bias);
-        Ok((
-            CpuStorage::F32(y),
-            with_last(layout.shape(), self.weight.outputs()),
-        ))
+    fn forward(&self, [x]: [Operand<'_>; 1]) -> Result<(Vec<f32>, Shape)> {
+        let y = self.weight.forward(x.values, &self.bias);
+        Ok((y, with_last(x.shape, self.weight.outputs())))
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let dx = with_values(dy, |dy| Ok(self.weight.backward(dy)))?;
-        Ok(Some(like(dx, x)?))
+    fn backward(&self, [x]: [&Tensor; 1], _: &Tensor, dy: &Tensor) -> Result<[Option<Tensor>; 1]> {
+        let dx = with_values([dy], |[dy]| self.weight.backward(dy))?;
+        Ok([Some(like(dx, x)?)])
     }
 }
 
@@ -401,13 +371,13 @@ mod tests {
     fn widened(weight: &Tensor) -> PackedLinear {
         let (columns, depth) = weight.dims2().unwrap();
         let wide = weight.to_dtype(DType::F32).unwrap();
-        let packed = with_values(&wide, |data| {
-            Ok(Packed::<bf16>::new(&Columns {
+        let packed = with_values([&wide], |[data]| {
+            Packed::<bf16>::new(&Columns {
                 data,
                 depth,
                 columns,
                 stride: depth,
-            }))
+            })
         });
         PackedLinear {
             weight: Weight::Packed(Arc::new(packed.unwrap())),

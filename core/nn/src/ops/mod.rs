@@ -32,16 +32,13 @@ pub use attention::Attention;
 pub use block::conv_batch_norm_relu;
 pub use clamp::clamp_leading_back;
 pub use conv::{PackedConv2d, conv_transpose2x2, conv2d};
-pub use convolution::{Convolution, TransposedConvolution};
+pub use convolution::Convolution;
 pub use dropout::{Dropping, dropout};
 pub use fourier::{FourierNorm, irfft2, rfft2};
 pub use linear::{PackedLinear, linear};
-pub use loss::{
-    CrossEntropy, SoftDice, bce_with_logits, cross_entropy, dice_bce_with_logits, dice_with_logits,
-    focal_with_logits, huber, l1, mse, smooth_l1, soft_dice, weighted_bce_with_logits,
-};
+pub use loss::{SoftDice, bce_with_logits, cross_entropy, dice_bce_with_logits, l1, mse};
 pub use norm::{Statistics, batch_norm};
-pub use pool::{adaptive_avg_pool2d, avg_pool2d, global_avg_pool2d, max_pool2d, max_pool2x2};
+pub use pool::{avg_pool2d, max_pool2d, max_pool2x2};
 pub use resample::{upsample_bilinear2d, upsample_nearest2d};
 pub use rows::{group_norm, instance_norm, layer_norm};
 pub use softmax::softmax;

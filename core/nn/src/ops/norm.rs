@@ -1,11 +1,9 @@
 //! Batch normalisation.
 
 use super::{fused, like, wide};
-use crate::kernels::{
-    norm::{Moments, Norm},
-    values, with_values,
-};
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use crate::operation::{Apply, Operand, Operation, with_values};
+use candle_core::{Error, Result, Shape, Tensor, bail};
+use diffaug_kernels::norm::{Moments, Norm};
 use std::sync::{Arc, OnceLock};
 
 /// What [`batch_norm`] normalises by.
@@ -59,7 +57,7 @@ pub fn batch_norm(
         moments: moments.clone(),
     };
     let affine = Tensor::stack(&[weight, bias], 0)?;
-    let y = x.contiguous()?.apply_op2(&affine, op)?;
+    let y = [x, &affine].apply(op)?;
     let moments = moments.get().cloned().unwrap_or_default();
     let mean = Tensor::from_vec(moments.mean, channels, x.device())?;
     let variance = Tensor::from_vec(moments.variance, channels, x.device())?;
@@ -117,45 +115,32 @@ impl BatchNorm {
     }
 }
 
-impl CustomOp2 for BatchNorm {
+impl Operation<2> for BatchNorm {
     fn name(&self) -> &'static str {
         "batch_norm"
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        affine: &CpuStorage,
-        affine_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let shape = x_layout.shape();
-        let affine = values(affine, affine_layout)?;
-        let norm = self.norm(values(x, x_layout)?, shape, affine)?;
+    fn forward(&self, [x, affine]: [Operand<'_>; 2]) -> Result<(Vec<f32>, Shape)> {
+        let norm = self.norm(x.values, x.shape, affine.values)?;
         let moments = self.moments.get_or_init(|| norm.moments());
-        Ok((CpuStorage::F32(norm.forward(moments)), shape.clone()))
+        Ok((norm.forward(moments), x.shape.clone()))
     }
 
-    fn bwd(
+    fn backward(
         &self,
-        x: &Tensor,
-        affine: &Tensor,
+        [x, affine]: [&Tensor; 2],
         y: &Tensor,
         dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    ) -> Result<[Option<Tensor>; 2]> {
         let Some(moments) = self.moments.get() else {
             bail!("batch_norm went backward before it went forward");
         };
         let shape = x.shape();
-        let (dx, daffine) = with_values(x, |x| {
-            with_values(affine, |affine| {
-                let norm = self.norm(x, shape, affine)?;
-                with_values(y, |y| {
-                    with_values(dy, |dy| Ok(norm.backward(moments, y, dy, self.batch)))
-                })
-            })
-        })?;
-        Ok((Some(like(dx, x)?), Some(like(daffine, affine)?)))
+        let (dx, daffine) = with_values([x, affine, y, dy], |[x, affine, y, dy]| {
+            let norm = self.norm(x, shape, affine)?;
+            Ok::<_, Error>(norm.backward(moments, y, dy, self.batch))
+        })??;
+        Ok([Some(like(dx, x)?), Some(like(daffine, affine)?)])
     }
 }
 

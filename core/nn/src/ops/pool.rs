@@ -3,13 +3,13 @@
 //! Candle's own gradient of the maximum is wrong: in 2×2 windows the largest value gets a quarter
 //! of what it should. Windows that overlap have no gradient there at all.
 
-use super::{fused, like, separable::separable, wide};
-use crate::kernels::{
+use super::{fused, like, separable::separable};
+use crate::operation::{Apply, Operand, Operation, with_values};
+use candle_core::{Result, Shape, Tensor, bail};
+use diffaug_kernels::{
     pool::{self, Windows},
     separable::Axis,
-    values, with_values,
 };
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use std::sync::OnceLock;
 
 /// Halves height and width by the maximum over 2×2 windows; an odd last row or column is left
@@ -23,7 +23,7 @@ pub fn max_pool2x2(x: &Tensor) -> Result<Tensor> {
         bail!("pooling by 2×2 needs maps of at least that size, not {height}×{width}");
     }
     if fused(x) {
-        return x.contiguous()?.apply_op1(MaxPool);
+        return [x].apply(MaxPool);
     }
     let x = x
         .narrow(2, 0, height / 2 * 2)?
@@ -74,7 +74,7 @@ pub fn max_pool2d(
             columns,
             places: OnceLock::new(),
         };
-        return x.contiguous()?.apply_op1(op);
+        return [x].apply(op);
     }
     composed_peaks(x, rows, columns)
 }
@@ -95,47 +95,6 @@ pub fn avg_pool2d(
     let (rows, columns) = windows(x, kernel, stride, padding)?;
     let axis = |windows| means(windows, count_include_pad);
     separable(x, axis(rows), axis(columns))
-}
-
-/// Means over `height` × `width` windows that cover `x` `[batch, channels, _, _]` evenly: window i
-/// of n goes from ⌊i side / n⌋ to ⌈(i + 1) side / n⌉.
-///
-/// # Errors
-/// When `x` has another number of dimensions, or a side of `x` or of the result is 0.
-pub fn adaptive_avg_pool2d(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
-    let (_, _, rows, columns) = x.dims4()?;
-    if rows.min(columns).min(height).min(width) == 0 {
-        bail!("pooling needs sides of at least 1, not {rows}×{columns} to {height}×{width}");
-    }
-    if !fused(x) && rows.is_multiple_of(height) && columns.is_multiple_of(width) {
-        return block_means(x, height, width);
-    }
-    separable(x, even(rows, height), even(columns, width))
-}
-
-/// Means of blocks of one size, of candle's operations; sums are f32 for half precision.
-fn block_means(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
-    let (batch, channels, rows, columns) = x.dims4()?;
-    let blocks = (
-        batch * channels,
-        height,
-        rows / height,
-        width,
-        columns / width,
-    );
-    wide(x)?
-        .reshape(blocks)?
-        .mean((2, 4))?
-        .to_dtype(x.dtype())?
-        .reshape((batch, channels, height, width))
-}
-
-/// The mean of each map: `[batch, channels, height, width]` to `[batch, channels, 1, 1]`.
-///
-/// # Errors
-/// Those of [`adaptive_avg_pool2d`].
-pub fn global_avg_pool2d(x: &Tensor) -> Result<Tensor> {
-    adaptive_avg_pool2d(x, 1, 1)
 }
 
 /// The windows along both sides of the maps of `x`.
@@ -184,15 +143,6 @@ fn means(windows: Windows, count_include_pad: bool) -> Axis {
     Axis::new(windows.side, (0..windows.count()).map(taps))
 }
 
-fn even(from: usize, to: usize) -> Axis {
-    let taps = |window: usize| {
-        let range = window * from / to..((window + 1) * from).div_ceil(to);
-        let share = 1.0 / range.len() as f32;
-        range.map(move |at| (at, share))
-    };
-    Axis::new(from, (0..to).map(taps))
-}
-
 /// [`max_pool2d`] of candle's operations: a running maximum over the places of a window.
 fn composed_peaks(x: &Tensor, rows: Windows, columns: Windows) -> Result<Tensor> {
     // A place beyond the border stands for the one at the border, which is in the window, too.
@@ -227,52 +177,49 @@ struct Peaks {
     places: OnceLock<Vec<u32>>,
 }
 
-impl CustomOp1 for Peaks {
+impl Operation<1> for Peaks {
     fn name(&self) -> &'static str {
         "max_pool2d"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (batch, channels, ..) = layout.shape().dims4()?;
-        let (out, places) = pool::peaks(values(x, layout)?, self.rows, self.columns);
+    fn forward(&self, [x]: [Operand<'_>; 1]) -> Result<(Vec<f32>, Shape)> {
+        let (batch, channels, ..) = x.shape.dims4()?;
+        let (out, places) = pool::peaks(x.values, self.rows, self.columns);
         self.places.get_or_init(|| places);
-        let shape = Shape::from((batch, channels, self.rows.count(), self.columns.count()));
-        Ok((CpuStorage::F32(out), shape))
+        let shape = (batch, channels, self.rows.count(), self.columns.count());
+        Ok((out, Shape::from(shape)))
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+    fn backward(&self, [x]: [&Tensor; 1], _: &Tensor, dy: &Tensor) -> Result<[Option<Tensor>; 1]> {
         let Some(places) = self.places.get() else {
             bail!("max_pool2d went backward before it went forward");
         };
         let size = self.rows.side * self.columns.side;
         let count = self.rows.count() * self.columns.count();
-        let dx = with_values(dy, |dy| Ok(pool::scatter(dy, places, size, count)))?;
-        Ok(Some(like(dx, x)?))
+        let dx = with_values([dy], |[dy]| pool::scatter(dy, places, size, count))?;
+        Ok([Some(like(dx, x)?)])
     }
 }
 
 struct MaxPool;
 
-impl CustomOp1 for MaxPool {
+impl Operation<1> for MaxPool {
     fn name(&self) -> &'static str {
         "max_pool2x2"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (batch, channels, height, width) = layout.shape().dims4()?;
-        let out = pool::forward(values(x, layout)?, height, width);
-        let shape = Shape::from((batch, channels, height / 2, width / 2));
-        Ok((CpuStorage::F32(out), shape))
+    fn forward(&self, [x]: [Operand<'_>; 1]) -> Result<(Vec<f32>, Shape)> {
+        let (batch, channels, height, width) = x.shape.dims4()?;
+        let out = pool::forward(x.values, height, width);
+        Ok((out, (batch, channels, height / 2, width / 2).into()))
     }
 
-    fn bwd(&self, x: &Tensor, y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+    fn backward(&self, [x]: [&Tensor; 1], y: &Tensor, dy: &Tensor) -> Result<[Option<Tensor>; 1]> {
         let (_, _, height, width) = x.dims4()?;
-        let dx = with_values(x, |x| {
-            with_values(y, |y| {
-                with_values(dy, |dy| Ok(pool::backward(x, y, dy, height, width)))
-            })
+        let dx = with_values([x, y, dy], |[x, y, dy]| {
+            pool::backward(x, y, dy, height, width)
         })?;
-        Ok(Some(like(dx, x)?))
+        Ok([Some(like(dx, x)?)])
     }
 }
 
@@ -328,17 +275,6 @@ mod tests {
                 );
             }
         }
-        for (shape, to) in [
-            ([2, 3, 7, 5], (3, 2)),
-            ([1, 2, 4, 6], (1, 1)),
-            ([1, 1, 2, 3], (5, 3)),
-        ] {
-            same(
-                &[random("x", &shape)],
-                |v| adaptive_avg_pool2d(&v[0], to.0, to.1),
-                |v| composed_map(&v[0], &even(shape[2], to.0), &even(shape[3], to.1)),
-            );
-        }
     }
 
     #[test]
@@ -351,9 +287,6 @@ mod tests {
                 check_gradients(&x, |v| avg_pool2d(&v[0], kernel, stride, padding, count));
             }
         }
-        let x = [random("x", &[1, 2, 7, 5])];
-        check_gradients(&x, |v| adaptive_avg_pool2d(&v[0], 3, 2));
-        check_gradients(&x, |v| global_avg_pool2d(&v[0]));
     }
 
     #[test]

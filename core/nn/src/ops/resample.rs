@@ -3,8 +3,8 @@
 //! Which pixels and shares those are is what PyTorch's `interpolate` does for a given size.
 
 use super::{fused, separable::separable};
-use crate::kernels::separable::Axis;
 use candle_core::{Result, Tensor, bail};
+use diffaug_kernels::separable::Axis;
 
 /// `x` `[batch, channels, _, _]` at `height` × `width`: each pixel is the one of `x` at its upper
 /// left corner's place.

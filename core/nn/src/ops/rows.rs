@@ -1,12 +1,12 @@
 //! Group, instance and layer normalisation.
 
 use super::{Activation, fused, like, wide};
-use crate::kernels::{
+use crate::operation::{Apply, Operand, Operation, with_values};
+use candle_core::{D, Result, Shape, Tensor, bail};
+use diffaug_kernels::{
     activation::{Gelu, GeluTanh, Identity, Silu},
     rows::{self, Moments},
-    values, with_values,
 };
-use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 use std::sync::OnceLock;
 
 /// Normalises each image's channels in `groups` groups, scales each channel by `weight`, shifts it
@@ -44,8 +44,7 @@ pub fn group_norm(
         activation,
         moments: OnceLock::new(),
     };
-    x.contiguous()?
-        .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
+    [x, weight, bias].apply(op)
 }
 
 /// [`group_norm`] with one group for each channel and without activation (Ulyanov et al., 2016).
@@ -122,56 +121,41 @@ macro_rules! with_norm {
     }};
 }
 
-impl CustomOp3 for GroupNorm {
+impl Operation<3> for GroupNorm {
     fn name(&self) -> &'static str {
         "group_norm"
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (x, shape) = (values(x, layout)?, layout.shape());
-        let (scale, shift) = (values(weight, weight_layout)?, values(bias, bias_layout)?);
+    fn forward(&self, [x, scale, shift]: [Operand<'_>; 3]) -> Result<(Vec<f32>, Shape)> {
+        let shape = x.shape;
+        let [x, scale, shift] = [x, scale, shift].map(|operand| operand.values);
         let (y, moments) = with_norm!(self, x, shape, scale, shift, norm => norm.forward());
         self.moments.get_or_init(|| moments);
-        Ok((CpuStorage::F32(y), shape.clone()))
+        Ok((y, shape.clone()))
     }
 
-    fn bwd(
+    fn backward(
         &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
+        operands: [&Tensor; 3],
         _: &Tensor,
         dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+    ) -> Result<[Option<Tensor>; 3]> {
         let Some(moments) = self.moments.get() else {
             bail!("group_norm went backward before it went forward");
         };
+        let [x, scale, shift] = operands;
         let shape = x.shape();
-        let [dx, dweight, dbias] = with_values(x, |x| {
-            with_values(weight, |scale| {
-                with_values(bias, |shift| {
-                    with_values(dy, |dy| {
-                        Ok(
-                            with_norm!(self, x, shape, scale, shift, norm => norm.backward(moments, dy)),
-                        )
-                    })
-                })
-            })
-        })?;
-        Ok((
-            Some(like(dx, x)?),
-            Some(like(dweight, weight)?),
-            Some(like(dbias, bias)?),
-        ))
+        let grads = with_values(
+            [x, scale, shift, dy],
+            |[x, scale, shift, dy]| with_norm!(self, x, shape, scale, shift, norm => norm.backward(moments, dy)),
+        )?;
+        each_like(grads, operands)
     }
+}
+
+/// Gradients as tensors like the operands that they belong to.
+fn each_like([a, b, c]: [Vec<f32>; 3], [x, y, z]: [&Tensor; 3]) -> Result<[Option<Tensor>; 3]> {
+    Ok([Some(like(a, x)?), Some(like(b, y)?), Some(like(c, z)?)])
 }
 
 /// Normalises the last dimension, scales by `weight` and shifts by `bias` (both of its length) (Ba
@@ -193,9 +177,7 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f32) -> R
             epsilon,
             moments: OnceLock::new(),
         };
-        return x
-            .contiguous()?
-            .apply_op3(&weight.contiguous()?, &bias.contiguous()?, op);
+        return [x, weight, bias].apply(op);
     }
     let y = normalised(&wide(x)?, epsilon)?;
     y.broadcast_mul(&weight.to_dtype(y.dtype())?)?
@@ -219,51 +201,32 @@ impl LayerNorm {
     }
 }
 
-impl CustomOp3 for LayerNorm {
+impl Operation<3> for LayerNorm {
     fn name(&self) -> &'static str {
         "layer_norm"
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (scale, shift) = (values(weight, weight_layout)?, values(bias, bias_layout)?);
-        let (y, moments) = self.kernel(values(x, layout)?, scale, shift).forward();
+    fn forward(&self, [x, scale, shift]: [Operand<'_>; 3]) -> Result<(Vec<f32>, Shape)> {
+        let kernel = self.kernel(x.values, scale.values, shift.values);
+        let (y, moments) = kernel.forward();
         self.moments.get_or_init(|| moments);
-        Ok((CpuStorage::F32(y), layout.shape().clone()))
+        Ok((y, x.shape.clone()))
     }
 
-    fn bwd(
+    fn backward(
         &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
+        operands: [&Tensor; 3],
         _: &Tensor,
         dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+    ) -> Result<[Option<Tensor>; 3]> {
         let Some(moments) = self.moments.get() else {
             bail!("layer_norm went backward before it went forward");
         };
-        let [dx, dweight, dbias] = with_values(x, |x| {
-            with_values(weight, |scale| {
-                with_values(bias, |shift| {
-                    with_values(dy, |dy| {
-                        Ok(self.kernel(x, scale, shift).backward(moments, dy))
-                    })
-                })
-            })
+        let [x, scale, shift] = operands;
+        let grads = with_values([x, scale, shift, dy], |[x, scale, shift, dy]| {
+            self.kernel(x, scale, shift).backward(moments, dy)
         })?;
-        Ok((
-            Some(like(dx, x)?),
-            Some(like(dweight, weight)?),
-            Some(like(dbias, bias)?),
-        ))
+        each_like(grads, operands)
     }
 }
 

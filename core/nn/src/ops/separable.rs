@@ -1,17 +1,15 @@
 //! Applies a linear map of rows and one of columns to every feature map.
 
 use super::{fused, like};
-use crate::kernels::{
-    separable::{self, Axis},
-    values, with_values,
-};
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use crate::operation::{Apply, Operand, Operation, with_values};
+use candle_core::{Result, Shape, Tensor};
+use diffaug_kernels::separable::{self, Axis};
 
 /// `x` `[batch, channels, height, width]` with its rows and columns mapped by the two axes, whose
 /// sources have that height and width and whose results are not empty.
 pub(super) fn separable(x: &Tensor, rows: Axis, columns: Axis) -> Result<Tensor> {
     if fused(x) {
-        return x.contiguous()?.apply_op1(Separable { rows, columns });
+        return [x].apply(Separable { rows, columns });
     }
     composed(x, &rows, &columns)
 }
@@ -37,21 +35,21 @@ struct Separable {
     columns: Axis,
 }
 
-impl CustomOp1 for Separable {
+impl Operation<1> for Separable {
     fn name(&self) -> &'static str {
         "separable"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (batch, channels, ..) = layout.shape().dims4()?;
-        let out = separable::apply(values(x, layout)?, &self.rows, &self.columns);
+    fn forward(&self, [x]: [Operand<'_>; 1]) -> Result<(Vec<f32>, Shape)> {
+        let (batch, channels, ..) = x.shape.dims4()?;
+        let out = separable::apply(x.values, &self.rows, &self.columns);
         let shape = (batch, channels, self.rows.outputs(), self.columns.outputs());
-        Ok((CpuStorage::F32(out), Shape::from(shape)))
+        Ok((out, Shape::from(shape)))
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+    fn backward(&self, [x]: [&Tensor; 1], _: &Tensor, dy: &Tensor) -> Result<[Option<Tensor>; 1]> {
         let (rows, columns) = (self.rows.transposed(), self.columns.transposed());
-        let dx = with_values(dy, |dy| Ok(separable::apply(dy, &rows, &columns)))?;
-        Ok(Some(like(dx, x)?))
+        let dx = with_values([dy], |[dy]| separable::apply(dy, &rows, &columns))?;
+        Ok([Some(like(dx, x)?)])
     }
 }

@@ -1,8 +1,9 @@
 //! The softmax.
 
 use super::{fused, like, wide};
-use crate::kernels::{values, with_values};
-use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
+use crate::operation::{Apply, Operand, Operation, with_values};
+use candle_core::{D, Result, Shape, Tensor};
+use diffaug_kernels::rows;
 
 /// The shares of e^x along dimension `dim`: they sum to 1.
 ///
@@ -14,11 +15,8 @@ pub fn softmax(x: &Tensor, dim: impl candle_core::shape::Dim) -> Result<Tensor> 
         return composed(x, dim);
     }
     let last = x.rank() - 1;
-    let turned = x.transpose(dim, last)?.contiguous()?;
-    turned
-        .apply_op1(Softmax)?
-        .transpose(dim, last)?
-        .contiguous()
+    let y = [&x.transpose(dim, last)?].apply(Softmax)?;
+    y.transpose(dim, last)?.contiguous()
 }
 
 /// The same of candle's operations, f32 for half precision.
@@ -32,25 +30,20 @@ fn composed(x: &Tensor, dim: usize) -> Result<Tensor> {
 
 struct Softmax;
 
-impl CustomOp1 for Softmax {
+impl Operation<1> for Softmax {
     fn name(&self) -> &'static str {
         "softmax"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let width = layout.dims().last().copied().unwrap_or(1);
-        let y = crate::kernels::rows::softmax(values(x, layout)?, width.max(1));
-        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    fn forward(&self, [x]: [Operand<'_>; 1]) -> Result<(Vec<f32>, Shape)> {
+        let width = x.shape.dims().last().copied().unwrap_or(1);
+        Ok((rows::softmax(x.values, width.max(1)), x.shape.clone()))
     }
 
-    fn bwd(&self, x: &Tensor, y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let width = x.dim(D::Minus1)?;
-        let dx = with_values(y, |y| {
-            with_values(dy, |dy| {
-                Ok(crate::kernels::rows::softmax_backward(y, dy, width.max(1)))
-            })
-        })?;
-        Ok(Some(like(dx, x)?))
+    fn backward(&self, [x]: [&Tensor; 1], y: &Tensor, dy: &Tensor) -> Result<[Option<Tensor>; 1]> {
+        let width = x.dim(D::Minus1)?.max(1);
+        let dx = with_values([y, dy], |[y, dy]| rows::softmax_backward(y, dy, width))?;
+        Ok([Some(like(dx, x)?)])
     }
 }
 

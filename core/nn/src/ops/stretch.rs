@@ -2,10 +2,11 @@
 //! many values; candle forms it in the type of the large one, and f16 and bf16 lose it.
 
 use super::wide;
-use crate::given::Given;
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp2, DType, Layout, MetalStorage, Result, Shape, Tensor,
+use crate::{
+    given::Given,
+    operation::{ApplyComputed, Computed},
 };
+use candle_core::{DType, Result, Tensor};
 
 /// `x` plus `y`, whose dimensions are those of `x` or 1. The result has the type of `x`, the gradient
 /// of `y` that of `y`, and the sum in it is formed in f32 at least.
@@ -15,59 +16,32 @@ pub(super) fn add_stretched(x: &Tensor, y: &Tensor) -> Result<Tensor> {
         return x.broadcast_add(&narrow);
     }
     let sum = x.detach().broadcast_add(&narrow.detach())?;
-    x.apply_op2(y, Stretched(Given::new(sum)))
+    [x, y].apply_computed(Stretched(Given::new(sum)))
 }
 
 struct Stretched(Given);
 
-impl CustomOp2 for Stretched {
+impl Computed<2> for Stretched {
     fn name(&self) -> &'static str {
         "add stretched"
     }
 
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.0.cpu()
+    fn result(&self) -> &Given {
+        &self.0
     }
 
-    fn cuda_fwd(
+    fn backward(
         &self,
-        _: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        self.0.cuda()
-    }
-
-    fn metal_fwd(
-        &self,
-        _: &MetalStorage,
-        _: &Layout,
-        _: &MetalStorage,
-        _: &Layout,
-    ) -> Result<(MetalStorage, Shape)> {
-        self.0.metal()
-    }
-
-    fn bwd(
-        &self,
-        _: &Tensor,
-        y: &Tensor,
+        [_, y]: [&Tensor; 2],
         _: &Tensor,
         grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    ) -> Result<[Option<Tensor>; 2]> {
         let grad = grad.detach();
         let stretched: Vec<usize> = (0..y.rank())
             .filter(|dim| y.dims()[*dim] != grad.dims()[*dim])
             .collect();
         let sum = wide(&grad)?.sum_keepdim(stretched)?.to_dtype(y.dtype())?;
-        Ok((Some(grad), Some(sum)))
+        Ok([Some(grad), Some(sum)])
     }
 }
 

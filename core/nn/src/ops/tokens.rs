@@ -1,8 +1,9 @@
 //! Feature maps as sequences of tokens, one for each pixel, and back.
 
 use super::{fused, like};
-use crate::kernels::{transpose::transpose, values, with_values};
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use crate::operation::{Apply, Operand, Operation, with_values};
+use candle_core::{Result, Shape, Tensor};
+use diffaug_kernels::transpose::transpose;
 
 /// `[batch, channels, height, width]` to `[batch, height * width, channels]`.
 ///
@@ -24,28 +25,28 @@ pub fn tokens_to_pixels(x: &Tensor, height: usize, width: usize) -> Result<Tenso
 /// Exchanges the last two of three dimensions, in memory too.
 fn turn(x: &Tensor) -> Result<Tensor> {
     match fused(x) {
-        true => x.contiguous()?.apply_op1(Turn),
+        true => [x].apply(Turn),
         false => x.transpose(1, 2)?.contiguous(),
     }
 }
 
 struct Turn;
 
-impl CustomOp1 for Turn {
+impl Operation<1> for Turn {
     fn name(&self) -> &'static str {
         "transpose"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (batch, rows, columns) = layout.shape().dims3()?;
-        let turned = transpose(values(x, layout)?, rows, columns);
-        Ok((CpuStorage::F32(turned), (batch, columns, rows).into()))
+    fn forward(&self, [x]: [Operand<'_>; 1]) -> Result<(Vec<f32>, Shape)> {
+        let (batch, rows, columns) = x.shape.dims3()?;
+        let turned = transpose(x.values, rows, columns);
+        Ok((turned, (batch, columns, rows).into()))
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+    fn backward(&self, [x]: [&Tensor; 1], _: &Tensor, dy: &Tensor) -> Result<[Option<Tensor>; 1]> {
         let (_, rows, columns) = x.dims3()?;
-        let dx = with_values(dy, |dy| Ok(transpose(dy, columns, rows)))?;
-        Ok(Some(like(dx, x)?))
+        let dx = with_values([dy], |[dy]| transpose(dy, columns, rows))?;
+        Ok([Some(like(dx, x)?)])
     }
 }
 

@@ -1,7 +1,7 @@
 //! The running mean of a model's weights: what diffusion models are judged and stored with.
 
-use crate::kernels::descent;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, Var, bail};
+use diffaug_kernels::descent;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -193,7 +193,7 @@ impl InplaceOp2 for Follow {
         values: &CpuStorage,
         layout: &Layout,
     ) -> Result<()> {
-        let values = crate::kernels::values(values, layout)?;
+        let values = crate::operation::values(values, layout)?;
         let (CpuStorage::F32(mean), Some((start, end))) = (mean, mean_layout.contiguous_offsets())
         else {
             bail!("a running mean works on contiguous f32 only");

@@ -9,13 +9,14 @@ pub use ema::{Decay, Ema};
 pub use schedule::{Plateau, PlateauState, Schedule};
 
 use crate::{
-    kernels::{adam, descent, sum, values, with_values},
+    operation::{values, with_values},
     ops::has_kernels,
 };
 use candle_core::{
     CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, Var, backprop::GradStore, bail,
 };
 use diffaug::Error;
+use diffaug_kernels::{adam, descent, sum};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -426,11 +427,11 @@ impl Optimizer {
 
 /// Of an f32 tensor on the processor.
 fn sum_of_squares(grad: &Tensor) -> Result<f64> {
-    with_values(grad, |values| {
+    with_values([grad], |[values]| {
         let squares = |part: &[f32]| sum([part], |[v]| v * v);
         // Collected before they are added, so that the order is fixed.
         let parts: Vec<f64> = values.par_chunks(1 << 14).map(squares).collect();
-        Ok(parts.iter().sum())
+        parts.iter().sum()
     })
 }
 

@@ -280,13 +280,13 @@ impl Clearing<'_> {
     fn look(&self, scenes: &[&mut Scene], images: &[Image], stages: &Stages) -> Result<Vec<f64>> {
         let mut by_fold: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (place, scene) in scenes.iter().enumerate() {
-            let fold = stages.gate.fold(&scene.sample.id);
+            let fold = stages.judges.fold(&scene.sample.id);
             by_fold.entry(fold).or_default().push(place);
         }
         let mut most = vec![0.0f64; scenes.len()];
         for places in by_fold.values() {
             let shown: Vec<ImageRef<'_>> = places.iter().map(|&p| images[p].view()).collect();
-            for judge in stages.gate.judges(&scenes[places[0]].sample.id) {
+            for judge in stages.judges.of(&scenes[places[0]].sample.id) {
                 let stop = StopFlag::new(self.session);
                 let answers = with_reporter(&Interrupt(&stop), |reporter| {
                     judge.segment(shown.as_slice().into(), reporter)

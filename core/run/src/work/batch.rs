@@ -2,7 +2,7 @@
 //! what is to be written down.
 
 use super::{
-    candidates::{Candidate, Skipped},
+    candidates::{PlannedCandidate, Skipped},
     painting::{Painted, Stages},
     pool::Pool,
     record::Record,
@@ -47,14 +47,16 @@ impl Done {
 /// Candidates of a batch by their index, and what was painted for those that there are.
 pub struct Batch {
     /// Candidates, or why there are none.
-    pub drawn: Vec<(u64, Result<Candidate, Skipped>)>,
+    pub drawn: Vec<(u64, Result<PlannedCandidate, Skipped>)>,
     /// In the order of those that there are.
     pub painted: Vec<Painted>,
 }
 
 impl Batch {
     /// The candidates among what was drawn.
-    pub fn candidates(drawn: &[(u64, Result<Candidate, Skipped>)]) -> Vec<&Candidate> {
+    pub fn candidates(
+        drawn: &[(u64, Result<PlannedCandidate, Skipped>)],
+    ) -> Vec<&PlannedCandidate> {
         drawn.iter().filter_map(|(_, c)| c.as_ref().ok()).collect()
     }
 }
@@ -80,14 +82,14 @@ impl Shift<'_> {
     pub fn wanted(
         &self,
         index: u64,
-        drawn: Result<Candidate, Skipped>,
-    ) -> Result<Candidate, Skipped> {
+        drawn: Result<PlannedCandidate, Skipped>,
+    ) -> Result<PlannedCandidate, Skipped> {
         let candidate = drawn?;
         let size = sizes::group(candidate.wanted.view());
         match self.filled().is_full(size, index) {
             false => Ok(candidate),
             true => {
-                let Candidate {
+                let PlannedCandidate {
                     id,
                     source,
                     variant,

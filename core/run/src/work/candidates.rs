@@ -25,7 +25,7 @@ use std::{
 };
 
 /// An image to be painted, complete.
-pub struct Candidate {
+pub struct PlannedCandidate {
     /// `SOURCE/VARIANT`, unique in the run.
     pub id: String,
     /// Id of the image that lends the background.
@@ -169,11 +169,15 @@ impl<'a> Candidates<'a> {
         self.places.len() as u64 * u64::from(self.options.variants)
     }
 
-    /// Candidate `index`, or why there is none (a background on which nothing can be placed).
+    /// PlannedCandidate `index`, or why there is none (a background on which nothing can be placed).
     ///
     /// # Errors
     /// When a file cannot be read or the bank has no prompt.
-    pub fn get(&self, index: u64, bank: &BoxPromptBank) -> Result<Result<Candidate, Skipped>> {
+    pub fn get(
+        &self,
+        index: u64,
+        bank: &BoxPromptBank,
+    ) -> Result<Result<PlannedCandidate, Skipped>> {
         let backgrounds = self.places.len() as u64;
         let (source, variant) = ((index % backgrounds) as usize, (index / backgrounds) as u32);
         let name = self.name(source)?;
@@ -190,7 +194,7 @@ impl<'a> Candidates<'a> {
         };
         let prompt = self.prompt(source, &name, variant, bank)?;
         let seed = self.candidate_seed(&name, variant);
-        Ok(Ok(Candidate {
+        Ok(Ok(PlannedCandidate {
             seed,
             id,
             decoys: self.decoys(&name, &scene.label, seed)?,

@@ -66,7 +66,7 @@ pub struct Evaluation<'a> {
     pub synthetic: Option<Shared>,
     /// Where the validator's segmenter left its weights, if it was trained in this run: with equal
     /// options and seed it *is* the first training on real images alone.
-    pub gate: Option<PathBuf>,
+    pub judge: Option<PathBuf>,
 }
 
 impl Evaluation<'_> {
@@ -174,7 +174,7 @@ impl Evaluation<'_> {
         let alike = arm == layout::REAL
             && seed == manifest.seed
             && *manifest.downstream() == manifest.segmenter;
-        self.gate.as_ref().filter(|_| alike)
+        self.judge.as_ref().filter(|_| alike)
     }
 
     /// A training of an arm, and where it left its weights.

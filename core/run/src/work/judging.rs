@@ -1,7 +1,7 @@
 //! What the validator says: of painted candidates, of previews of them, and of real lesions.
 
 use super::{
-    candidates::Candidate,
+    candidates::PlannedCandidate,
     overlap::StopFlag,
     painting::{How, Interrupt, Painted, Stages},
     placing::only,
@@ -19,7 +19,7 @@ use std::{
 };
 
 /// What became of a candidate.
-pub struct Outcome {
+pub struct Judged {
     /// `None` where it was given up.
     pub image: Option<Image>,
     /// On the image, or on the preview at which it was given up.
@@ -38,7 +38,7 @@ struct Question<'a> {
 }
 
 impl<'a> Question<'a> {
-    fn of(candidate: &'a Candidate, image: ImageRef<'a>) -> Self {
+    fn of(candidate: &'a PlannedCandidate, image: ImageRef<'a>) -> Self {
         Question {
             id: &candidate.id,
             source: &candidate.source,
@@ -53,12 +53,12 @@ impl<'a> Question<'a> {
 /// # Errors
 /// Those of the validator and its segmenters.
 pub fn verdicts(
-    candidates: &[&Candidate],
+    candidates: &[&PlannedCandidate],
     painted: Vec<Painted>,
     stages: &Stages,
     how: How<'_>,
     stop: &StopFlag<'_>,
-) -> Result<Vec<Outcome>> {
+) -> Result<Vec<Judged>> {
     let whole = candidates.iter().zip(&painted);
     let whole: Vec<Question<'_>> = whole
         .filter_map(|(candidate, p)| Some(Question::of(candidate, p.image.as_ref()?.view())))
@@ -73,7 +73,7 @@ pub fn verdicts(
             None => seen.zip(how.preview).map(given_up),
         };
         let missing = || Error::internal("a candidate without a verdict");
-        Ok(Outcome {
+        Ok(Judged {
             image,
             verdict: verdict.ok_or_else(missing)?,
             preview: score,
@@ -99,7 +99,7 @@ impl Preview {
 
 /// Shows previews to the validator.
 pub struct Look<'a> {
-    candidates: &'a [&'a Candidate],
+    candidates: &'a [&'a PlannedCandidate],
     stages: &'a Stages,
     options: &'a Preview,
     /// The verdicts on previews.
@@ -110,7 +110,7 @@ pub struct Look<'a> {
 impl<'a> Look<'a> {
     /// Nothing was shown yet.
     pub fn new(
-        candidates: &'a [&'a Candidate],
+        candidates: &'a [&'a PlannedCandidate],
         stages: &'a Stages,
         options: &'a Preview,
         stop: &'a StopFlag<'a>,
@@ -166,7 +166,7 @@ impl Watch for Look<'_> {
     }
 }
 
-/// How many of the real lesions of `samples`, which no segmenter was trained on, pass the same gate;
+/// How many of the real lesions of `samples`, which no segmenter was trained on, pass the same validator;
 /// `batch` of them are judged at once.
 ///
 /// # Errors
@@ -212,7 +212,7 @@ fn judge(
 ) -> Result<Vec<Verdict>> {
     let mut by_fold: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (place, question) in questions.iter().enumerate() {
-        let fold = stages.gate.fold(question.source);
+        let fold = stages.judges.fold(question.source);
         by_fold.entry(fold).or_default().push(place);
     }
     let mut verdicts: Vec<Option<Verdict>> = questions.iter().map(|_| None).collect();
@@ -225,7 +225,7 @@ fn judge(
             diffaug::Candidate { id, image, mask }
         });
         let asked: Vec<diffaug::Candidate<'_>> = asked.collect();
-        let judges = stages.gate.judges(questions[places[0]].source);
+        let judges = stages.judges.of(questions[places[0]].source);
         let found = stages
             .validator
             .judge(asked.as_slice().into(), judges.into(), reporter)

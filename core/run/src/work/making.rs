@@ -12,7 +12,7 @@ use super::{
     shards::Shard,
     sheet,
     sizes::Quota,
-    synthesis::Synthesis,
+    synthesis::Synthesizer,
 };
 use crate::{failure::Failure, layout};
 use diffaug::{Error, Result, image::ReadOptions, view::Shared};
@@ -107,7 +107,7 @@ impl Run<'_> {
         &self,
         steps: &Steps<'_>,
         stages: &Stages,
-        work: impl FnOnce(&Synthesis<'_>) -> Result<T, Failure>,
+        work: impl FnOnce(&Synthesizer<'_>) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let m = self.manifest();
         let (backgrounds, cleared) = match m.clears() {
@@ -128,7 +128,7 @@ impl Run<'_> {
         .map_err(|error| self.wire.document.failure("", error))?;
         let validation = self.data.validation()?;
         let ratio = m.synthesis.ratio;
-        let synthesis = Synthesis {
+        let synthesizer = Synthesizer {
             manifest: m,
             session: self.session,
             store: &self.store,
@@ -141,7 +141,7 @@ impl Run<'_> {
             validation: &validation,
             backgrounds,
         };
-        work(&synthesis)
+        work(&synthesizer)
     }
 
     /// Training images with their lesions painted away.

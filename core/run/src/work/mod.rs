@@ -10,7 +10,7 @@ mod batch;
 mod candidates;
 mod data;
 mod evaluate;
-pub mod gate;
+pub mod judges;
 mod judging;
 mod making;
 mod once;
@@ -20,7 +20,7 @@ mod painting;
 mod placing;
 mod planning;
 mod pool;
-pub mod pools;
+pub mod pool_measures;
 pub mod record;
 pub mod scoring;
 pub mod shards;
@@ -46,7 +46,7 @@ use diffaug::{
     image::ReadOptions, pairs,
 };
 use evaluate::{Arm, Evaluation};
-use gate::{Gate, Training};
+use judges::{Judges, Training};
 use once::{Fit, Steps};
 use painting::Stages;
 pub use planning::plan;
@@ -75,7 +75,7 @@ pub enum Goal {
 }
 
 /// What a run came to.
-pub struct Outcome {
+pub struct RunOutcome {
     /// The run folder.
     pub folder: PathBuf,
     /// The scores, when the run went that far.
@@ -169,7 +169,7 @@ pub fn run(
     registry: &Registry,
     goal: Goal,
     session: &Session<'_>,
-) -> Result<Outcome, Failure> {
+) -> Result<RunOutcome, Failure> {
     let (wire, data) = open(manifest, document, registry)?;
     let results = Results::of(&manifest.store());
     let mut described = None;
@@ -253,7 +253,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn go(&self, goal: Goal) -> Result<Outcome, Failure> {
+    fn go(&self, goal: Goal) -> Result<RunOutcome, Failure> {
         let pins = || self.pins();
         let steps = &Steps {
             store: &self.store,
@@ -262,7 +262,7 @@ impl Run<'_> {
             pins: &pins,
             session: self.session,
         };
-        let mut outcome = Outcome {
+        let mut outcome = RunOutcome {
             folder: self.store.root().to_owned(),
             result: None,
             summary: None,
@@ -284,7 +284,7 @@ impl Run<'_> {
         }
         let (validator, asked) = validator(&self.wire)?;
         if goal == Goal::Segmenter {
-            outcome.fit = self.gate(steps, asked.max(1))?.first;
+            outcome.fit = self.judges(steps, asked.max(1))?.first;
             return Ok(outcome);
         }
         if asked == 0 && self.manifest().clears() {
@@ -304,15 +304,15 @@ impl Run<'_> {
             outcome.fit = painters.fitted;
             return Ok(outcome);
         }
-        let gate = self.gate(steps, asked)?;
+        let judges = self.judges(steps, asked)?;
         self.pin(SEGMENTER, &self.manifest().segmenter, &["base"])?;
-        let weights = gate.weights.clone();
+        let weights = judges.weights.clone();
         let stages = Stages {
             bank: painters.bank,
             start: painters.start,
             generator: painters.generator,
             validator,
-            gate,
+            judges,
         };
         if let Goal::Shard(shard) = goal {
             self.shard(steps, &stages, shard)?;
@@ -328,20 +328,20 @@ impl Run<'_> {
     }
 
     /// Trains and scores with and without `synthetic`; only now does anything look at the test part.
-    /// `gate` is where the validator's segmenter left its weights.
+    /// `judge` is where the validator's segmenter left its weights.
     fn score(
         &self,
         steps: &Steps<'_>,
-        outcome: &mut Outcome,
+        outcome: &mut RunOutcome,
         synthetic: Option<diffaug::view::Shared>,
-        gate: Option<PathBuf>,
+        judge: Option<PathBuf>,
     ) -> Result<(), Failure> {
         let evaluation = Evaluation {
             wire: &self.wire,
             steps,
             data: &self.data,
             synthetic,
-            gate,
+            judge,
         };
         outcome.arms = evaluation.run()?;
         let downstream = self.manifest().downstream();
@@ -447,9 +447,9 @@ impl Run<'_> {
     }
 
     /// The segmenters that the validator asks.
-    fn gate(&self, steps: &Steps<'_>, members: u32) -> Result<Gate, Failure> {
+    fn judges(&self, steps: &Steps<'_>, members: u32) -> Result<Judges, Failure> {
         if members == 0 {
-            return Ok(Gate::default());
+            return Ok(Judges::default());
         }
         let training = Training {
             wire: &self.wire,

@@ -1,7 +1,9 @@
 //! One batch of candidates, painted: begun by the start generator where there is one, finished by the
 //! generator, looked at on the way if the manifest says so, and given its decoys.
 
-use super::{candidates::Candidate, gate::Gate, judging::Look, overlap::StopFlag, wire::blame};
+use super::{
+    candidates::PlannedCandidate, judges::Judges, judging::Look, overlap::StopFlag, wire::blame,
+};
 use crate::manifest::{Preview, Synthesis};
 use diffaug::{
     BoxGenerator, BoxPromptBank, BoxValidator, Error, Generator, Image, ImageRef, Job, Progress,
@@ -19,7 +21,7 @@ pub struct Stages {
     /// Judges.
     pub validator: BoxValidator,
     /// Is asked by the validator.
-    pub gate: Gate,
+    pub judges: Judges,
 }
 
 /// How candidates are painted, besides by which stages.
@@ -62,7 +64,7 @@ pub struct Painted {
 /// # Errors
 /// Those of the generators, and when they answer with other images than were asked for.
 pub fn paint(
-    candidates: &[&Candidate],
+    candidates: &[&PlannedCandidate],
     stages: &Stages,
     how: How<'_>,
     stop: &StopFlag<'_>,
@@ -101,7 +103,7 @@ pub fn paint(
 
 /// What the generator begins with, for each candidate.
 fn starts(
-    candidates: &[&Candidate],
+    candidates: &[&PlannedCandidate],
     stages: &Stages,
     reporter: &Reporter<'_>,
 ) -> Result<Option<Vec<Image>>> {
@@ -120,7 +122,7 @@ fn starts(
 
 /// Paints the healthy holes of each image, one after the other, for they may lie far apart.
 fn decoys(
-    candidates: &[&Candidate],
+    candidates: &[&PlannedCandidate],
     images: &mut [Option<Image>],
     stages: &Stages,
     reporter: &Reporter<'_>,
@@ -206,7 +208,7 @@ pub fn generate(
     Ok(images)
 }
 
-impl Candidate {
+impl PlannedCandidate {
     /// The candidate as a generator takes it.
     pub fn job(&self) -> Job<'_> {
         Job {

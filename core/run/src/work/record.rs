@@ -1,10 +1,10 @@
 //! What is written down of a candidate, and what many candidates add up to.
 
 use super::{
-    candidates::{Candidate, Skipped},
-    judging::Outcome,
+    candidates::{PlannedCandidate, Skipped},
+    judging::Judged,
     placing::bounds,
-    pools::{self, Pools},
+    pool_measures::{self, Pools},
     sizes::{Size, group, sizes},
 };
 use crate::{journal::Line, layout, manifest::Preview};
@@ -81,7 +81,7 @@ pub struct Record {
 
 impl Record {
     /// Of a candidate that was painted and judged.
-    pub fn of(index: u64, candidate: &Candidate, outcome: &Outcome) -> Record {
+    pub fn of(index: u64, candidate: &PlannedCandidate, outcome: &Judged) -> Record {
         let verdict = &outcome.verdict;
         let file = |folder: &str| {
             let name = layout::image(index);
@@ -117,7 +117,7 @@ impl Record {
             measures: to_json(&verdict.measures),
             attributes: to_json(&candidate.attributes),
             look: (outcome.image.as_ref())
-                .map(|image| pools::look(image, &candidate.wanted))
+                .map(|image| pool_measures::look(image, &candidate.wanted))
                 .unwrap_or_default(),
         }
     }
@@ -355,7 +355,7 @@ pub struct Tally {
     passed_over: u64,
     decoys: u64,
     /// How lesions look: rejected, accepted.
-    looks: [pools::Collected; 2],
+    looks: [pool_measures::Collected; 2],
 }
 
 impl Tally {
@@ -468,7 +468,7 @@ impl Tally {
                 lost: audit.then_some(self.hopeless[1]),
             }),
             pools: Some(Pools {
-                real: pools::Pool::default(),
+                real: pool_measures::Pool::default(),
                 accepted: better,
                 rejected: worse,
             }),

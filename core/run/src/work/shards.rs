@@ -10,7 +10,7 @@ use super::{
     painting::Stages,
     record::Record,
     sizes::Quota,
-    synthesis::Synthesis,
+    synthesis::Synthesizer,
 };
 use crate::{
     journal::{Contents, Entry, Journal, Line},
@@ -117,7 +117,7 @@ impl Joined {
     }
 }
 
-impl Synthesis<'_> {
+impl Synthesizer<'_> {
     /// Paints and judges the ranges of `shard`, whose own folder the store is; `all` holds those of all.
     ///
     /// # Errors

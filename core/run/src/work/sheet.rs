@@ -2,7 +2,7 @@
 //! validator said. A picture shows faults that no figure does.
 
 use super::{
-    candidates::{Candidate, Candidates},
+    candidates::{Candidates, PlannedCandidate},
     judging,
     overlap::StopFlag,
     painting::{self, How, Stages},
@@ -65,7 +65,7 @@ pub fn draw(
     let width = COLUMNS * stride - GAP;
     let height = (shown.len() as u32).div_ceil(COLUMNS) * TILE;
     let mut sheet = Image::new(width, height, vec![255; (width * height * 3) as usize])?;
-    let shown: Vec<Candidate> = shown
+    let shown: Vec<PlannedCandidate> = shown
         .into_iter()
         .filter_map(|index| {
             candidates
@@ -74,7 +74,7 @@ pub fn draw(
                 .transpose()
         })
         .collect::<Result<_>>()?;
-    let all: Vec<&Candidate> = shown.iter().collect();
+    let all: Vec<&PlannedCandidate> = shown.iter().collect();
     let mut outcomes = Vec::new();
     let how = How::unseen(options);
     for some in all.chunks(options.batch as usize) {
@@ -98,13 +98,13 @@ pub fn draw(
 
 /// The target region that the segmenter (of several, the first) sees, where the validator has one.
 fn found(
-    candidate: &Candidate,
+    candidate: &PlannedCandidate,
     image: &Image,
     stages: &Stages,
     targets: &[u8],
 ) -> Result<Option<Mask>> {
     use diffaug::{Segmenter, Silent, with_reporter};
-    let Some(segmenter) = stages.gate.judges(&candidate.source).first() else {
+    let Some(segmenter) = stages.judges.of(&candidate.source).first() else {
         return Ok(None);
     };
     let images = [image.view()];
@@ -121,7 +121,7 @@ fn found(
 }
 
 fn tiles(
-    candidate: &Candidate,
+    candidate: &PlannedCandidate,
     painted: &Image,
     found: Option<&Mask>,
     accepted: bool,

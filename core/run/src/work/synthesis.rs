@@ -7,13 +7,13 @@
 
 use super::{
     batch::{Batch, Done, Judged, Kept, Shift, truncate_at_quota},
-    candidates::{Candidate, Candidates, Skipped},
+    candidates::{Candidates, PlannedCandidate, Skipped},
     judging,
     once::{Leaves, Steps},
     overlap::{self, StopFlag},
     painting::{self, How, Painted, Stages},
     pool::Pool,
-    pools,
+    pool_measures,
     record::{Backgrounds, Record, Summary, Tally},
     sizes::{self, Quota},
 };
@@ -45,7 +45,7 @@ use std::{
 };
 
 /// The synthesis of a run.
-pub struct Synthesis<'a> {
+pub struct Synthesizer<'a> {
     /// The run.
     pub manifest: &'a Manifest,
     /// Who follows the run.
@@ -64,7 +64,7 @@ pub struct Synthesis<'a> {
     pub backgrounds: Option<Backgrounds>,
 }
 
-impl Synthesis<'_> {
+impl Synthesizer<'_> {
     /// The summary, made by `work` unless this or another run did that before.
     ///
     /// # Errors
@@ -159,7 +159,7 @@ impl Synthesis<'_> {
         step.finish(&format!("{accepted} of {} accepted", summary.candidates));
         outcome?;
         if let Some(pools) = &mut summary.pools {
-            pools.real = pools::real(self.candidates.train(), &self.info.targets())?;
+            pools.real = pool_measures::real(self.candidates.train(), &self.info.targets())?;
         }
         if accepted < quota {
             tracing::warn!(
@@ -169,7 +169,7 @@ impl Synthesis<'_> {
                 self.candidates.len()
             );
         }
-        if self.manifest.synthesis.judge_real && stages.gate.asks() {
+        if self.manifest.synthesis.judge_real && stages.judges.asks() {
             let batch = self.manifest.synthesis.batch as usize;
             let stop = StopFlag::new(self.session);
             let real = self
@@ -281,7 +281,7 @@ impl Synthesis<'_> {
         shift: &Shift<'_>,
         stop: &StopFlag<'_>,
     ) -> Result<Batch> {
-        let drawn: Vec<(u64, Result<Candidate, Skipped>)> = range
+        let drawn: Vec<(u64, Result<PlannedCandidate, Skipped>)> = range
             .map(|index| {
                 let drawn = self.candidates.get(index, &shift.stages.bank)?;
                 Ok((index, shift.wanted(index, drawn)))
@@ -294,22 +294,23 @@ impl Synthesis<'_> {
     /// The images of the candidates among `drawn`, painted where the pool does not have them.
     fn painted(
         &self,
-        drawn: &[(u64, Result<Candidate, Skipped>)],
+        drawn: &[(u64, Result<PlannedCandidate, Skipped>)],
         shift: &Shift<'_>,
         stop: &StopFlag<'_>,
     ) -> Result<Vec<Painted>> {
         let there = drawn
             .iter()
             .filter_map(|(i, c)| Some((*i, c.as_ref().ok()?)));
-        let there: Vec<(u64, &Candidate)> = there.collect();
+        let there: Vec<(u64, &PlannedCandidate)> = there.collect();
         let pooled = there.iter().map(|(i, _)| shift.pool?.get(*i));
         let pooled: Vec<Option<Image>> = pooled.collect();
         let left = there
             .iter()
             .zip(&pooled)
             .filter(|(_, image)| image.is_none());
-        let left: Vec<(u64, &Candidate)> = left.map(|(candidate, _)| *candidate).collect();
-        let candidates: Vec<&Candidate> = left.iter().map(|(_, candidate)| *candidate).collect();
+        let left: Vec<(u64, &PlannedCandidate)> = left.map(|(candidate, _)| *candidate).collect();
+        let candidates: Vec<&PlannedCandidate> =
+            left.iter().map(|(_, candidate)| *candidate).collect();
         let how = How::of(&self.manifest.synthesis);
         let fresh = self
             .session

@@ -225,7 +225,7 @@ fn stable_diffusion_in_both_layouts_gives_what_fits() {
     let file = "diffusion_pytorch_model.safetensors";
     save(&pipeline.join("unet").join(file), unet.clone());
     fs::write(pipeline.join("unet/config.json"), config.to_string()).unwrap();
-    compressor::leave(&pipeline.join("vae"), &vae_config, &vae).unwrap();
+    compressor::save(&pipeline.join("vae"), &vae_config, &vae).unwrap();
     // The same as one file.
     let names = Names::unet(&serde_json::from_value(config).unwrap());
     let mut all = original_autoencoder(&vae);

@@ -285,7 +285,7 @@ impl Denoiser<'_> {
         let (height, width) = (batch.size.0 as f32, batch.size.1 as f32);
         let sizes = Tensor::new(&[[height, width, 0.0, 0.0, height, width]], self.device())?;
         let sizes = sizes.repeat((count, 1))?;
-        let pooled = pooled.map(|pooled| precision.enter(&pooled)).transpose()?;
+        let pooled = pooled.map(|pooled| precision.cast(&pooled)).transpose()?;
         let added = match (&pooled, self.added) {
             (Some(text), true) => Some(Added {
                 text,
@@ -293,10 +293,10 @@ impl Denoiser<'_> {
             }),
             _ => None,
         };
-        let input = precision.enter(&input)?;
+        let input = precision.cast(&input)?;
         let output = self
             .unet
-            .forward(&input, &t, &precision.enter(&context)?, added)?;
+            .forward(&input, &t, &precision.cast(&context)?, added)?;
         Ok((output.to_dtype(DType::F32)?, noisy))
     }
 

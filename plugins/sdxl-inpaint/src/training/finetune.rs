@@ -52,8 +52,8 @@ impl Fit<'_, '_> {
         )?;
         weights::load(&folder.join(WEIGHTS), learner.params())?;
         match self.options.train.method {
-            Method::Lora => self.leave_adapter(&learner, base)?,
-            Method::Full => self.leave_model(&learner, &found)?,
+            Method::Lora => self.save_adapter(&learner, base)?,
+            Method::Full => self.save_model(&learner, &found)?,
         }
         learner.store.clear()?;
         Ok(report)
@@ -129,7 +129,7 @@ impl Fit<'_, '_> {
         Ok((params, unet))
     }
 
-    fn leave_adapter(&self, learner: &Denoiser<'_>, base: &str) -> Result<()> {
+    fn save_adapter(&self, learner: &Denoiser<'_>, base: &str) -> Result<()> {
         let train = &self.options.train;
         let vars: std::collections::BTreeMap<_, _> = learner.params.trainable().collect();
         let layers = vars.iter().filter_map(|(name, a)| {
@@ -156,7 +156,7 @@ impl Fit<'_, '_> {
     }
 
     /// Copies what was not trained and writes the network.
-    fn leave_model(&self, learner: &Denoiser<'_>, found: &Found) -> Result<()> {
+    fn save_model(&self, learner: &Denoiser<'_>, found: &Found) -> Result<()> {
         let checkpoint = &found.checkpoint;
         let out = self.out;
         let components = [

@@ -47,8 +47,8 @@ fn counts(device: &Device) -> Result<String> {
         loss = Some(net.forward(&x, &t, &context, None)?.sqr()?.mean_all()?);
         Ok(())
     })?;
-    let told = net.told(&context)?;
-    let told = counted(|| told.forward(&x, &t, None).map(drop))?;
+    let cached = net.cache_text(&context)?;
+    let cached = counted(|| cached.forward(&x, &t, None).map(drop))?;
     let mut grads = None;
     let backward = counted(|| {
         if let Some(loss) = &loss {
@@ -70,7 +70,7 @@ fn counts(device: &Device) -> Result<String> {
     let x = on_device("x", &[2, 3, 8, 8])?;
     let block = counted(|| norm.forward_after(&conv, &x, Mode::Train).map(drop))?;
     Ok(format!(
-        "small SDXL UNet ({tensors} tensors): forward {forward}, with the text heard before {told}, \
+        "small SDXL UNet ({tensors} tensors): forward {forward}, with the text heard before {cached}, \
          backward {backward}, AdamW step {step}; convolution with batch norm and ReLU {block}"
     ))
 }

@@ -40,7 +40,7 @@ fn id(revision: &str) -> Id {
 
 /// Fetches the pipeline.
 fn fetch(hub: &Hub, revision: &str) -> Result<PathBuf> {
-    hub.fetch(&id(revision), Wanted::Pipeline(&Options::default()))
+    hub.fetch(&id(revision), Wanted::Pipeline(&OpenOptions::default()))
 }
 
 /// What fetching the pipeline is refused with.
@@ -81,7 +81,7 @@ fn what_is_needed_is_fetched_once_and_found_without_the_hub() {
     let home = tempfile::tempdir().unwrap();
     let server = Server::start();
     let hub = hub(&server, home.path());
-    let plain = Options::default();
+    let plain = OpenOptions::default();
     let folder = fetch(&hub, "main").unwrap();
     assert!(folder.ends_with(Path::new("snapshots").join(COMMIT)));
     let mut expected: Vec<String> = pipeline().into_keys().collect();
@@ -110,7 +110,7 @@ fn what_is_needed_is_fetched_once_and_found_without_the_hub() {
     assert_eq!(fetch(&hub, &COMMIT.to_uppercase()).unwrap(), folder);
     assert!(server.asked().is_empty());
 
-    let half = Options {
+    let half = OpenOptions {
         variant: Some("fp16".to_owned()),
         tokenizer: None,
     };
@@ -253,7 +253,10 @@ fn a_refusal_is_one_sentence() {
 fn paths_and_names_are_told_apart() {
     let place = tempfile::tempdir().unwrap();
     let folder = place.path().to_str().unwrap();
-    assert_eq!(locate(folder, &Options::default()).unwrap(), place.path());
+    assert_eq!(
+        locate(folder, &OpenOptions::default()).unwrap(),
+        place.path()
+    );
     assert_eq!(resolved(folder).unwrap(), None);
     let model = |name: &str| match Name::parse(name).unwrap() {
         Name::Model(id) => (id.repo, id.revision),

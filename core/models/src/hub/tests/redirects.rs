@@ -86,7 +86,7 @@ fn relative_redirects_are_followed_and_keep_the_token() {
     });
     let id = Id::parse("org/old").unwrap();
     let folder = hub
-        .fetch(&id, Wanted::Pipeline(&Options::default()))
+        .fetch(&id, Wanted::Pipeline(&OpenOptions::default()))
         .unwrap();
     assert!(folder.starts_with(home.path().join("hub/models--org--old")));
     assert!(server.asked().iter().all(|request| request.token.is_some()));

@@ -11,10 +11,11 @@ use super::{
     super::{softmax, wide},
     Sizes,
 };
-use crate::given::Given;
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp3, D, Layout, MetalStorage, Result, Shape, Tensor,
+use crate::{
+    given::Given,
+    operation::{ApplyComputed, Computed},
 };
+use candle_core::{D, Result, Tensor};
 
 /// Scores that a block may have, over all heads and images: 256 MiB of f32.
 const SCORES: usize = 1 << 26;
@@ -83,14 +84,14 @@ impl Blocks {
         self,
         out: Tensor,
         logs: Option<Tensor>,
-        [q, k, v]: [&Tensor; 3],
+        tensors: [&Tensor; 3],
     ) -> Result<Tensor> {
         let op = Op {
             blocks: self,
             logs,
             out: Given::new(out),
         };
-        q.apply_op3(k, v, op)
+        tensors.apply_computed(op)
     }
 
     /// `[batch, rows, heads * width]` as `[batch * heads, rows, width]`.
@@ -292,61 +293,26 @@ struct Op {
     out: Given,
 }
 
-impl CustomOp3 for Op {
+impl Computed<3> for Op {
     fn name(&self) -> &'static str {
         "attention in blocks"
     }
 
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.out.cpu()
+    fn result(&self) -> &Given {
+        &self.out
     }
 
-    fn cuda_fwd(
+    fn backward(
         &self,
-        _: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        self.out.cuda()
-    }
-
-    fn metal_fwd(
-        &self,
-        _: &MetalStorage,
-        _: &Layout,
-        _: &MetalStorage,
-        _: &Layout,
-        _: &MetalStorage,
-        _: &Layout,
-    ) -> Result<(MetalStorage, Shape)> {
-        self.out.metal()
-    }
-
-    fn bwd(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
+        operands: [&Tensor; 3],
         y: &Tensor,
         dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let tensors = [q, k, v].map(Tensor::detach);
+    ) -> Result<[Option<Tensor>; 3]> {
+        let tensors = operands.map(Tensor::detach);
         let (y, dy) = (y.detach(), dy.detach());
         let grads = self
             .blocks
             .backward(tensors.each_ref(), &y, self.logs.as_ref(), &dy)?;
-        let [dq, dk, dv] = grads.map(Some);
-        Ok((dq, dk, dv))
+        Ok(grads.map(Some))
     }
 }

@@ -6,12 +6,10 @@ mod blocks;
 mod flash;
 
 use super::{fused, like};
-use crate::kernels::{
-    attention::{Attention as Kernel, Shape as Sizes},
-    values, with_values,
-};
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use std::sync::{Arc, OnceLock};
+use crate::operation::{Apply, Operand, Operation, with_values};
+use candle_core::{Result, Shape, Tensor, bail};
+use diffaug_kernels::attention::{Attention as Kernel, Shape as Sizes};
+use std::sync::OnceLock;
 
 /// How queries meet keys.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,10 +48,9 @@ impl Attention {
             shape,
             scale,
             causal: self.causal,
-            logs: Arc::default(),
+            logs: OnceLock::new(),
         };
-        q.contiguous()?
-            .apply_op3(&k.contiguous()?, &v.contiguous()?, op)
+        [q, k, v].apply(op)
     }
 
     fn sizes(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Sizes> {
@@ -90,7 +87,7 @@ struct Op {
     scale: f32,
     causal: bool,
     /// What the forward pass leaves to the backward pass.
-    logs: Arc<OnceLock<Vec<f32>>>,
+    logs: OnceLock<Vec<f32>>,
 }
 
 impl Op {
@@ -106,51 +103,32 @@ impl Op {
     }
 }
 
-impl CustomOp3 for Op {
+impl Operation<3> for Op {
     fn name(&self) -> &'static str {
         "attention"
     }
 
-    fn cpu_fwd(
-        &self,
-        q: &CpuStorage,
-        q_layout: &Layout,
-        k: &CpuStorage,
-        k_layout: &Layout,
-        v: &CpuStorage,
-        v_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let sources = [
-            values(q, q_layout)?,
-            values(k, k_layout)?,
-            values(v, v_layout)?,
-        ];
-        let (out, logs) = self.kernel(sources).forward();
+    fn forward(&self, operands: [Operand<'_>; 3]) -> Result<(Vec<f32>, Shape)> {
+        let (out, logs) = self
+            .kernel(operands.map(|operand| operand.values))
+            .forward();
         self.logs.get_or_init(|| logs);
-        Ok((CpuStorage::F32(out), q_layout.shape().clone()))
+        Ok((out, operands[0].shape.clone()))
     }
 
-    fn bwd(
+    fn backward(
         &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
+        [q, k, v]: [&Tensor; 3],
         y: &Tensor,
         dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+    ) -> Result<[Option<Tensor>; 3]> {
         let Some(logs) = self.logs.get() else {
             bail!("attention went backward before it went forward");
         };
-        let [dq, dk, dv] = with_values(q, |q| {
-            with_values(k, |k| {
-                with_values(v, |v| {
-                    with_values(y, |y| {
-                        with_values(dy, |dy| Ok(self.kernel([q, k, v]).backward(y, logs, dy)))
-                    })
-                })
-            })
+        let [dq, dk, dv] = with_values([q, k, v, y, dy], |[q, k, v, y, dy]| {
+            self.kernel([q, k, v]).backward(y, logs, dy)
         })?;
-        Ok((Some(like(dq, q)?), Some(like(dk, k)?), Some(like(dv, v)?)))
+        Ok([Some(like(dq, q)?), Some(like(dk, k)?), Some(like(dv, v)?)])
     }
 }
 

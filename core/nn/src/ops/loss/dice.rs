@@ -2,14 +2,11 @@
 
 use super::{labels_of, same_shape, wide};
 use crate::{
-    kernels::{
-        cross_entropy::IGNORED,
-        dice::{Overlap, Slope, gradient, overlaps},
-        values, with_values,
-    },
+    operation::{Apply, Operand, Operation, with_values},
     ops::{fused, like, softmax},
 };
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{Result, Shape, Tensor, bail};
+use diffaug_kernels::dice::{Overlap, Slope, gradient, overlaps};
 use std::sync::OnceLock;
 
 /// 1 - (2 Σ p t + s) / (Σ p + Σ t + s) for probabilities p and targets t, as a mean over channels
@@ -23,10 +20,6 @@ pub struct SoftDice {
     /// Whether the sums are those of each image, and the loss the mean over images, too; else they
     /// go over the whole batch.
     pub per_image: bool,
-    /// Whether class 0 of several counts.
-    pub background: bool,
-    /// The label of pixels that do not count.
-    pub ignore: Option<u32>,
 }
 
 impl Default for SoftDice {
@@ -35,15 +28,13 @@ impl Default for SoftDice {
             smooth: 1e-5,
             squared: false,
             per_image: false,
-            background: true,
-            ignore: None,
         }
     }
 }
 
 impl SoftDice {
     /// The loss of sigmoid(`logits`) and `targets` (0 to 1), both `[batch, channels, ..]`; each
-    /// channel is a question of its own. `background` and `ignore` have no effect.
+    /// channel is a question of its own.
     ///
     /// # Errors
     /// When the shapes differ, there are no values, or `smooth` is not positive.
@@ -57,31 +48,14 @@ impl SoftDice {
     /// numbers.
     ///
     /// # Errors
-    /// When the shapes do not fit each other, a label is no class, there is no class to count, or
-    /// `smooth` is not positive.
+    /// When the shapes do not fit each other, a label is no class, or `smooth` is not positive.
     pub fn multiclass(&self, logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
-        let (batch, classes, labels) = labels_of(logits, labels, self.ignore)?;
-        let first = usize::from(!self.background);
-        if classes == first {
-            bail!("Dice needs a class besides the background");
-        }
+        let (batch, classes, labels) = labels_of(logits, labels)?;
         let pixels = labels.len() / batch;
-        let known = (batch, classes - first, pixels);
-        let known = Tensor::from_vec(
-            one_hot(&labels, pixels, first..classes),
-            known,
-            logits.device(),
-        )?;
+        let known = one_hot(&labels, pixels, classes);
+        let known = Tensor::from_vec(known, (batch, classes, pixels), logits.device())?;
         let p = softmax(&wide(logits)?.reshape((batch, classes, pixels))?, 1)?;
-        let mut p = p.narrow(1, first, classes - first)?;
-        if self.ignore.is_some() {
-            let counts = labels.iter().map(|label| f32::from(*label != IGNORED));
-            let counts = Tensor::from_iter(counts, logits.device())?;
-            let counts = counts.reshape((batch, 1, pixels))?.to_dtype(p.dtype())?;
-            p = p.broadcast_mul(&counts)?;
-        }
-        let known = known.to_dtype(p.dtype())?;
-        self.of(&p, &known)
+        self.of(&p, &known.to_dtype(p.dtype())?)
     }
 
     /// The loss of probabilities.
@@ -102,7 +76,7 @@ impl SoftDice {
             options: *self,
             overlaps: OnceLock::new(),
         };
-        p.contiguous()?.apply_op2(&t.contiguous()?, op)
+        [p, t].apply(op)
     }
 
     fn composed(&self, p: &Tensor, t: &Tensor) -> Result<Tensor> {
@@ -127,18 +101,16 @@ impl SoftDice {
 }
 
 /// 1 where a pixel has the class, else 0: `[batch, classes, pixels]`.
-fn one_hot(labels: &[u32], pixels: usize, classes: std::ops::Range<usize>) -> Vec<f32> {
-    let mut known = Vec::with_capacity(labels.len() * classes.len());
-    for image in labels.chunks(pixels) {
-        for class in classes.clone() {
-            known.extend(
-                image
-                    .iter()
-                    .map(|label| f32::from(*label as usize == class)),
-            );
-        }
-    }
-    known
+fn one_hot(labels: &[u32], pixels: usize, classes: usize) -> Vec<f32> {
+    let planes = labels
+        .chunks(pixels)
+        .flat_map(|image| (0..classes).map(move |class| (image, class)));
+    let known = planes.flat_map(|(image, class)| {
+        image
+            .iter()
+            .map(move |label| f32::from(*label as usize == class))
+    });
+    known.collect()
 }
 
 struct Dice {
@@ -182,36 +154,31 @@ impl Dice {
     }
 }
 
-impl CustomOp2 for Dice {
+impl Operation<2> for Dice {
     fn name(&self) -> &'static str {
         "soft_dice"
     }
 
-    fn cpu_fwd(
-        &self,
-        p: &CpuStorage,
-        p_layout: &Layout,
-        t: &CpuStorage,
-        t_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (_, channels, size) = planes(p_layout.shape());
-        let (p, t) = (values(p, p_layout)?, values(t, t_layout)?);
-        let overlaps = self
-            .overlaps
-            .get_or_init(|| self.joined(overlaps(p, t, size, self.options.squared), channels));
+    fn forward(&self, [p, t]: [Operand<'_>; 2]) -> Result<(Vec<f32>, Shape)> {
+        let (_, channels, size) = planes(p.shape);
+        let overlaps = self.overlaps.get_or_init(|| {
+            self.joined(
+                overlaps(p.values, t.values, size, self.options.squared),
+                channels,
+            )
+        });
         let smooth = self.options.smooth;
         let share = |o: &Overlap| (2.0 * o.shared + smooth) / (o.sizes + smooth);
         let mean = overlaps.iter().map(share).sum::<f64>() / overlaps.len() as f64;
-        Ok((CpuStorage::F32(vec![(1.0 - mean) as f32]), Shape::from(())))
+        Ok((vec![(1.0 - mean) as f32], Shape::from(())))
     }
 
-    fn bwd(
+    fn backward(
         &self,
-        p: &Tensor,
-        t: &Tensor,
+        [p, t]: [&Tensor; 2],
         _: &Tensor,
         dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    ) -> Result<[Option<Tensor>; 2]> {
         let Some(overlaps) = self.overlaps.get() else {
             bail!("soft_dice went backward before it went forward");
         };
@@ -220,8 +187,8 @@ impl CustomOp2 for Dice {
         let groups = overlaps.iter().map(|o| self.slope(*o, factor));
         let groups = groups.collect::<Vec<_>>();
         let slopes: Vec<Slope> = groups.into_iter().cycle().take(images * channels).collect();
-        let dp = with_values(p, |p| with_values(t, |t| Ok(gradient(p, t, size, &slopes))))?;
-        Ok((Some(like(dp, p)?), None))
+        let dp = with_values([p, t], |[p, t]| gradient(p, t, size, &slopes))?;
+        Ok([Some(like(dp, p)?), None])
     }
 }
 
@@ -243,13 +210,7 @@ mod tests {
             smooth: 1.0,
             ..plain
         };
-        let foreground = SoftDice {
-            background: false,
-            ignore: Some(9),
-            per_image: true,
-            ..plain
-        };
-        vec![plain, per_image, squared, foreground]
+        vec![plain, per_image, squared]
     }
 
     fn targets(shape: &[usize]) -> Tensor {
@@ -258,7 +219,7 @@ mod tests {
     }
 
     fn labels() -> Tensor {
-        let labels: Vec<u32> = (0..70).map(|i| [0, 2, 1, 9, 1][i * i % 23 % 5]).collect();
+        let labels: Vec<u32> = (0..70).map(|i| [0, 2, 1, 2, 1][i * i % 23 % 5]).collect();
         Tensor::from_vec(labels, (2, 5, 7), &Device::Cpu).unwrap()
     }
 
@@ -283,10 +244,7 @@ mod tests {
             }
         }
         let x = [(random("x", &[2, 3, 5, 7]) * 3.0).unwrap()];
-        for dice in variants().into_iter().map(|d| SoftDice {
-            ignore: Some(9),
-            ..d
-        }) {
+        for dice in variants() {
             same(
                 &x,
                 |v| dice.multiclass(&v[0], &labels()),
@@ -298,10 +256,7 @@ mod tests {
     #[test]
     fn gradients() {
         let x = [random("x", &[2, 3, 5, 7])];
-        for dice in variants().into_iter().map(|d| SoftDice {
-            ignore: Some(9),
-            ..d
-        }) {
+        for dice in variants() {
             check_gradients(&x, |v| dice.binary(&v[0], &targets(&[2, 3, 5, 7]))? * 50.0);
             check_gradients(&x, |v| dice.multiclass(&v[0], &labels())? * 50.0);
         }
@@ -314,29 +269,21 @@ mod tests {
             smooth: 1e-6,
             ..SoftDice::default()
         };
-        let plain = crate::ops::dice_with_logits(&x, &t).unwrap();
+        let plain = crate::ops::dice_bce_with_logits(&x, &t, 1.0, 0.0).unwrap();
         close(&dice.binary(&x, &t).unwrap(), &plain, 1e-6);
     }
 
     #[test]
-    fn ignored_pixels_have_no_gradient_and_emptiness_no_loss() {
-        let x = candle_core::Var::from_tensor(&random("x", &[2, 3, 5, 7])).unwrap();
-        let dice = SoftDice {
-            ignore: Some(9),
-            ..SoftDice::default()
-        };
-        let nothing = Tensor::full(9u32, (2, 5, 7), &Device::Cpu).unwrap();
-        let loss = dice.multiclass(&x, &nothing).unwrap();
-        assert_eq!(loss.to_scalar::<f32>().unwrap(), 0.0);
-        let grads = loss.backward().unwrap();
-        let grad = grads.get(&x).unwrap().flatten_all().unwrap();
-        assert!(grad.to_vec1::<f32>().unwrap().iter().all(|v| *v == 0.0));
+    fn emptiness_is_no_loss() {
+        let x = (random("x", &[2, 3, 5, 7]) - 100.0).unwrap();
+        let loss = SoftDice::default().binary(&x, &x.zeros_like().unwrap());
+        assert!(loss.unwrap().to_scalar::<f32>().unwrap().abs() < 1e-6);
     }
 
     #[test]
     fn a_label_that_is_no_class_is_named() {
-        let x = random("x", &[2, 3, 5, 7]);
+        let x = random("x", &[2, 2, 5, 7]);
         let error = SoftDice::default().multiclass(&x, &labels()).unwrap_err();
-        assert!(error.to_string().contains("9"), "{error}");
+        assert!(error.to_string().contains("label 2 at index 1"), "{error}");
     }
 }
