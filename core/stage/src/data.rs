@@ -6,7 +6,7 @@
 use crate::error::{Error, Result};
 use abi_stable::{
     StableAbi,
-    std_types::{RSlice, RStr, RString, RVec},
+    std_types::{ROption, RSlice, RStr, RString, RVec},
 };
 
 /// An 8-bit RGB image: rows from top to bottom, three interleaved bytes a pixel.
@@ -479,12 +479,37 @@ pub struct Candidate<'a> {
 pub struct Verdict {
     /// Whether the candidate may be used for training.
     pub accepted: bool,
-    /// The figure that decided (IoU for the gate `iou`); larger is better.
+    /// The figure that decided (for `iou`, the IoU of the worst class); larger is better.
     pub score: f64,
+    /// What the score had to be above, if that is how it decided: a candidate whose score is above it and
+    /// that was turned down all the same failed for another reason, which no other limit would change.
+    pub limit: ROption<f64>,
+    /// The score of each class that was compared, if it looked at classes.
+    pub classes: RVec<ClassScore>,
     /// Why it was turned down, in a few words; empty when accepted.
     pub reason: RString,
     /// Further measurements (`dice`, `area`).
     pub measures: Attributes,
+}
+
+impl Verdict {
+    /// Whether the candidate would have been accepted, had its score had to be above `limit` instead;
+    /// `None` where no limit decided.
+    pub fn accepted_above(&self, limit: f64) -> Option<bool> {
+        let own = self.limit.into_option()?;
+        let fails_otherwise = !self.accepted && self.score > own;
+        Some(self.score > limit && !fails_otherwise)
+    }
+}
+
+/// How well one class of a candidate was found.
+#[repr(C)]
+#[derive(StableAbi, Clone, Copy, Debug, PartialEq)]
+pub struct ClassScore {
+    /// The class.
+    pub label: u8,
+    /// Its score (IoU); larger is better.
+    pub score: f64,
 }
 
 /// A segmenter's answer for one image.

@@ -100,7 +100,7 @@ pub mod prelude {
         BoxDataset, BoxPromptBank, BoxSegmenter, Context, Dataset, Generator, PromptBank, Reporter,
         Segmenter, Validator, Watcher,
     };
-    pub use abi_stable::std_types::{ROption, RSlice, RStr, RString, RVec};
+    pub use abi_stable::std_types::{RNone, ROption, RSlice, RSome, RStr, RString, RVec};
     pub use schemars::JsonSchema;
     pub use serde::Deserialize;
 }

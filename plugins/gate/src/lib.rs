@@ -277,20 +277,19 @@ impl Iou {
         measures.set_number("iou", found.whole.iou());
         measures.set_number("dice", found.whole.dice());
         measures.set_number("area", found.area);
-        if found.each.len() > 1 {
-            for (label, iou) in &found.each {
-                measures.set_number(&format!("iou_{label}"), *iou);
-            }
-        }
         let threshold = found.terms.words();
         let reason = match (accepted, found.each.len()) {
             (true, _) => String::new(),
             (false, 1) => format!("IoU {score:.2} is not above {threshold}"),
             (false, _) => format!("IoU {score:.2} of label {worst} is not above {threshold}"),
         };
+        let each = found.each.iter();
+        let classes = each.map(|&(label, score)| ClassScore { label, score });
         Verdict {
             accepted,
             score,
+            limit: RSome(found.terms.threshold),
+            classes: classes.collect(),
             reason: reason.into(),
             measures,
         }
@@ -426,11 +425,11 @@ impl Ensemble {
         measures.set_number("area", mean(&|found| found.area));
         measures.set_number("agreeing", found as f64);
         measures.set_number("agreement", agreement(members)?);
-        if members[0].each.len() > 1 {
-            for (place, (label, _)) in members[0].each.iter().enumerate() {
-                measures.set_number(&format!("iou_{label}"), mean(&|found| found.each[place].1));
-            }
-        }
+        let each = members[0].each.iter().enumerate();
+        let classes = each.map(|(place, &(label, _))| ClassScore {
+            label,
+            score: mean(&|found| found.each[place].1),
+        });
         let reason = match accepted {
             true => String::new(),
             false => format!(
@@ -442,6 +441,8 @@ impl Ensemble {
         Ok(Verdict {
             accepted,
             score,
+            limit: RSome(threshold),
+            classes: classes.collect(),
             reason: reason.into(),
             measures,
         })
@@ -499,6 +500,8 @@ impl Validator for AcceptAll {
         let accept = |_| Verdict {
             accepted: true,
             score: 1.0,
+            limit: RNone,
+            classes: RVec::new(),
             reason: RString::new(),
             measures: Attributes::new(),
         };

@@ -8,7 +8,11 @@ use super::{
     sizes::{Size, group, sizes},
 };
 use crate::{journal::Line, layout, manifest::Preview};
-use diffaug::{AttributeKind, Attributes, DatasetInfo, MaskRef, metrics::mean};
+use diffaug::{
+    AttributeKind, Attributes, DatasetInfo, MaskRef, Verdict,
+    metrics::mean,
+    prelude::{RString, RVec},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -65,6 +69,12 @@ pub struct Record {
     /// The validator's figure.
     #[serde(default)]
     pub score: f64,
+    /// What the figure had to be above, if that decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<f64>,
+    /// The figure of each class that was compared, by label.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub classes: BTreeMap<u8, f64>,
     /// Why it was turned down, or why nothing was painted; empty when accepted.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
@@ -113,6 +123,10 @@ impl Record {
                 .map(|t| t.to_string())
                 .collect(),
             score: verdict.score,
+            limit: verdict.limit.into_option(),
+            classes: (verdict.classes.iter())
+                .map(|class| (class.label, class.score))
+                .collect(),
             reason: verdict.reason.to_string(),
             measures: to_json(&verdict.measures),
             attributes: to_json(&candidate.attributes),
@@ -142,6 +156,8 @@ impl Record {
             negative: String::new(),
             tags: Vec::new(),
             score: 0.0,
+            limit: None,
+            classes: BTreeMap::new(),
             reason: skipped.reason,
             measures: Map::new(),
             attributes: Map::new(),
@@ -152,6 +168,18 @@ impl Record {
     /// Whether anything was painted.
     pub fn painted(&self) -> bool {
         !self.skipped
+    }
+
+    /// The validator's verdict, without its words and measurements.
+    fn verdict(&self) -> Verdict {
+        Verdict {
+            accepted: self.accepted(),
+            score: self.score,
+            limit: self.limit.into(),
+            classes: RVec::new(),
+            reason: RString::new(),
+            measures: Attributes::new(),
+        }
     }
 }
 
@@ -306,14 +334,18 @@ pub struct Threshold {
 }
 
 impl Threshold {
-    fn of(threshold: f64, scores: &[f64]) -> Self {
-        let (above, below): (Vec<f64>, Vec<f64>) = scores.iter().partition(|s| **s > threshold);
+    /// `threshold` in the place of every limit that `verdicts` had.
+    fn of(threshold: f64, verdicts: &[Verdict]) -> Self {
+        let (good, bad): (Vec<&Verdict>, Vec<&Verdict>) = verdicts
+            .iter()
+            .partition(|verdict| verdict.accepted_above(threshold).unwrap_or(false));
+        let scores = |part: &[&Verdict]| part.iter().map(|v| v.score).collect::<Vec<f64>>();
         Threshold {
             threshold,
-            accepted: above.len() as u64,
-            acceptance: above.len() as f64 / scores.len() as f64,
-            score_accepted: mean(&above),
-            score_rejected: mean(&below),
+            accepted: good.len() as u64,
+            acceptance: good.len() as f64 / verdicts.len() as f64,
+            score_accepted: mean(&scores(&good)),
+            score_rejected: mean(&scores(&bad)),
         }
     }
 }
@@ -342,8 +374,8 @@ pub struct Tally {
     /// Names of the target classes, by label.
     classes: BTreeMap<u8, String>,
     records: u64,
-    /// Scores, where they are IoUs.
-    ious: Vec<f64>,
+    /// The verdicts that a limit decided.
+    limited: Vec<Verdict>,
     preview: Option<Preview>,
     /// Candidates whose preview was below the limit, and those of them that passed.
     hopeless: [u64; 2],
@@ -365,7 +397,7 @@ impl Tally {
         Tally {
             classes: targets.map(|c| (c.label, c.name.to_string())).collect(),
             records: 0,
-            ious: Vec::new(),
+            limited: Vec::new(),
             preview: preview.cloned(),
             hopeless: [0; 2],
             by_class: BTreeMap::new(),
@@ -415,16 +447,14 @@ impl Tally {
         if record.given_up {
             return;
         }
-        let measure = |name: &str| record.measures.get(name).and_then(Value::as_f64);
-        let Some(whole) = measure("iou") else { return };
-        self.ious.push(record.score);
-        for (label, name) in &self.classes {
-            let alone = self.classes.len() == 1;
-            let iou = measure(&format!("iou_{label}")).or(alone.then_some(whole));
-            if let Some(iou) = iou {
+        if record.limit.is_some() {
+            self.limited.push(record.verdict());
+        }
+        for (label, score) in &record.classes {
+            if let Some(name) = self.classes.get(label) {
                 let (count, sum) = self.by_class.entry(name.clone()).or_default();
                 *count += 1;
-                *sum += iou;
+                *sum += score;
             }
         }
     }
@@ -472,9 +502,9 @@ impl Tally {
                 accepted: better,
                 rejected: worse,
             }),
-            sweep: match self.ious.is_empty() {
+            sweep: match self.limited.is_empty() {
                 true => Vec::new(),
-                false => SWEEP.map(|at| Threshold::of(at, &self.ious)).to_vec(),
+                false => SWEEP.map(|at| Threshold::of(at, &self.limited)).to_vec(),
             },
         }
     }

@@ -7,7 +7,7 @@ fn record(score: f64, accepted: bool, preview: Option<f64>, given_up: bool) -> R
     let line = json!({
         "file_name": accepted.then_some("a.png"), "id": "a", "index": 0, "source": "a",
         "variant": 0, "score": score, "preview": preview, "given_up": given_up,
-        "measures": {"iou": score}, "size": "2 to 10 %",
+        "limit": 0.7, "classes": {"1": score}, "size": "2 to 10 %",
     });
     serde_json::from_value(line).unwrap()
 }
