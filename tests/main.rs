@@ -20,6 +20,8 @@ mod facts;
 mod gate;
 #[cfg(feature = "builtin")]
 mod inputs;
+#[cfg(all(unix, feature = "builtin"))]
+mod kubernetes;
 mod manifests;
 mod misbehave;
 #[cfg(feature = "builtin")]

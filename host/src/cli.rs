@@ -223,15 +223,19 @@ pub struct ExperimentArgs {
     /// How many processes work at once.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub jobs: u32,
-    /// Make the synthetic images of each arm in so many parts, with `--jobs` or `--slurm`.
+    /// Make the synthetic images of each arm in so many parts, with `--jobs`, `--slurm` or `--kubernetes`.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub shards: Option<u32>,
     /// Write a script that submits the steps to Slurm, and run nothing.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["dry_run", "jobs"])]
     pub slurm: Option<PathBuf>,
+    /// Write a script that submits the steps to Kubernetes (1.33 or newer) and waits for each phase, and run
+    /// nothing. Its `--help` says what it takes; pods see the current folder, as the root of a claim.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["dry_run", "jobs", "slurm"])]
+    pub kubernetes: Option<PathBuf>,
     /// Do one step of one cell and leave its result in the store: `CELL:generator`, `CELL:segmenter`,
     /// `CELL:synthetic`, `CELL:shard-I-of-N`, `CELL:merged` or `CELL:seed-N`.
-    #[arg(long, value_name = "STEP", conflicts_with_all = ["dry_run", "jobs", "slurm", "shards"])]
+    #[arg(long, value_name = "STEP", conflicts_with_all = ["dry_run", "jobs", "slurm", "kubernetes", "shards"])]
     pub step: Option<String>,
 }
 

@@ -9,16 +9,13 @@ mod philox;
 
 pub use philox::{CudaRng, philox4x32};
 
+use rand_mt::Mt;
 use std::f64::consts::PI;
-
-const SIZE: usize = 624;
-const SHIFT: usize = 397;
 
 /// What `torch.manual_seed(seed)` leaves behind for tensors on the processor.
 #[derive(Clone, Debug)]
 pub struct TorchRng {
-    state: Vec<u32>,
-    next: usize,
+    bits: Mt,
     /// The second number of the last pair that was drawn one by one.
     spare: Option<f64>,
 }
@@ -26,54 +23,20 @@ pub struct TorchRng {
 impl TorchRng {
     /// `torch.manual_seed(seed)`; as there, only the lower 32 bits count.
     pub fn new(seed: u64) -> Self {
-        let mut state = vec![seed as u32];
-        for i in 1..SIZE as u32 {
-            let last = state[i as usize - 1];
-            let mixed = (last ^ (last >> 30)).wrapping_mul(1_812_433_253);
-            state.push(mixed.wrapping_add(i));
-        }
         TorchRng {
-            state,
-            next: SIZE,
+            bits: Mt::new(seed as u32),
             spare: None,
         }
     }
 
-    fn twist(&mut self) {
-        for i in 0..SIZE {
-            let bits = (self.state[i] & 0x8000_0000) | (self.state[(i + 1) % SIZE] & 0x7fff_ffff);
-            let odd = if bits & 1 == 1 { 0x9908_b0df } else { 0 };
-            self.state[i] = self.state[(i + SHIFT) % SIZE] ^ (bits >> 1) ^ odd;
-        }
-        self.next = 0;
-    }
-
-    /// The next 32 bits.
-    pub fn next_u32(&mut self) -> u32 {
-        if self.next == SIZE {
-            self.twist();
-        }
-        let mut bits = self.state[self.next];
-        self.next += 1;
-        bits ^= bits >> 11;
-        bits ^= (bits << 7) & 0x9d2c_5680;
-        bits ^= (bits << 15) & 0xefc6_0000;
-        bits ^ (bits >> 18)
-    }
-
-    fn next_u64(&mut self) -> u64 {
-        let high = u64::from(self.next_u32());
-        high << 32 | u64::from(self.next_u32())
-    }
-
     /// An even number from 0 to below 1, of 24 bits.
     fn even_f32(&mut self) -> f32 {
-        (self.next_u32() & 0x00ff_ffff) as f32 / 16_777_216.0
+        (self.bits.next_u32() & 0x00ff_ffff) as f32 / 16_777_216.0
     }
 
     /// An even number from 0 to below 1, of 53 bits.
     fn even_f64(&mut self) -> f64 {
-        (self.next_u64() & ((1 << 53) - 1)) as f64 / 9_007_199_254_740_992.0
+        (self.bits.next_u64() & ((1 << 53) - 1)) as f64 / 9_007_199_254_740_992.0
     }
 
     /// `torch.rand(count)`: from 0 to below 1.
@@ -81,42 +44,20 @@ impl TorchRng {
         (0..count).map(|_| self.even_f32()).collect()
     }
 
-    /// `torch.rand(count, dtype=torch.float64)`.
-    pub fn rand_f64(&mut self, count: usize) -> Vec<f64> {
-        (0..count).map(|_| self.even_f64()).collect()
-    }
-
     /// `torch.randn(count)`: mean 0, variance 1. The numbers of a tensor depend on how many values
     /// it has, not on its shape.
     pub fn randn(&mut self, count: usize) -> Vec<f32> {
-        if count < 16 {
+        if count < BLOCK {
             return (0..count).map(|_| self.normal() as f32).collect();
         }
-        blocks(
-            count,
-            || self.even_f32(),
-            |u, v| {
-                let radius = (-2.0 * (1.0 - u).ln()).sqrt();
-                let angle = (2.0 * PI) as f32 * v;
-                (radius * angle.cos(), radius * angle.sin())
-            },
-        )
-    }
-
-    /// `torch.randn(count, dtype=torch.float64)`.
-    pub fn randn_f64(&mut self, count: usize) -> Vec<f64> {
-        if count < 16 {
-            return (0..count).map(|_| self.normal()).collect();
+        let mut values = self.rand(count);
+        values.chunks_exact_mut(BLOCK).for_each(make_normal);
+        if !count.is_multiple_of(BLOCK) {
+            let last = &mut values[count - BLOCK..];
+            last.fill_with(|| self.even_f32());
+            make_normal(last);
         }
-        blocks(
-            count,
-            || self.even_f64(),
-            |u, v| {
-                let radius = (-2.0 * (1.0 - u).ln()).sqrt();
-                let angle = 2.0 * PI * v;
-                (radius * angle.cos(), radius * angle.sin())
-            },
-        )
+        values
     }
 
     /// A normal number of its own. Box & Muller (1958) make two at once; the second waits, also
@@ -133,27 +74,18 @@ impl TorchRng {
     }
 }
 
-/// Even numbers that `pair` makes normal in blocks of 16: the first eight with the last eight. When
-/// some are left over, the last 16 are drawn again.
-fn blocks<T: Copy>(
-    count: usize,
-    mut even: impl FnMut() -> T,
-    pair: impl Fn(T, T) -> (T, T),
-) -> Vec<T> {
-    let mut values: Vec<T> = (0..count).map(|_| even()).collect();
-    let normal = |block: &mut [T]| {
-        let (first, second) = block.split_at_mut(8);
-        for (a, b) in first.iter_mut().zip(second) {
-            (*a, *b) = pair(*a, *b);
-        }
-    };
-    values.chunks_exact_mut(16).for_each(normal);
-    if !count.is_multiple_of(16) {
-        let last = &mut values[count - 16..];
-        last.fill_with(even);
-        normal(last);
+/// Larger tensors are drawn in blocks of so many values; when some are left over, the last block is
+/// drawn again.
+const BLOCK: usize = 16;
+
+/// Makes the even numbers of a block normal: the first half with the second.
+fn make_normal(block: &mut [f32]) {
+    let (first, second) = block.split_at_mut(BLOCK / 2);
+    for (a, b) in first.iter_mut().zip(second) {
+        let radius = (-2.0 * (1.0 - *a).ln()).sqrt();
+        let angle = (2.0 * PI) as f32 * *b;
+        (*a, *b) = (radius * angle.cos(), radius * angle.sin());
     }
-    values
 }
 
 #[cfg(test)]
@@ -195,10 +127,6 @@ mod tests {
                 };
                 expect("rand", &wide(rng().rand(size)), 0.0);
                 expect("randn", &wide(rng().randn(size)), 1e-6);
-                if size <= 100 {
-                    expect("rand64_", &rng().rand_f64(size), 0.0);
-                    expect("randn64_", &rng().randn_f64(size), 1e-13);
-                }
             }
         }
     }
@@ -218,7 +146,7 @@ mod tests {
             check(2, wide(rng.rand(5)));
             check(3, wide(rng.randn(1)));
             check(4, wide(rng.randn(2)));
-            check(5, rng.randn_f64(5));
+            check(5, (0..5).map(|_| rng.normal()).collect());
             check(6, wide(rng.randn(700)));
             check(7, wide(rng.randn(4)));
         }

@@ -6,6 +6,7 @@ use crate::{
     error::{Error, ErrorKind, Result, ResultExt},
     files::{MAX_TEXT, read_text},
     image::{MaskFault, MaskRule, ReadOptions, open_image, read_header, read_values},
+    records::{Record, records},
     split::natural_cmp,
     stage::Dataset,
 };
@@ -432,7 +433,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// Reads comma-separated UTF-8 text; fields may stand in double quotes.
+    /// Reads comma-separated UTF-8 text, as [`records`] does; fields may stand in double quotes.
     ///
     /// # Errors
     /// When the file cannot be read, or a line has another number of fields than the header.
@@ -440,21 +441,21 @@ impl Table {
         let shown = path.display();
         let text = read_text(path, MAX_TEXT)
             .or_error(ErrorKind::Data, || format!("cannot read `{shown}`"))?;
-        let mut lines = csv_lines(text.trim_start_matches('\u{feff}')).into_iter();
-        let Some((_, header)) = lines.next() else {
+        let mut records = records(&shown.to_string(), &text)?.into_iter();
+        let Some(Record { fields: header, .. }) = records.next() else {
             return Err(Error::data(format!("`{shown}` is empty")));
         };
         let header: Vec<String> = header.iter().map(|name| name.to_lowercase()).collect();
         let mut rows = Vec::new();
-        for (line, row) in lines {
-            if row.len() != header.len() {
+        for Record { line, fields } in records {
+            if fields.len() != header.len() {
                 return Err(Error::data(format!(
                     "line {line} of `{shown}` has {} fields, but the header has {}",
-                    row.len(),
+                    fields.len(),
                     header.len()
                 )));
             }
-            rows.push(row);
+            rows.push(fields);
         }
         Ok(Table {
             path: path.to_owned(),
@@ -493,36 +494,6 @@ impl Table {
     pub fn rows(&self) -> &[Vec<String>] {
         &self.rows
     }
-}
-
-/// Fields of every line that is not empty, with the number of the line that it begins on.
-fn csv_lines(text: &str) -> Vec<(usize, Vec<String>)> {
-    let mut lines = Vec::new();
-    let (mut row, mut field, mut quoted) = (Vec::new(), String::new(), false);
-    let (mut line, mut begin) = (1, 1);
-    // A last line without its end is ended here.
-    let mut chars = text.chars().chain(['\n']).peekable();
-    while let Some(c) = chars.next() {
-        line += usize::from(c == '\n');
-        match c {
-            '"' if quoted && chars.peek() == Some(&'"') => {
-                chars.next();
-                field.push('"');
-            }
-            '"' if quoted || field.trim().is_empty() => quoted = !quoted,
-            ',' if !quoted => row.push(std::mem::take(&mut field).trim().to_owned()),
-            '\n' if !quoted || chars.peek().is_none() => {
-                row.push(std::mem::take(&mut field).trim().to_owned());
-                let row = std::mem::take(&mut row);
-                if row.len() > 1 || !row[0].is_empty() {
-                    lines.push((begin, row));
-                }
-                begin = line;
-            }
-            c => field.push(c),
-        }
-    }
-    lines
 }
 
 #[cfg(test)]

@@ -8,7 +8,8 @@ use crate::{
 use diffaug::{Error, ErrorKind, Result, files};
 use diffaug_run::{
     experiment::{
-        Cell, Experiment, cluster,
+        Cell, Experiment,
+        cluster::{Call, Scheduler},
         table::{self, Group},
         tasks::{self, Task},
     },
@@ -25,7 +26,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 /// How often it is looked whether a process has ended.
@@ -38,11 +39,12 @@ const MOST_TALK: u64 = 1 << 20;
 /// Runs what was asked for of an experiment.
 pub fn experiment(args: &ExperimentArgs, global: &Global, ui: Ui) -> Result<(), Failure> {
     let experiment = Experiment::read(&args.args.manifest, &overrides(&args.args, global))?;
-    if args.shards.is_some() && args.jobs == 1 && args.slurm.is_none() {
-        let message = "`--shards` is for several processes: it needs `--jobs` or `--slurm`";
+    let cluster = scheduler(args);
+    if args.shards.is_some() && args.jobs == 1 && cluster.is_none() {
+        let message =
+            "`--shards` is for several processes: it needs `--jobs`, `--slurm` or `--kubernetes`";
         return Err(Error::config(message).into());
     }
-    let shards = args.shards.unwrap_or(1);
     if let Some(name) = &args.step {
         let task = Task::find(&experiment, name)?;
         let cell = task.cell(&experiment);
@@ -55,19 +57,8 @@ pub fn experiment(args: &ExperimentArgs, global: &Global, ui: Ui) -> Result<(), 
         ui.result(|| text, &json);
         return Ok(());
     }
-    if let Some(file) = &args.slurm {
-        let plans = plans(&experiment, global, ui)?;
-        let phases = tasks::phases(&experiment, &plans, &known(&experiment)?, shards);
-        let folder = std::env::current_dir().map_err(Error::from)?;
-        let words = words(args, global)?;
-        let call = cluster::Call {
-            folder: &folder,
-            words: &words,
-        };
-        let script = cluster::slurm(&experiment, &phases, &call);
-        files::write_atomic(file, script.as_bytes())?;
-        ui.say(format!("`bash {}` submits the steps", file.display()));
-        return Ok(());
+    if let Some((file, scheduler)) = cluster {
+        return write_script(file, &scheduler, &experiment, args, global, ui);
     }
     let _lock = experiment.take()?;
     let mut failed = Vec::new();
@@ -109,6 +100,43 @@ pub fn experiment(args: &ExperimentArgs, global: &Global, ui: Ui) -> Result<(), 
         (false, false) => Err(Error::data(message).into()),
         (false, true) => Err(Error::internal(message).into()),
     }
+}
+
+/// Who shall distribute the steps, and the script to write for it.
+fn scheduler(args: &ExperimentArgs) -> Option<(&Path, Scheduler)> {
+    let slurm = args.slurm.as_deref().map(|file| (file, Scheduler::Slurm));
+    let kubernetes = args.kubernetes.as_deref().map(|file| {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let id = format!("{:x}", now.unwrap_or_default().as_secs());
+        (file, Scheduler::Kubernetes { id })
+    });
+    slurm.or(kubernetes)
+}
+
+/// Writes a script that submits what is left to do.
+fn write_script(
+    file: &Path,
+    scheduler: &Scheduler,
+    experiment: &Experiment,
+    args: &ExperimentArgs,
+    global: &Global,
+    ui: Ui,
+) -> Result<(), Failure> {
+    let plans = plans(experiment, global, ui)?;
+    let shards = args.shards.unwrap_or(1);
+    let phases = tasks::phases(experiment, &plans, &known(experiment)?, shards);
+    let call = Call {
+        folder: &std::env::current_dir().map_err(Error::from)?,
+        words: &words(args, global)?,
+    };
+    let script = scheduler.script(experiment, &phases, &call)?;
+    files::write_atomic(file, script.as_bytes())?;
+    ui.say(format!(
+        "`bash {}{}` submits the steps",
+        file.display(),
+        scheduler.options()
+    ));
+    Ok(())
 }
 
 /// Runs a cell up to `goal`.

@@ -1,8 +1,26 @@
 //! Scripts that hand the tasks of an experiment to the scheduler of a cluster. The scheduler distributes and
 //! repeats them; nothing of ours does.
+//!
+//! Each phase begins when the one before it has ended, whether all of it went well or not: what is missing
+//! then ends the tasks that need it and no others. A last job makes the tables.
+
+mod kubernetes;
+mod slurm;
 
 use super::{Experiment, tasks::Task};
+use diffaug::Result;
 use std::path::Path;
+
+/// Who distributes the tasks.
+pub enum Scheduler {
+    /// Slurm.
+    Slurm,
+    /// Kubernetes.
+    Kubernetes {
+        /// What tells the jobs of this script from those of others: up to 12 lower-case letters and digits.
+        id: String,
+    },
+}
 
 /// How the program is called on every machine.
 pub struct Call<'a> {
@@ -12,76 +30,54 @@ pub struct Call<'a> {
     pub words: &'a [String],
 }
 
-/// A script that submits `phases` to Slurm, an array job each, and a last job that makes the tables.
-///
-/// Each phase begins when the one before it has ended, whether all of it went well or not: what is missing
-/// then ends the tasks that need it and no others.
-pub fn slurm(experiment: &Experiment, phases: &[Vec<Task>], call: &Call<'_>) -> String {
-    let count: usize = phases.iter().map(Vec::len).sum();
-    let logs = experiment.folder.join(super::tasks::FOLDER);
-    let words: Vec<String> = call.words.iter().map(|word| quoted(word)).collect();
-    let mut text = format!(
-        r#"#!/bin/bash
-# Submits the experiment `{name}` to Slurm: {count} steps in {phases} array jobs, each after the one before
-# it, and a job that makes the tables. What is written here are options of sbatch for all of them:
-#
-#     bash THIS_FILE --partition=gpu --gres=gpu:1 --time=4:00:00
-#
-# All machines need the same file system, on which renaming and exclusive creation hold for all (local disks,
-# NFSv4, Lustre). A step that is killed and requeued goes on where it was.
-set -euo pipefail
-cd {folder}
-program=({program})
-options=("$@")
-logs={logs}
-mkdir -p "$logs"
-after=()
+/// The steps of a phase, as `--step` takes them.
+struct Phase {
+    name: &'static str,
+    steps: Vec<String>,
+}
 
-# submit NAME STEP...: one array job with a task for each step
-submit() {{
-    local name=$1 script
-    shift
-    script=$(
-        printf '#!/bin/bash\nsteps=('
-        printf ' %q' "$@"
-        printf ' )\ncd %q\nexec' "$PWD"
-        printf ' %q' "${{program[@]}}"
-        printf ' --step "${{steps[$SLURM_ARRAY_TASK_ID]}}"\n'
-    )
-    send "$name" --array="0-$(($# - 1))" --output="$logs/%x-%a.txt" <<<"$script"
-}}
-
-# send NAME OPTION...: the job on standard input, after the one before it
-send() {{
-    local name=$1 id
-    shift
-    id=$(sbatch --parsable --requeue --open-mode=append --job-name="{name}-$name" \
-        "${{after[@]}}" "$@" "${{options[@]}}")
-    after=(--dependency="afterany:${{id%%;*}}")
-    echo "$name: job ${{id%%;*}}"
-}}
-
-"#,
-        name = experiment.name,
-        phases = phases.len(),
-        folder = quoted(&call.folder.to_string_lossy()),
-        program = words.join(" "),
-        logs = quoted(&logs.to_string_lossy()),
-    );
-    for tasks in phases {
-        let Some(first) = tasks.first() else { continue };
-        text += &format!("submit {}", first.part.phase());
-        for task in tasks {
-            text += &format!(" \\\n    {}", quoted(&task.name(experiment)));
+impl Scheduler {
+    /// A script that submits `phases`.
+    ///
+    /// # Errors
+    /// When the machines of the cluster could not get at the folders of the experiment.
+    pub fn script(
+        &self,
+        experiment: &Experiment,
+        phases: &[Vec<Task>],
+        call: &Call<'_>,
+    ) -> Result<String> {
+        let phase = |tasks: &Vec<Task>| {
+            Some(Phase {
+                name: tasks.first()?.part.phase(),
+                steps: tasks.iter().map(|task| task.name(experiment)).collect(),
+            })
+        };
+        let phases: Vec<Phase> = phases.iter().filter_map(phase).collect();
+        match self {
+            Scheduler::Slurm => Ok(slurm::script(experiment, &phases, call)),
+            Scheduler::Kubernetes { id } => kubernetes::script(experiment, &phases, call, id),
         }
-        text += "\n";
     }
-    text += r#"send tables --output="$logs/%x.txt" <<<"$(
-    printf '#!/bin/bash\ncd %q\nexec' "$PWD"
-    printf ' %q' "${program[@]}"
-)"
-"#;
-    text
+
+    /// What the script has to be called with.
+    pub fn options(&self) -> &'static str {
+        match self {
+            Scheduler::Slurm => "",
+            Scheduler::Kubernetes { .. } => " --image IMAGE --claim CLAIM",
+        }
+    }
+}
+
+/// How many steps there are.
+fn count(phases: &[Phase]) -> usize {
+    phases.iter().map(|phase| phase.steps.len()).sum()
+}
+
+/// Words as a shell takes them literally.
+fn all_quoted<'a>(words: impl IntoIterator<Item = &'a String>) -> String {
+    let words: Vec<String> = words.into_iter().map(|word| quoted(word)).collect();
+    words.join(" ")
 }
 
 /// A word as a shell takes it literally.

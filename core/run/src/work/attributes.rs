@@ -15,7 +15,10 @@
 use crate::manifest::Manifest;
 use diffaug::{
     Attributes, Dataset, DatasetInfo, Error, ErrorKind, Item, Result, ResultExt, Sample, files,
-    pairs::composed, prelude::RVec, view::Shared,
+    pairs::composed,
+    prelude::RVec,
+    records::{Record, records},
+    view::Shared,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -64,17 +67,14 @@ impl Facts {
     }
 
     fn parse(path: &str, text: &str) -> Result<Self> {
-        let text = text.trim_start_matches('\u{feff}').as_bytes();
-        let mut reader = csv::ReaderBuilder::new()
-            .flexible(true)
-            .trim(csv::Trim::All)
-            .from_reader(text);
-        let broken = |e: csv::Error| Error::data(format!("`{path}` is no CSV file: {e}"));
-        let header = reader.headers().map_err(broken)?;
-        if header.iter().ne(HEADER) {
-            let found = header.iter().collect::<Vec<_>>().join(",");
+        let mut records = records(path, text)?.into_iter();
+        let (line, header) = records
+            .next()
+            .map_or((1, Vec::new()), |first| (first.line, first.fields));
+        if header != HEADER {
             return Err(Error::data(format!(
-                "line 1 of `{path}` is `{found}`, expected `{}`",
+                "line {line} of `{path}` is `{}`, expected `{}`",
+                header.join(","),
                 HEADER.join(",")
             )));
         }
@@ -82,19 +82,17 @@ impl Facts {
             path: path.to_owned(),
             images: BTreeMap::new(),
         };
-        for record in reader.records() {
-            let record = record.map_err(broken)?;
-            let line = record.position().map_or(0, |at| line_of(at, text));
-            all.add(line, &record)
+        for Record { line, fields } in records {
+            all.add(line, &fields)
                 .map_err(|fault| Error::data(format!("line {line} of `{path}` {fault}")))?;
         }
         Ok(all)
     }
 
     /// Adds a line, or says what is wrong with it.
-    fn add(&mut self, line: u64, record: &csv::StringRecord) -> Result<(), String> {
-        let [image, key, value] = record.iter().collect::<Vec<_>>()[..] else {
-            return Err(format!("has {} fields, expected 3", record.len()));
+    fn add(&mut self, line: u64, fields: &[String]) -> Result<(), String> {
+        let [image, key, value] = fields else {
+            return Err(format!("has {} fields, expected 3", fields.len()));
         };
         for (name, field) in HEADER.iter().zip([image, key, value]) {
             if field.is_empty() {
@@ -114,7 +112,7 @@ impl Facts {
         if stated.facts.get(key).is_some() {
             return Err(format!("states `{key}` of `{image}` a second time"));
         }
-        match (value, value.parse::<f64>()) {
+        match (value.as_str(), value.parse::<f64>()) {
             ("yes", _) => stated.facts.set_flag(key, true),
             ("no", _) => stated.facts.set_flag(key, false),
             (_, Ok(number)) if number.is_finite() => stated.facts.set_number(key, number),
@@ -143,14 +141,6 @@ impl Facts {
         ))
         .at(FIELD))
     }
-}
-
-/// The line of a record that begins at `at`: the reader counts empty lines before it as its own.
-fn line_of(at: &csv::Position, text: &[u8]) -> u64 {
-    let start = usize::try_from(at.byte()).unwrap_or(usize::MAX);
-    let rest = text.get(start..).unwrap_or_default();
-    let empty = rest.iter().take_while(|byte| b"\r\n".contains(byte));
-    at.line() + empty.filter(|byte| **byte == b'\n').count() as u64
 }
 
 /// A dataset with the facts of a file.
