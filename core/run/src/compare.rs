@@ -11,6 +11,9 @@ use diffaug::{
 use serde::Serialize;
 use std::collections::BTreeMap;
 
+/// With fewer groups than this an interval of resampled groups is too narrow.
+const FEW_GROUPS: usize = 10;
+
 /// An arm beside the first one.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
@@ -177,6 +180,39 @@ fn against(
         )));
     }
     Comparison::of(&pairs, &clusters, seed)
+}
+
+/// What makes a comparison less than fair.
+pub fn warnings(rows: &[Row]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let first = &rows[0];
+    for row in &rows[1..] {
+        let steps = |row: &Row| row.steps.first().copied().flatten();
+        let uneven = row.steps.iter().any(|&s| s != steps(row)) || steps(row) != steps(first);
+        if uneven {
+            warnings.push(format!(
+                "`{}` was not trained for as many steps as `{}`",
+                row.arm, first.arm
+            ));
+        }
+        if row.seeds != first.seeds {
+            warnings.push(format!(
+                "`{}` has trainings of other seeds than `{}`",
+                row.arm, first.arm
+            ));
+        }
+    }
+    let groups = rows.iter().filter_map(|row| row.against_first.as_ref());
+    if let Some(few) = groups
+        .map(|found| found.clusters)
+        .min()
+        .filter(|n| *n < FEW_GROUPS)
+    {
+        warnings.push(format!(
+            "there are only {few} independent groups of images: intervals are too narrow"
+        ));
+    }
+    warnings
 }
 
 #[cfg(test)]

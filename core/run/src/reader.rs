@@ -227,6 +227,41 @@ fn read_scores(path: &Path) -> Result<BTreeMap<String, Scores>> {
     Ok(images)
 }
 
+/// The arms that were asked for; of a run without an arm's name all, in the order of their names but
+/// `real` first.
+pub fn arms(wanted: &[String]) -> Result<Vec<Arm>> {
+    let mut first: Option<Run> = None;
+    let mut arms = Vec::new();
+    for name in wanted {
+        let (folder, arm) = match name.rsplit_once(':') {
+            Some((folder, arm)) if !Path::new(name).exists() => (folder, Some(arm)),
+            _ => (name.as_str(), None),
+        };
+        let run = Run::open(Path::new(folder))?;
+        if let Some(what) = first.as_ref().and_then(|first| first.differs(&run)) {
+            return Err(Error::data(format!(
+                "`{folder}` cannot be compared with the first run: it has {what}"
+            )));
+        }
+        match arm {
+            Some(arm) => arms.push(run.arm(arm)?),
+            None => {
+                let mut names = run.arms()?;
+                names.sort_by_key(|name| name != "real");
+                if names.is_empty() {
+                    let message = format!("run `{folder}` has no scores yet");
+                    return Err(Error::data(message));
+                }
+                for name in names {
+                    arms.push(run.arm(&name)?);
+                }
+            }
+        }
+        first.get_or_insert(run);
+    }
+    Ok(arms)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

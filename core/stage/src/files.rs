@@ -272,6 +272,39 @@ pub fn is_partial(name: &str) -> bool {
     middle.is_some_and(|m| m.len() == 6 && m.bytes().all(|b| b.is_ascii_alphanumeric()))
 }
 
+/// Checks that a file can be written to `path`: its folder is there, it is no folder or device, and none of
+/// the files that are read.
+///
+/// # Errors
+/// When one of these does not hold.
+pub fn check_output(path: &Path, inputs: &[&Path]) -> Result<()> {
+    let shown = path.display();
+    let folder = parent(path);
+    if !folder.is_dir() {
+        return Err(Error::config(format!(
+            "cannot write `{shown}`: there is no folder `{}`",
+            folder.display()
+        )));
+    }
+    if path.exists() && !path.is_file() {
+        return Err(Error::config(format!(
+            "cannot write `{shown}`: it is no regular file"
+        )));
+    }
+    let real = |path: &Path| fs::canonicalize(path).ok();
+    let output = real(path);
+    match inputs
+        .iter()
+        .find(|input| output.is_some() && real(input) == output)
+    {
+        Some(input) => Err(Error::config(format!(
+            "`{shown}` is the file `{}` that is read: choose another name",
+            input.display()
+        ))),
+        None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

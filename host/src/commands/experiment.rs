@@ -10,31 +10,19 @@ use diffaug_run::{
     experiment::{
         Cell, Experiment,
         cluster::{Call, Scheduler},
+        jobs::Jobs,
+        outlook::{Planned, outlook},
         table::{self, Group},
         tasks::{self, Task},
     },
     failure::Failure,
-    layout,
     runs::Known,
-    session::{Monitor, Session},
+    session::Session,
     steps::Plan,
     work::{self, Goal},
 };
 use serde_json::json;
-use std::{
-    fs::{self, File},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, SystemTime},
-};
-
-/// How often it is looked whether a process has ended.
-const PATIENCE: Duration = Duration::from_millis(100);
-/// Variables that say how many threads a process may use.
-const THREADS: &str = "RAYON_NUM_THREADS";
-/// Most bytes of the talk of a process that are read when it failed.
-const MOST_TALK: u64 = 1 << 20;
+use std::{path::Path, time::SystemTime};
 
 /// Runs what was asked for of an experiment.
 pub fn experiment(args: &ExperimentArgs, global: &Global, ui: Ui) -> Result<(), Failure> {
@@ -52,8 +40,7 @@ pub fn experiment(args: &ExperimentArgs, global: &Global, ui: Ui) -> Result<(), 
     }
     if args.dry_run {
         let plans = plans(&experiment, global, ui)?;
-        let known = known(&experiment)?;
-        let (text, json) = dry_run(&experiment, &plans, &known);
+        let (text, json) = dry_run(&outlook(&experiment, &plans, &known(&experiment)?));
         ui.result(|| text, &json);
         return Ok(());
     }
@@ -63,14 +50,20 @@ pub fn experiment(args: &ExperimentArgs, global: &Global, ui: Ui) -> Result<(), 
     let _lock = experiment.take()?;
     let mut failed = Vec::new();
     if args.jobs > 1 {
-        let plans = plans(&experiment, global, ui)?;
+        let phases = phases(&experiment, args, global, ui)?;
         let jobs = Jobs {
             experiment: &experiment,
-            args,
-            global,
-            ui,
+            words: &words(args, global)?,
+            at_once: args.jobs as usize,
+            session: &Session::new(&ui),
+            on_failure: &|name, output, error| {
+                let output = output.display();
+                ui::tell(format_args!(
+                    "`{name}` failed; `{output}` has all of it:\n{error}"
+                ));
+            },
         };
-        failed = jobs.all(&plans)?;
+        failed = jobs.run(&phases)?;
     }
     let mut ours = false;
     for cell in &experiment.cells {
@@ -122,9 +115,7 @@ fn write_script(
     global: &Global,
     ui: Ui,
 ) -> Result<(), Failure> {
-    let plans = plans(experiment, global, ui)?;
-    let shards = args.shards.unwrap_or(1);
-    let phases = tasks::phases(experiment, &plans, &known(experiment)?, shards);
+    let phases = phases(experiment, args, global, ui)?;
     let call = Call {
         folder: &std::env::current_dir().map_err(Error::from)?,
         words: &words(args, global)?,
@@ -184,42 +175,44 @@ fn plans(experiment: &Experiment, global: &Global, ui: Ui) -> Result<Vec<Plan>, 
     experiment.cells.iter().map(plan).collect()
 }
 
+/// The tasks that are left to do.
+fn phases(
+    experiment: &Experiment,
+    args: &ExperimentArgs,
+    global: &Global,
+    ui: Ui,
+) -> Result<Vec<Vec<Task>>, Failure> {
+    let plans = plans(experiment, global, ui)?;
+    let known = known(experiment)?;
+    let shards = args.shards.unwrap_or(1);
+    Ok(tasks::phases(experiment, &plans, &known, shards))
+}
+
 /// What the store of an experiment has.
 fn known(experiment: &Experiment) -> Result<Known> {
     Known::of(&experiment.cells[0].manifest.store())
 }
 
 /// What there is to do, for people and for programs.
-fn dry_run(experiment: &Experiment, plans: &[Plan], known: &Known) -> (String, serde_json::Value) {
-    let mut seen = std::collections::BTreeSet::new();
-    let (mut rows, mut steps) = (Vec::new(), Vec::new());
-    let (mut there, mut left, mut unknown) = (0, 0.0, 0);
-    for (cell, plan) in experiment.cells.iter().zip(plans) {
-        for (place, step) in plan.steps() {
-            // A pool of painted images has no end, and belongs to the synthesis.
-            if place == layout::POOL || !seen.insert(step.key.clone()) {
-                continue;
-            }
-            let done = known.has(step);
-            let seconds = known.seconds(step).filter(|_| !done);
-            there += u32::from(done);
-            left += seconds.unwrap_or(0.0);
-            unknown += u32::from(!done && seconds.is_none());
-            rows.push(vec![
-                cell.name(),
-                place.to_owned(),
-                step.kind().to_owned(),
-                if done { "there" } else { "to do" }.to_owned(),
-                seconds.map_or_else(String::new, human),
-            ]);
-            steps.push(json!({
-                "cell": cell.name(), "place": place, "step": step.kind(), "key": step.key,
-                "done": done, "seconds": seconds,
-            }));
-        }
-    }
-    let total = rows.len();
-    let mut end = format!("{there} of {total} steps are there");
+fn dry_run(all: &[Planned]) -> (String, serde_json::Value) {
+    let row = |planned: &Planned| {
+        let state = if planned.done { "there" } else { "to do" };
+        vec![
+            planned.cell.clone(),
+            planned.place.clone(),
+            planned.step.clone(),
+            state.to_owned(),
+            planned.seconds.map_or_else(String::new, human),
+        ]
+    };
+    let rows: Vec<_> = all.iter().map(row).collect();
+    let there = all.iter().filter(|planned| planned.done).count();
+    let left: f64 = all.iter().filter_map(|planned| planned.seconds).sum();
+    let unknown = all
+        .iter()
+        .filter(|p| !p.done && p.seconds.is_none())
+        .count();
+    let mut end = format!("{there} of {} steps are there", all.len());
     if left > 0.0 {
         end += &format!(", the others take about {}", human(left));
     }
@@ -227,130 +220,7 @@ fn dry_run(experiment: &Experiment, plans: &[Plan], known: &Known) -> (String, s
         end += &format!("; of {unknown} nothing tells how long they take");
     }
     let header = ["cell", "leaves", "step", "state", "about"];
-    (format!("{}\n{end}", table(&header, &rows)), json!(steps))
-}
-
-/// The processes of an experiment.
-struct Jobs<'a> {
-    experiment: &'a Experiment,
-    args: &'a ExperimentArgs,
-    global: &'a Global,
-    ui: Ui,
-}
-
-impl Jobs<'_> {
-    fn tasks(&self, plans: &[Plan]) -> Result<Vec<Vec<Task>>> {
-        let known = known(self.experiment)?;
-        Ok(tasks::phases(
-            self.experiment,
-            plans,
-            &known,
-            self.args.shards.unwrap_or(1),
-        ))
-    }
-
-    /// Does all tasks, phase by phase; answers the cells of those that failed.
-    fn all(&self, plans: &[Plan]) -> Result<Vec<String>> {
-        let mut failed = Vec::new();
-        for tasks in self.tasks(plans)? {
-            let names: Vec<String> = tasks
-                .iter()
-                .map(|task| task.name(self.experiment))
-                .collect();
-            let shown = self.ui.begin(&format!("{} steps", names.len()));
-            for cell in self.phase(names, &*shown)? {
-                if !failed.contains(&cell) {
-                    failed.push(cell);
-                }
-            }
-            shown.finish("done");
-        }
-        if failed.is_empty() {
-            // What they made is in the store.
-            let folder = self.experiment.folder.join(tasks::FOLDER);
-            let _ = fs::remove_dir_all(folder);
-        }
-        Ok(failed)
-    }
-
-    /// Does the tasks of a phase, so many at once.
-    fn phase(
-        &self,
-        names: Vec<String>,
-        shown: &dyn diffaug_run::session::Step,
-    ) -> Result<Vec<String>> {
-        let total = names.len() as u64;
-        let mut left = names.into_iter();
-        let mut at_work: Vec<(String, Child, PathBuf)> = Vec::new();
-        let (mut failed, mut done) = (Vec::new(), 0);
-        loop {
-            let stopped = self.ui.stopped();
-            while !stopped && at_work.len() < self.args.jobs as usize {
-                let Some(name) = left.next() else { break };
-                let (child, talk) = self.start(&name)?;
-                at_work.push((name, child, talk));
-            }
-            if at_work.is_empty() {
-                break;
-            }
-            thread::sleep(PATIENCE);
-            let mut still = Vec::new();
-            for (name, mut child, talk) in at_work {
-                match child.try_wait()? {
-                    None => still.push((name, child, talk)),
-                    Some(status) => {
-                        done += 1;
-                        shown.progress(done, total, &name);
-                        if !status.success() && !stopped {
-                            Self::tell(&name, &talk);
-                            failed.push(
-                                name.rsplit_once(':')
-                                    .map_or("", |(cell, _)| cell)
-                                    .to_owned(),
-                            );
-                        }
-                    }
-                }
-            }
-            at_work = still;
-        }
-        match self.ui.stopped() {
-            true => Err(Error::cancelled()),
-            false => Ok(failed),
-        }
-    }
-
-    /// Starts the process of a task, and answers where its talk goes.
-    fn start(&self, name: &str) -> Result<(Child, PathBuf)> {
-        let file = name.replace(['/', ':'], "-") + ".txt";
-        let talk = self.experiment.folder.join(tasks::FOLDER).join(file);
-        files::make_folder(files::parent(&talk))?;
-        let words = words(self.args, self.global)?;
-        let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).args(["--step", name]);
-        if std::env::var_os(THREADS).is_none() {
-            let cores = thread::available_parallelism().map_or(1, usize::from);
-            let threads = (cores / self.args.jobs as usize).max(1);
-            command.env(THREADS, threads.to_string());
-        }
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        command.stderr(File::create(&talk)?);
-        Ok((command.spawn()?, talk))
-    }
-
-    /// Shows what a process said last.
-    fn tell(name: &str, talk: &Path) {
-        let text = files::read_text(talk, MOST_TALK).unwrap_or_default();
-        let error = text
-            .rfind("error: ")
-            .map_or(text.as_str(), |at| &text[at..]);
-        ui::tell(format_args!(
-            "`{name}` failed; `{}` has all of it:
-{}",
-            talk.display(),
-            error.trim()
-        ));
-    }
+    (format!("{}\n{end}", table(&header, &rows)), json!(all))
 }
 
 /// Writes and prints the tables.

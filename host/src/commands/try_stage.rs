@@ -6,7 +6,7 @@ use crate::{
 };
 use diffaug::{
     BoxGenerator, BoxSegmenter, Context, Error, Generator, Image, Job, Mask, Result, Segmenter,
-    files::parent,
+    files::check_output,
     image::{MaskRule, OutputFormat, open_image, open_mask, save_gray, save_image},
     with_reporter,
 };
@@ -16,7 +16,6 @@ use diffaug_run::{
     session::Monitor,
 };
 use serde_json::json;
-use std::path::{Path, PathBuf};
 
 /// Runs one stage on one image and writes what it answers.
 pub fn try_stage(what: Try, global: &Global, ui: Ui) -> Result<(), Failure> {
@@ -29,7 +28,8 @@ pub fn try_stage(what: Try, global: &Global, ui: Ui) -> Result<(), Failure> {
             negative,
             common,
         } => {
-            check_output(&common, OutputFormat::of, &[&image, &mask])?;
+            OutputFormat::of(&common.output)?;
+            check_output(&common.output, &[&image, &mask])?;
             let max_pixels = Context::default().max_pixels;
             let source = image
                 .file_stem()
@@ -65,7 +65,8 @@ pub fn try_stage(what: Try, global: &Global, ui: Ui) -> Result<(), Failure> {
             image,
             common,
         } => {
-            check_output(&common, OutputFormat::of_mask, &[&image])?;
+            OutputFormat::of_mask(&common.output)?;
+            check_output(&common.output, &[&image])?;
             let picture = open_image(&image, Context::default().max_pixels)?;
             let mask = segment(&name, &picture, &common, global, ui)?;
             let found = mask.view().foreground();
@@ -75,42 +76,6 @@ pub fn try_stage(what: Try, global: &Global, ui: Ui) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-/// Checks before any work that the answer can be written: its format, its folder, and that it
-/// replaces nothing that was read.
-fn check_output(
-    common: &TryArgs,
-    format: impl Fn(&Path) -> Result<OutputFormat>,
-    inputs: &[&PathBuf],
-) -> Result<()> {
-    let path = &common.output;
-    format(path)?;
-    let shown = path.display();
-    let folder = parent(path);
-    if !folder.is_dir() {
-        return Err(Error::config(format!(
-            "cannot write `{shown}`: there is no folder `{}`",
-            folder.display()
-        )));
-    }
-    if path.exists() && !path.is_file() {
-        return Err(Error::config(format!(
-            "cannot write `{shown}`: it is no regular file"
-        )));
-    }
-    let real = |path: &Path| std::fs::canonicalize(path).ok();
-    let output = real(path);
-    match inputs
-        .iter()
-        .find(|input| output.is_some() && real(input) == output)
-    {
-        Some(input) => Err(Error::config(format!(
-            "`{shown}` is the file `{}` that is read: choose another name",
-            input.display()
-        ))),
-        None => Ok(()),
-    }
 }
 
 fn done(common: &TryArgs, ui: Ui, mut facts: serde_json::Value) {

@@ -4,6 +4,8 @@
 //! scored. Cells share whatever steps they have in common through the store.
 
 pub mod cluster;
+pub mod jobs;
+pub mod outlook;
 pub mod table;
 pub mod tasks;
 
