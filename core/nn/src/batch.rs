@@ -1,7 +1,10 @@
 //! From images and masks to tensors and back: scaling, resizing, padding.
 
 use candle_core::{Device, Result, Tensor};
-use diffaug::{ImageRef, MaskRef};
+use diffaug::{
+    ImageRef, MaskRef,
+    image::{Filter, Tap, resize_mask, taps},
+};
 
 /// How an image is laid out for a network: resized to the content's size, then repeated at the
 /// right and lower border up to the whole size.
@@ -21,46 +24,6 @@ impl Frame {
             content,
             whole: (up(content.0), up(content.1)),
         }
-    }
-}
-
-/// How values between pixels are found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Filter {
-    /// A triangle: bilinear when a plane grows, an average over the covered pixels when it shrinks. It
-    /// smooths a little, and never goes beyond the values that there are.
-    Triangle,
-    /// Lanczos' windowed sinc of three lobes, as Pillow and diffusers resize: it keeps fine detail, and
-    /// goes a little beyond the values on either side of an edge.
-    Lanczos,
-}
-
-impl Filter {
-    /// How far a pixel is seen, in pixels of the smaller plane.
-    fn reach(self) -> f64 {
-        match self {
-            Filter::Triangle => 1.0,
-            Filter::Lanczos => 3.0,
-        }
-    }
-
-    /// The weight of a pixel at that distance, before weights are brought to a sum of 1.
-    fn weight(self, distance: f64) -> f64 {
-        let x = distance.abs();
-        match self {
-            _ if x >= self.reach() => 0.0,
-            Filter::Triangle => 1.0 - x,
-            Filter::Lanczos => sinc(x) * sinc(x / 3.0),
-        }
-    }
-}
-
-fn sinc(x: f64) -> f64 {
-    let angle = std::f64::consts::PI * x;
-    if angle == 0.0 {
-        1.0
-    } else {
-        angle.sin() / angle
     }
 }
 
@@ -108,22 +71,14 @@ pub fn resized_images(
 /// The labels of a mask at the frame's size, row by row: nearest pixel, background as padding.
 pub fn labels(mask: MaskRef<'_>, frame: Frame) -> Vec<u8> {
     let (width, height) = frame.content;
-    let whole = frame.whole.0 as usize;
+    let (width, whole) = (width as usize, frame.whole.0 as usize);
+    let content = resize_mask(mask, frame.content.0, height);
     let mut out = vec![0; whole * frame.whole.1 as usize];
-    for y in 0..height {
-        let from_y = nearest(y, height, mask.height());
-        let row = &mask.labels()[from_y * mask.width() as usize..];
-        let out = &mut out[y as usize * whole..][..width as usize];
-        for (x, out) in (0..width).zip(out) {
-            *out = row[nearest(x, width, mask.width())];
-        }
+    let rows = out.chunks_exact_mut(whole);
+    for (out, row) in rows.zip(content.labels().chunks_exact(width)) {
+        out[..width].copy_from_slice(row);
     }
     out
-}
-
-fn nearest(at: u32, size: u32, from: u32) -> usize {
-    // The pixel under the middle of the wanted one.
-    ((2 * u64::from(at) + 1) * u64::from(from) / (2 * u64::from(size))) as usize
 }
 
 /// Repeats the last column and row of `plane` until `out` is full.
@@ -168,13 +123,13 @@ pub fn resize_by(plane: &[f32], from: (u32, u32), to: (u32, u32), filter: Filter
     let width = to.0 as usize;
     let mut narrow: Vec<f32> = Vec::with_capacity(width * from.1 as usize);
     for row in plane.chunks_exact(from.0 as usize) {
-        for (first, weights) in &columns {
+        for Tap { first, weights } in &columns {
             let pixels = row[*first..].iter().zip(weights);
             narrow.push(pixels.map(|(v, w)| v * w).sum::<f32>());
         }
     }
     let mut out = vec![0.0; width * to.1 as usize];
-    for (out, (first, weights)) in out.chunks_exact_mut(width).zip(&rows) {
+    for (out, Tap { first, weights }) in out.chunks_exact_mut(width).zip(&rows) {
         for (row, weight) in narrow.chunks_exact(width).skip(*first).zip(weights) {
             for (out, value) in out.iter_mut().zip(row) {
                 *out += value * weight;
@@ -182,23 +137,6 @@ pub fn resize_by(plane: &[f32], from: (u32, u32), to: (u32, u32), filter: Filter
         }
     }
     out
-}
-
-/// For each of `to` places, the first of `from` pixels that it sees, and their weights (sum 1).
-fn taps(from: u32, to: u32, filter: Filter) -> Vec<(usize, Vec<f32>)> {
-    let scale = f64::from(from) / f64::from(to);
-    let stretch = scale.max(1.0);
-    let reach = filter.reach() * stretch;
-    let place = |i: u32| {
-        let centre = (f64::from(i) + 0.5) * scale;
-        let first = (centre - reach).floor().max(0.0) as u32;
-        let last = ((centre + reach).ceil() as u32).min(from);
-        let weight = |j: u32| filter.weight((f64::from(j) + 0.5 - centre) / stretch);
-        let total: f64 = (first..last).map(weight).sum();
-        let weights = (first..last).map(|j| (weight(j) / total) as f32);
-        (first as usize, weights.collect())
-    };
-    (0..to).map(place).collect()
 }
 
 #[cfg(test)]

@@ -8,9 +8,9 @@ use crate::{
 use candle_core::{Device, Tensor};
 use diffaug::{
     Error, Image, ImageRef, Job, MaskRef, Result,
-    image::{crop_image, crop_mask},
+    image::{Filter, crop_image, crop_mask},
 };
-use diffaug_nn::batch::{self, Filter, Frame};
+use diffaug_nn::batch::{self, Frame};
 
 /// The shortest side of an image that is painted into, in pixels.
 pub const SHORTEST: u32 = 64;

@@ -10,7 +10,7 @@ use super::{
 use crate::{layout, manifest::Synthesis, store::Store};
 use diffaug::{
     Image, Mask, Result, files,
-    image::{resize_image, resize_mask, save_image},
+    image::{overlay_image, resize_image, resize_mask, save_image},
 };
 
 /// How many accepted and how many rejected candidates are shown.
@@ -90,7 +90,7 @@ pub fn draw(
         let tiles = tiles(candidate, image, found.as_ref(), verdict.accepted)?;
         let (left, top) = (place % COLUMNS * stride, place / COLUMNS * TILE);
         for (column, tile) in (0..).zip(&tiles) {
-            put(&mut sheet, tile, left + column * TILE, top);
+            overlay_image(&mut sheet, tile.view(), left + column * TILE, top);
         }
     }
     save_image(sheet.view(), &store.path(layout::CONTACT_SHEET))
@@ -159,7 +159,8 @@ fn tile(image: &Image, outlines: &[(&Mask, [u8; 3])], frame: [u8; 3]) -> Result<
     }
     let pixels = std::iter::repeat_n(frame, (TILE * TILE) as usize).flatten();
     let mut tile = Image::new(TILE, TILE, pixels.collect())?;
-    put(&mut tile, &small, (TILE - width) / 2, (TILE - height) / 2);
+    let (x, y) = ((TILE - width) / 2, (TILE - height) / 2);
+    overlay_image(&mut tile, small.view(), x, y);
     Ok(tile)
 }
 
@@ -176,16 +177,5 @@ fn outline(image: &mut Image, mask: &Mask, color: [u8; 3]) {
                 image.bytes_mut()[at..at + 3].copy_from_slice(&color);
             }
         }
-    }
-}
-
-/// Copies `tile` into `sheet` with its corner at (x, y).
-fn put(sheet: &mut Image, tile: &Image, x: u32, y: u32) {
-    let row = 3 * tile.width() as usize;
-    let stride = 3 * sheet.width() as usize;
-    for line in 0..tile.height() as usize {
-        let at = (y as usize + line) * stride + 3 * x as usize;
-        let from = &tile.pixels()[line * row..(line + 1) * row];
-        sheet.bytes_mut()[at..at + row].copy_from_slice(from);
     }
 }

@@ -31,7 +31,7 @@ pub use self::{
     blur::gaussian_blur,
     check::{Header, read_header},
     mask::{MaskFault, MaskRule, MaskValues, open_gray, open_mask, read_values},
-    resize::{crop_image, crop_mask, resize_image, resize_mask},
+    resize::{Filter, Tap, crop_image, crop_mask, overlay_image, resize_image, resize_mask, taps},
     write::{OutputFormat, save_gray, save_image},
 };
 

@@ -4,39 +4,80 @@ use crate::{
     data::{Image, ImageRef, Mask, MaskRef},
     error::{Error, Result},
 };
+use image::{ImageBuffer, Rgb, imageops};
 
 /// Unwraps what was made with a buffer of the right length by construction.
 fn exact<T>(made: Result<T>) -> T {
     made.unwrap_or_else(|error| unreachable!("{error}"))
 }
 
-/// What goes into one row or column of a resized image: the first source index, and the weights
-/// of that one and those after it, which sum to 1.
-struct Tap {
-    first: usize,
-    weights: Vec<f32>,
+/// How values between pixels are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filter {
+    /// A triangle: bilinear when a plane grows, an average over the covered pixels when it shrinks. It
+    /// smooths a little, and never goes beyond the values that there are.
+    Triangle,
+    /// Lanczos' windowed sinc of three lobes, as Pillow and diffusers resize: it keeps fine detail, and
+    /// goes a little beyond the values on either side of an edge.
+    Lanczos,
 }
 
-/// The triangle filter: linear interpolation where the image grows, and a triangle as wide as two
-/// target pixels where it shrinks, so that nothing of the source is skipped.
-fn taps(from: u32, to: u32) -> Vec<Tap> {
+impl Filter {
+    /// How far a pixel is seen, in pixels of the smaller plane.
+    fn reach(self) -> f64 {
+        match self {
+            Filter::Triangle => 1.0,
+            Filter::Lanczos => 3.0,
+        }
+    }
+
+    /// The weight of a pixel at that distance, before weights are brought to a sum of 1.
+    fn weight(self, distance: f64) -> f64 {
+        let x = distance.abs();
+        match self {
+            _ if x >= self.reach() => 0.0,
+            Filter::Triangle => 1.0 - x,
+            Filter::Lanczos => sinc(x) * sinc(x / 3.0),
+        }
+    }
+}
+
+/// sin(πx) / (πx).
+fn sinc(x: f64) -> f64 {
+    let angle = std::f64::consts::PI * x;
+    if angle == 0.0 {
+        1.0
+    } else {
+        angle.sin() / angle
+    }
+}
+
+/// What goes into one row or column of a resized plane.
+pub struct Tap {
+    /// The first source index.
+    pub first: usize,
+    /// The weights of that one and those after it; they sum to 1.
+    pub weights: Vec<f32>,
+}
+
+/// What each of `to` rows or columns is made of, out of `from`; the filter is as wide as the pixels of the
+/// smaller side, and pixel centres lie at half coordinates.
+pub fn taps(from: u32, to: u32, filter: Filter) -> Vec<Tap> {
     let scale = f64::from(from) / f64::from(to);
-    let radius = scale.max(1.0);
-    (0..to)
-        .map(|index| {
-            let centre = (f64::from(index) + 0.5) * scale;
-            let first = (centre - radius).floor().max(0.0);
-            let end = (centre + radius).ceil().min(f64::from(from));
-            let weight = |at: f64| (1.0 - ((at + 0.5 - centre) / radius).abs()).max(0.0);
-            let count = (end - first) as u32;
-            let raw: Vec<f64> = (0..count).map(|i| weight(first + f64::from(i))).collect();
-            let sum: f64 = raw.iter().sum();
-            Tap {
-                first: first as usize,
-                weights: raw.iter().map(|weight| (weight / sum) as f32).collect(),
-            }
-        })
-        .collect()
+    let stretch = scale.max(1.0);
+    let reach = filter.reach() * stretch;
+    let tap = |index: u32| {
+        let centre = (f64::from(index) + 0.5) * scale;
+        let first = (centre - reach).floor().max(0.0) as u32;
+        let end = ((centre + reach).ceil() as u32).min(from);
+        let weight = |at: u32| filter.weight((f64::from(at) + 0.5 - centre) / stretch);
+        let sum: f64 = (first..end).map(weight).sum();
+        Tap {
+            first: first as usize,
+            weights: (first..end).map(|at| (weight(at) / sum) as f32).collect(),
+        }
+    };
+    (0..to).map(tap).collect()
 }
 
 /// Resizes by linear interpolation, averaging over the covered area when it shrinks. A side of 0
@@ -46,13 +87,13 @@ pub fn resize_image(image: ImageRef<'_>, width: u32, height: u32) -> Image {
         return image.to_owned();
     }
     let (width, height) = (width.max(1), height.max(1));
-    let columns = taps(image.width(), width);
+    let columns = taps(image.width(), width, Filter::Triangle);
     let stride = image.width() as usize * 3;
     let mut pixels = Vec::with_capacity(width as usize * height as usize * 3);
     // Rows first: adding whole rows is the bulk of the work and runs as vector instructions, and
     // one row of sums is all the memory that it takes.
     let mut sums = vec![0.0f32; stride];
-    for row in taps(image.height(), height) {
+    for row in taps(image.height(), height, Filter::Triangle) {
         sums.fill(0.0);
         let sources = image.pixels()[row.first * stride..].chunks_exact(stride);
         for (weight, source) in row.weights.iter().zip(sources) {
@@ -96,6 +137,17 @@ pub fn resize_mask(mask: MaskRef<'_>, width: u32, height: u32) -> Mask {
         labels.extend(columns.iter().map(|&x| row[x]));
     }
     exact(Mask::new(width, height, labels))
+}
+
+/// Copies `image` onto another with its upper left corner at (`x`, `y`); what lies beyond the border is
+/// left out.
+pub fn overlay_image(onto: &mut Image, image: ImageRef<'_>, x: u32, y: u32) {
+    let (width, height) = onto.size();
+    let onto = ImageBuffer::<Rgb<u8>, _>::from_raw(width, height, onto.bytes_mut());
+    let image = ImageBuffer::<Rgb<u8>, _>::from_raw(image.width(), image.height(), image.pixels());
+    if let (Some(mut onto), Some(image)) = (onto, image) {
+        imageops::replace(&mut onto, &image, i64::from(x), i64::from(y));
+    }
 }
 
 /// Cuts `channels` interleaved bytes a pixel out of a buffer.
