@@ -66,9 +66,10 @@ struct Kernel<O>(O);
 /// A [`Computed`] operation as candle takes it.
 struct Known<O>(O);
 
-/// Implements candle's trait for so many operands, by the method that applies it.
+/// Implements candle's trait for so many operands, by the method that applies it; `$each` is what candle
+/// takes the gradients as.
 macro_rules! custom_op {
-    ($count:literal, $custom:ident, $method:ident, $first:ident $first_layout:ident $($x:ident $layout:ident)*, $gradients:ty) => {
+    ($count:literal, $custom:ident, $method:ident, $first:ident $first_layout:ident $($x:ident $layout:ident)*, $gradients:ty, $each:expr) => {
         impl<O: Operation<$count>> $custom for Kernel<O> {
             fn name(&self) -> &'static str {
                 self.0.name()
@@ -93,7 +94,7 @@ macro_rules! custom_op {
                 dy: &Tensor,
             ) -> Result<$gradients> {
                 let [$first, $($x),*] = self.0.backward([$first, $($x),*], y, dy)?;
-                Ok(($first $(, $x)*))
+                Ok($each)
             }
         }
 
@@ -104,6 +105,7 @@ macro_rules! custom_op {
             }
         }
 
+        #[allow(unused_variables)]
         impl<O: Computed<$count>> $custom for Known<O> {
             fn name(&self) -> &'static str {
                 self.0.name()
@@ -111,31 +113,28 @@ macro_rules! custom_op {
 
             fn cpu_fwd(
                 &self,
-                _: &CpuStorage,
+                $first: &CpuStorage,
                 $first_layout: &Layout,
-                $(_: &CpuStorage, $layout: &Layout,)*
+                $($x: &CpuStorage, $layout: &Layout,)*
             ) -> Result<(CpuStorage, Shape)> {
-                let _ = ($first_layout, $($layout),*);
                 self.0.result().cpu()
             }
 
             fn cuda_fwd(
                 &self,
-                _: &CudaStorage,
+                $first: &CudaStorage,
                 $first_layout: &Layout,
-                $(_: &CudaStorage, $layout: &Layout,)*
+                $($x: &CudaStorage, $layout: &Layout,)*
             ) -> Result<(CudaStorage, Shape)> {
-                let _ = ($first_layout, $($layout),*);
                 self.0.result().cuda()
             }
 
             fn metal_fwd(
                 &self,
-                _: &MetalStorage,
+                $first: &MetalStorage,
                 $first_layout: &Layout,
-                $(_: &MetalStorage, $layout: &Layout,)*
+                $($x: &MetalStorage, $layout: &Layout,)*
             ) -> Result<(MetalStorage, Shape)> {
-                let _ = ($first_layout, $($layout),*);
                 self.0.result().metal()
             }
 
@@ -147,7 +146,7 @@ macro_rules! custom_op {
                 dy: &Tensor,
             ) -> Result<$gradients> {
                 let [$first, $($x),*] = self.0.backward([$first, $($x),*], y, dy)?;
-                Ok(($first $(, $x)*))
+                Ok($each)
             }
         }
 
@@ -160,14 +159,22 @@ macro_rules! custom_op {
     };
 }
 
-custom_op!(1, CustomOp1, apply_op1, a a_layout, Option<Tensor>);
-custom_op!(2, CustomOp2, apply_op2, a a_layout b b_layout, (Option<Tensor>, Option<Tensor>));
+custom_op!(1, CustomOp1, apply_op1, a a_layout, Option<Tensor>, a);
+custom_op!(
+    2,
+    CustomOp2,
+    apply_op2,
+    a a_layout b b_layout,
+    (Option<Tensor>, Option<Tensor>),
+    (a, b)
+);
 custom_op!(
     3,
     CustomOp3,
     apply_op3,
     a a_layout b b_layout c c_layout,
-    (Option<Tensor>, Option<Tensor>, Option<Tensor>)
+    (Option<Tensor>, Option<Tensor>, Option<Tensor>),
+    (a, b, c)
 );
 
 fn operand<'a>(storage: &'a CpuStorage, layout: &'a Layout) -> Result<Operand<'a>> {

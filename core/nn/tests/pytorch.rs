@@ -184,7 +184,6 @@ fn soft_dice() {
         squared: true,
         smooth: 1.0,
         per_image: true,
-        ..dice
     };
     fixtures.check("dice_squared", &["x"], |v| {
         squared.binary(&v[0], targets("dice_squared"))
