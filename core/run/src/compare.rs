@@ -201,6 +201,16 @@ pub fn warnings(rows: &[Row]) -> Vec<String> {
                 row.arm, first.arm
             ));
         }
+        if let Some(error) = within_spread(first, row) {
+            warnings.push(format!(
+                "trainings of one arm differ so much that other seeds may turn the difference of `{}` from \
+                 `{}`: {:+.3}, with a standard error of {error:.3} over seeds, which the interval over images \
+                 does not hold",
+                row.arm,
+                first.arm,
+                row.mean - first.mean
+            ));
+        }
     }
     let groups = rows.iter().filter_map(|row| row.against_first.as_ref());
     if let Some(few) = groups
@@ -213,6 +223,14 @@ pub fn warnings(rows: &[Row]) -> Vec<String> {
         ));
     }
     warnings
+}
+
+/// The standard error over seeds of the difference of two arms, where the difference is less than twice that.
+fn within_spread(first: &Row, row: &Row) -> Option<f64> {
+    let share = |row: &Row| row.std * row.std / row.seeds.len() as f64;
+    let error = (share(first) + share(row)).sqrt();
+    let known = first.seeds.len() > 1 && row.seeds.len() > 1;
+    (known && (row.mean - first.mean).abs() < 2.0 * error).then_some(error)
 }
 
 #[cfg(test)]
@@ -276,5 +294,19 @@ mod tests {
             .map(|scores| ("else".to_owned(), scores));
         other.trainings[0].images = renamed.collect();
         assert!(compare(&[one, other], "dice", 0).is_err());
+    }
+
+    #[test]
+    fn a_difference_within_the_spread_of_trainings_is_warned_of() {
+        // Every image gains 0.02, trainings differ by 0.2.
+        let real = arm("real", &[&[0.5, 0.6, 0.7], &[0.7, 0.8, 0.9]], &[]);
+        let more = arm("more", &[&[0.52, 0.62, 0.72], &[0.72, 0.82, 0.92]], &[]);
+        let rows = compare(&[real.clone(), more], "dice", 0).unwrap();
+        assert_eq!(rows[1].verdict(), "gain");
+        let error = within_spread(&rows[0], &rows[1]).unwrap();
+        assert!((error - 0.02f64.sqrt()).abs() < 1e-12, "{error}");
+        let far = arm("far", &[&[0.9, 0.9, 0.9], &[0.95, 0.95, 0.95]], &[]);
+        let rows = compare(&[real, far], "dice", 0).unwrap();
+        assert_eq!(within_spread(&rows[0], &rows[1]), None);
     }
 }
