@@ -31,17 +31,32 @@ pub struct Row {
     pub against_first: Option<Comparison>,
     /// The p of the comparison, corrected for their number (Holm).
     pub adjusted_p: Option<f64>,
+    /// The standard error of the difference over seeds, where both arms have several.
+    pub seed_error: Option<f64>,
 }
 
 impl Row {
-    /// `gain`, `loss`, or `none` where the interval holds zero.
+    /// `gain`, `loss`, `none` where the interval holds zero, or `unsure` where it does not but trainings differ
+    /// so much that other seeds may turn the difference.
     pub fn verdict(&self) -> &'static str {
         match &self.against_first {
             None => "",
+            Some(found)
+                if (found.low > 0.0 || found.high < 0.0) && self.within_spread().is_some() =>
+            {
+                "unsure"
+            }
             Some(found) if found.low > 0.0 => "gain",
             Some(found) if found.high < 0.0 => "loss",
             Some(_) => "none",
         }
+    }
+
+    /// The standard error over seeds, where the difference is less than twice that.
+    fn within_spread(&self) -> Option<f64> {
+        let found = self.against_first.as_ref()?;
+        self.seed_error
+            .filter(|error| found.difference.abs() < 2.0 * error)
     }
 
     /// The comparison with the first arm as people write it, see [`columns`]; empty for the first.
@@ -111,7 +126,13 @@ pub fn compare(arms: &[Arm], metric: &str, seed: u64) -> Result<Vec<Row>> {
             std: std_dev(&means).unwrap_or(0.0),
             against_first,
             adjusted_p: None,
+            seed_error: None,
         });
+    }
+    if let Some((first, others)) = rows.split_first_mut() {
+        for row in others {
+            row.seed_error = seed_error(first, row);
+        }
     }
     let tested = |row: &Row| row.against_first.as_ref().and_then(|found| found.p);
     let adjusted = holm(&rows.iter().filter_map(tested).collect::<Vec<f64>>());
@@ -201,7 +222,7 @@ pub fn warnings(rows: &[Row]) -> Vec<String> {
                 row.arm, first.arm
             ));
         }
-        if let Some(error) = within_spread(first, row) {
+        if let Some(error) = row.within_spread() {
             warnings.push(format!(
                 "trainings of one arm differ so much that other seeds may turn the difference of `{}` from \
                  `{}`: {:+.3}, with a standard error of {error:.3} over seeds, which the interval over images \
@@ -225,12 +246,11 @@ pub fn warnings(rows: &[Row]) -> Vec<String> {
     warnings
 }
 
-/// The standard error over seeds of the difference of two arms, where the difference is less than twice that.
-fn within_spread(first: &Row, row: &Row) -> Option<f64> {
+/// The standard error of the difference of two arms over their seeds, where both have several.
+fn seed_error(first: &Row, row: &Row) -> Option<f64> {
     let share = |row: &Row| row.std * row.std / row.seeds.len() as f64;
-    let error = (share(first) + share(row)).sqrt();
-    let known = first.seeds.len() > 1 && row.seeds.len() > 1;
-    (known && (row.mean - first.mean).abs() < 2.0 * error).then_some(error)
+    let several = first.seeds.len() > 1 && row.seeds.len() > 1;
+    several.then(|| (share(first) + share(row)).sqrt())
 }
 
 #[cfg(test)]
@@ -302,11 +322,11 @@ mod tests {
         let real = arm("real", &[&[0.5, 0.6, 0.7], &[0.7, 0.8, 0.9]], &[]);
         let more = arm("more", &[&[0.52, 0.62, 0.72], &[0.72, 0.82, 0.92]], &[]);
         let rows = compare(&[real.clone(), more], "dice", 0).unwrap();
-        assert_eq!(rows[1].verdict(), "gain");
-        let error = within_spread(&rows[0], &rows[1]).unwrap();
+        assert_eq!(rows[1].verdict(), "unsure");
+        let error = rows[1].within_spread().unwrap();
         assert!((error - 0.02f64.sqrt()).abs() < 1e-12, "{error}");
         let far = arm("far", &[&[0.9, 0.9, 0.9], &[0.95, 0.95, 0.95]], &[]);
         let rows = compare(&[real, far], "dice", 0).unwrap();
-        assert_eq!(within_spread(&rows[0], &rows[1]), None);
+        assert_eq!((rows[1].within_spread(), rows[1].verdict()), (None, "gain"));
     }
 }

@@ -230,7 +230,7 @@ mod tests {
 
     fn call(words: &[&str], phases: &[Phase]) -> String {
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        let folder = Path::new("/work/it's here");
+        let folder = Path::new("/data/it's here");
         let call = Call {
             folder,
             words: &words,
@@ -309,9 +309,9 @@ mod tests {
                                 "diffaug",
                             ],
                             "args": ["arm:seed-0", "arm:seed-1"],
-                            "workingDir": "/work/it's here",
+                            "workingDir": "/data/it's here",
                             "resources": {},
-                            "volumeMounts": [{ "name": "folder", "mountPath": "/work/it's here" }],
+                            "volumeMounts": [{ "name": "folder", "mountPath": "/data/it's here" }],
                         }],
                         "volumes": [{
                             "name": "folder",
