@@ -541,19 +541,30 @@ fn no_terminal_obeys_a_name() {
     assert!(stderr.contains(r"frob\u{9b}2J\r\u{202e}"), "{stderr}");
 }
 
-/// Makes the nth flush or renaming of the program fail, as a broken disk does.
+/// Makes the nth flush or renaming of the program fail (`FAIL_AT`), writing beyond so many bytes (`ROOM`), or
+/// every change from the nth on, as a file system does that was mounted anew to be read only
+/// (`READ_ONLY_AT`).
 #[cfg(target_os = "linux")]
 const BROKEN_DISK: &str = r#"
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 static int calls;
 static long written;
+static int changes;
+static int read_only(void) {
+    const char *at = getenv("READ_ONLY_AT");
+    if (!at || __sync_fetch_and_add(&changes, 1) < atoi(at)) return 0;
+    errno = EROFS;
+    return 1;
+}
 static int fails(void) {
+    if (read_only()) return 1;
     const char *at = getenv("FAIL_AT");
     if (!at || __sync_fetch_and_add(&calls, 1) != atoi(at)) return 0;
     errno = EIO;
@@ -564,12 +575,27 @@ int fdatasync(int file) { return fails() ? -1 : syscall(SYS_fdatasync, file); }
 int rename(const char *from, const char *to) {
     return fails() ? -1 : syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0);
 }
+int open64(const char *path, int flags, ...) {
+    va_list more;
+    va_start(more, flags);
+    int mode = flags & O_CREAT ? va_arg(more, int) : 0;
+    va_end(more);
+    if (flags & (O_WRONLY | O_RDWR) && read_only()) return -1;
+    return syscall(SYS_openat, AT_FDCWD, path, flags, mode);
+}
+int mkdir(const char *path, mode_t mode) {
+    return read_only() ? -1 : syscall(SYS_mkdirat, AT_FDCWD, path, mode);
+}
+int unlink(const char *path) {
+    return read_only() ? -1 : syscall(SYS_unlinkat, AT_FDCWD, path, 0);
+}
 ssize_t write(int file, const void *bytes, size_t count) {
     const char *room = getenv("ROOM");
     struct stat is;
     /* Files in memory have no link. */
-    if (room && !fstat(file, &is) && S_ISREG(is.st_mode) && is.st_nlink > 0
-        && __sync_add_and_fetch(&written, (long)count) > atol(room)) {
+    int stored = !fstat(file, &is) && S_ISREG(is.st_mode) && is.st_nlink > 0;
+    if (stored && read_only()) return -1;
+    if (stored && room && __sync_add_and_fetch(&written, (long)count) > atol(room)) {
         errno = ENOSPC;
         return -1;
     }
@@ -605,6 +631,29 @@ fn a_full_disk_ends_the_run_and_the_next_goes_on() {
         let output = cut.finish(command);
         if output.code != Some(0) {
             output.refused("No space left on device");
+            failed += 1;
+        }
+    }
+    assert!(failed > 5, "only {failed} starts failed");
+    cut.run("run m.toml -q").ok();
+    let times = ["log.jsonl"];
+    assert_same(&whole.files("runs/m", &times), &cut.files("runs/m", &times));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_file_system_that_turns_read_only_ends_the_run_and_the_next_goes_on() {
+    let whole = sandbox();
+    whole.run("run m.toml -q").ok();
+    let cut = with_broken_disk();
+    let mut failed = 0;
+    for start in 0..16u32 {
+        let mut command = cut.command("run m.toml -q");
+        command.env("LD_PRELOAD", cut.path("disk.so"));
+        command.env("READ_ONLY_AT", (start * start).to_string());
+        let output = cut.finish(command);
+        if output.code != Some(0) {
+            output.refused("Read-only file system");
             failed += 1;
         }
     }

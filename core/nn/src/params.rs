@@ -19,6 +19,56 @@ pub struct Params {
     buffers: BTreeMap<String, Var>,
     frozen: Option<Box<dyn Source>>,
     adapters: Option<Adapters>,
+    shapes: Option<Shapes>,
+}
+
+/// Names and shapes of a model's tensors.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shapes {
+    /// What the optimiser changes.
+    pub trainable: BTreeMap<String, Vec<usize>>,
+    /// What is stored beside it: running statistics.
+    pub buffers: BTreeMap<String, Vec<usize>>,
+}
+
+impl Shapes {
+    /// Those of the model that `build` makes. No memory is taken for its values, however large it is.
+    ///
+    /// # Errors
+    /// Those of `build`.
+    pub fn of<T>(build: impl FnOnce(Scope<'_>) -> Result<T>) -> Result<Self> {
+        let mut params = Params {
+            shapes: Some(Shapes::default()),
+            ..Params::new(&Device::Cpu, 0)
+        };
+        build(params.root())?;
+        Ok(params.shapes.unwrap_or_default())
+    }
+
+    /// Number of trainable values.
+    pub fn parameters(&self) -> u64 {
+        count(&self.trainable)
+    }
+
+    /// Number of values that are stored.
+    pub fn values(&self) -> u64 {
+        self.parameters().saturating_add(count(&self.buffers))
+    }
+}
+
+/// Values of all shapes.
+fn count(shapes: &BTreeMap<String, Vec<usize>>) -> u64 {
+    let values = |shape: &Vec<usize>| {
+        shape
+            .iter()
+            .fold(1, |n: u64, &side| n.saturating_mul(side as u64))
+    };
+    shapes.values().map(values).fold(0, u64::saturating_add)
+}
+
+/// A zero seen as a tensor of `shape`.
+fn placeholder(shape: &[usize]) -> Result<Tensor> {
+    Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(shape)
 }
 
 /// Pairs of small matrices beside the weights of layers that stay as they are (LoRA, Hu et al.,
@@ -77,6 +127,7 @@ impl Params {
             buffers: BTreeMap::new(),
             frozen: None,
             adapters: None,
+            shapes: None,
         }
     }
 
@@ -199,6 +250,10 @@ impl Scope<'_> {
     /// When the device has no room for it.
     pub fn trained(&mut self, name: &str, shape: &[usize], bound: f32) -> Result<Tensor> {
         let path = self.path(name);
+        if let Some(shapes) = &mut self.params.shapes {
+            shapes.trainable.insert(path, shape.to_vec());
+            return placeholder(shape);
+        }
         let mut rng = rng::stream(
             rng::derive(self.params.seed, "weights", &path),
             "uniform",
@@ -221,6 +276,10 @@ impl Scope<'_> {
         if let Some(given) = self.take(&path, shape)? {
             return Ok(given);
         }
+        if let Some(shapes) = &mut self.params.shapes {
+            shapes.trainable.insert(path, shape.to_vec());
+            return placeholder(shape);
+        }
         let var = self.full(shape, value)?;
         Ok(self.insert_trainable(path, var))
     }
@@ -233,6 +292,10 @@ impl Scope<'_> {
         let path = self.path(name);
         if let Some(given) = self.take(&path, shape)? {
             return Var::from_tensor(&given.to_dtype(DType::F32)?);
+        }
+        if let Some(shapes) = &mut self.params.shapes {
+            shapes.buffers.insert(path, shape.to_vec());
+            return Var::from_tensor(&placeholder(shape)?);
         }
         let var = self.full(shape, value)?;
         let old = self.params.buffers.insert(path, var.clone());
@@ -275,6 +338,19 @@ mod tests {
             "{misfit}"
         );
         assert_eq!(params.left_over(), ["a.y", "z"]);
+    }
+
+    #[test]
+    fn shapes_are_those_of_the_model_and_need_no_memory() {
+        let shapes = Shapes::of(|mut scope| {
+            scope.uniform("vast", &[1 << 30, 1 << 20], 1.0)?;
+            scope.child("a").constant("b", &[3], 1.0)?;
+            scope.buffer("mean", &[5], 0.0)
+        });
+        let shapes = shapes.unwrap();
+        assert_eq!(shapes.trainable["a.b"], [3]);
+        assert_eq!(shapes.parameters(), (1 << 50) + 3);
+        assert_eq!(shapes.values(), (1 << 50) + 8);
     }
 
     #[test]
