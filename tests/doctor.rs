@@ -118,8 +118,8 @@ fn what_a_run_has_trained_is_there() {
     let sandbox = Sandbox::new();
     pasting(&sandbox);
     let small = "--set dataset.size=48 --set images.size=48 --set dataset.train=8 \
-        --set dataset.validation=2 --set dataset.test=2 --set segmenter.epochs=1 \
-        --set segmenter.width=2 --set segmenter.depth=1";
+        --set dataset.validation=2 --set dataset.test=2 --set segmenter.train.epochs=1 \
+        --set segmenter.architecture.width=2 --set segmenter.architecture.depth=1";
     sandbox
         .run(&format!("train segmenter pasting.toml -q {small}"))
         .ok();

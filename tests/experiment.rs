@@ -286,7 +286,7 @@ fn killed_at_random_an_experiment_ends_with_the_same_bytes() {
     use rand::RngExt;
     let kills = std::env::var("DIFFAUG_KILLS").map_or(20, |kills| kills.parse().unwrap());
     let text = ARMS.replace("[arms.unjudged]\nvalidator.use = \"accept-all\"\n", "");
-    let args = "experiment x.toml -q --set segmenter.checkpoint_every=1";
+    let args = "experiment x.toml -q --set segmenter.train.checkpoint_every=1";
     let (whole, cut) = (sandbox(), sandbox());
     for sandbox in [&whole, &cut] {
         sandbox.write("x.toml", &text);

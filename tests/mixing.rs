@@ -13,8 +13,8 @@ fn weights(sandbox: &Sandbox) -> [Vec<u8>; 2] {
 
 #[test]
 fn both_arms_train_alike_and_only_one_sees_what_was_painted() {
-    let plain = "--set augment.enabled=false --set segmenter.steps=6 --set segmenter.keep=last \
-                 --set segmenter.real_statistics=true";
+    let plain = "--set augment.enabled=false --set segmenter.train.steps=6 --set segmenter.train.keep=last \
+                 --set segmenter.train.real_statistics=true";
     let run = |more: &str| {
         let sandbox = tiny();
         sandbox.run(&format!("run m.toml {plain} {more}")).ok();
@@ -29,16 +29,16 @@ fn both_arms_train_alike_and_only_one_sees_what_was_painted() {
         }
         weights(&sandbox)
     };
-    let [real, augmented] = run("--set segmenter.synthetic_share=0.3");
+    let [real, augmented] = run("--set segmenter.train.synthetic_share=0.3");
     assert_ne!(real, augmented);
     // With every step real, the augmented arm is the other one.
-    let [real, augmented] = run("--set segmenter.real_last=1.0");
+    let [real, augmented] = run("--set segmenter.train.real_last=1.0");
     assert_eq!(real, augmented);
 }
 
 #[test]
 fn a_share_out_of_range_is_refused() {
     tiny()
-        .run("check m.toml --set segmenter.synthetic_share=1.0")
+        .run("check m.toml --set segmenter.train.synthetic_share=1.0")
         .refused("`synthetic_share` is 1, expected a number from 0 to below 1");
 }

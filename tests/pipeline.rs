@@ -39,12 +39,17 @@ threshold = 0.02
 
 [segmenter]
 use = "unet"
+threshold = 0.3
+images_at_once = 4
+
+[segmenter.architecture]
 width = 4
 depth = 2
+
+[segmenter.train]
 epochs = 4
 batch = 4
 lr = 0.003
-threshold = 0.3
 
 [synthesis]
 variants = 2
@@ -162,8 +167,8 @@ fn a_folder_belongs_to_one_manifest() {
     let sandbox = tiny();
     sandbox.run("train segmenter m.toml -q").ok();
     sandbox
-        .run("run m.toml --set segmenter.epochs=3")
-        .refused("was begun with `manifest.segmenter.epochs` = 4, now it is 3");
+        .run("run m.toml --set segmenter.train.epochs=3")
+        .refused("was begun with `manifest.segmenter.train.epochs` = 4, now it is 3");
     // What was not begun may still be chosen.
     let other = "run m.toml -q --set synthesis.ratio=0.5";
     sandbox.run(other).ok();
@@ -709,7 +714,7 @@ fn a_third_partys_dataset_runs_by_its_manifest() {
         options.stdout.contains("min_radius (number, default 0.0)"),
         "{options}"
     );
-    let quick = "--set segmenter.steps=8 --set segmenter.width=4 --set validator.threshold=0.01";
+    let quick = "--set segmenter.train.steps=8 --set segmenter.architecture.width=4 --set validator.threshold=0.01";
     let result = sandbox
         .run(&format!("run manifest.toml -q --json {quick}"))
         .ok()

@@ -6,7 +6,7 @@ use candle_core::{DType, Tensor};
 use diffaug::{Error, Result};
 use diffaug_nn::{
     diffusion::{AutoencoderConfig, original::Original},
-    weights::{Files, Pickle, Source},
+    weights::{self, Source},
 };
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,21 +18,6 @@ const PREFIX: &str = "first_stage_model.";
 /// What latents of Stable Diffusion 1.x and 2.x are multiplied by.
 const SCALING: f64 = 0.18215;
 
-/// A file of tensors: safetensors or, read as data, PyTorch's own.
-///
-/// # Errors
-/// When it is missing, broken or of another kind.
-pub fn open(path: &Path) -> Result<Box<dyn Source>> {
-    if !path.exists() {
-        let shown = path.display();
-        return Err(Error::model(format!("there is no file `{shown}`")));
-    }
-    match path.extension().is_some_and(|kind| kind == "safetensors") {
-        true => Ok(Box::new(Files::open(&[path])?)),
-        false => Ok(Box::new(Pickle::open(path)?)),
-    }
-}
-
 /// The autoencoder in the file at `path`, alone or as part of a model: its configuration and its
 /// tensors as diffusers has them, in f32.
 ///
@@ -40,7 +25,7 @@ pub fn open(path: &Path) -> Result<Box<dyn Source>> {
 /// When the file is of another kind or the autoencoder incomplete.
 pub fn autoencoder(path: &Path) -> Result<(AutoencoderConfig, BTreeMap<String, Tensor>)> {
     let read = || {
-        let mut source = open(path)?;
+        let mut source = weights::open(path)?;
         let part = source.names().iter().any(|name| name.starts_with(PREFIX));
         let prefix = if part { PREFIX } else { "" };
         let mut tensors = HashMap::new();

@@ -24,6 +24,7 @@ pub mod params;
 pub mod perceptual;
 pub mod precision;
 pub mod recompute;
+pub mod segmenter;
 pub mod testing;
 pub mod torch_rng;
 pub mod weights;

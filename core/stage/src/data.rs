@@ -8,6 +8,7 @@ use abi_stable::{
     StableAbi,
     std_types::{ROption, RSlice, RStr, RString, RVec},
 };
+use sha2::{Digest, Sha256};
 
 /// An 8-bit RGB image: rows from top to bottom, three interleaved bytes a pixel.
 #[repr(C)]
@@ -177,6 +178,18 @@ macro_rules! raster {
 }
 
 raster!(Image, ImageRef, pixels, 3, "an RGB image");
+
+impl ImageRef<'_> {
+    /// What identifies an image: the SHA-256 of its width, 32 bits, lowest byte first, and its pixels, in
+    /// hexadecimal.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(self.width().to_le_bytes());
+        hash.update(self.pixels());
+        let digest = hash.finalize();
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
 raster!(Mask, MaskRef, labels, 1, "a mask");
 
 impl MaskRef<'_> {
@@ -481,8 +494,8 @@ pub struct Verdict {
     pub accepted: bool,
     /// The figure that decided (for `iou`, the IoU of the worst class); larger is better.
     pub score: f64,
-    /// What the score had to be above, if that is how it decided: a candidate whose score is above it and
-    /// that was turned down all the same failed for another reason, which no other limit would change.
+    /// What the score had to be above, if that is how it decided; none for a candidate that failed for a reason
+    /// which no other limit would change.
     pub limit: ROption<f64>,
     /// The score of each class that was compared, if it looked at classes.
     pub classes: RVec<ClassScore>,
@@ -494,7 +507,8 @@ pub struct Verdict {
 
 impl Verdict {
     /// Whether the candidate would have been accepted, had its score had to be above `limit` instead;
-    /// `None` where no limit decided.
+    /// `None` where no limit decided. One that was turned down although its score is above its own limit failed
+    /// for another reason.
     pub fn accepted_above(&self, limit: f64) -> Option<bool> {
         let own = self.limit.into_option()?;
         let fails_otherwise = !self.accepted && self.score > own;

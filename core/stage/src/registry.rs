@@ -15,6 +15,12 @@ pub trait FromConfig: Sized {
     /// Give it `#[serde(deny_unknown_fields)]`, so that a typing error is reported.
     type Config: DeserializeOwned + JsonSchema;
 
+    /// Options that stood at the top once, and where they stand now, in words: a manifest that still has
+    /// one is told so.
+    fn moved() -> &'static [(&'static str, &'static str)] {
+        &[]
+    }
+
     /// Checks values that the type alone cannot, without touching disk or device.
     ///
     /// # Errors
@@ -101,6 +107,10 @@ fn parse<T: FromConfig>(json: RStr<'_>) -> Result<T::Config> {
     let config: T::Config = serde_path_to_error::deserialize(&mut reader).map_err(|e| {
         let path = e.path().to_string();
         let field = if path == "." { String::new() } else { path };
+        let old = T::moved().iter().find(|(old, _)| *old == field);
+        if let Some((old, place)) = old {
+            return Error::config(format!("`{old}` is now {place}")).at(old);
+        }
         Error::config(without_position(&e.inner().to_string())).at(field)
     })?;
     T::validate(&config)?;

@@ -13,4 +13,4 @@ use {
 };
 
 #[cfg(feature = "models")]
-use {diffaug_latent_seg as _, diffaug_sdxl_inpaint as _, diffaug_unet as _};
+use {diffaug_baselines as _, diffaug_latent_seg as _, diffaug_sdxl_inpaint as _};

@@ -182,9 +182,13 @@ impl Rules<'_> {
         };
         let mut verdict = verdict;
         verdict.measures.set_number("detail_ratio", ratio);
-        if let Some(wrong) = wrong.filter(|_| verdict.accepted) {
-            verdict.accepted = false;
-            verdict.reason = wrong.into();
+        if let Some(wrong) = wrong {
+            // No limit of the IoU would let it pass.
+            verdict.limit = RNone;
+            if verdict.accepted {
+                verdict.accepted = false;
+                verdict.reason = wrong.into();
+            }
         }
         verdict
     }

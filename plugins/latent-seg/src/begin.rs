@@ -138,7 +138,7 @@ struct Published {
 impl Published {
     /// A file in the original layout.
     fn file(path: &Path) -> Result<Self> {
-        let source = original::open(path)?;
+        let source = weights::open(path)?;
         let all: HashSet<String> = source.names().into_iter().collect();
         let mut averaged = false;
         let mut names = HashMap::new();

@@ -47,7 +47,7 @@ pub fn convert(options: &Options, from: &Path, to: &Path) -> Result<String> {
         return begin::convert(options, from, to);
     }
     let name = || format!("in `{}`", from.display());
-    let mut parts = Parts::read(original::open(from)?.as_mut()).or_error(ErrorKind::Model, name)?;
+    let mut parts = Parts::read(weights::open(from)?.as_mut()).or_error(ErrorKind::Model, name)?;
     let vision = parts.vision_config().or_error(ErrorKind::Model, name)?;
     let vae = original::config(&parts.vae, SIDE as usize).or_error(ErrorKind::Model, name)?;
     let description = Description {
@@ -93,7 +93,7 @@ pub fn convert(options: &Options, from: &Path, to: &Path) -> Result<String> {
 
 /// Whether a checkpoint is one of the reference: what others have in this place is a text encoder.
 fn has_vision_encoder(path: &Path) -> Result<bool> {
-    let names = original::open(path)?.names();
+    let names = weights::open(path)?.names();
     Ok(names
         .iter()
         .any(|name| name.starts_with("cond_stage_model.encoder.")))

@@ -151,8 +151,9 @@ impl Needs {
         let latents = pixels / (d.factor as u64).pow(2).max(1);
         // The decoder works at the size of the images.
         let decode = ANSWER * F32 * 128 * pixels;
-        let answer = ANSWER * F32 * d.denoiser.width as u64 * latents * options.batch as u64;
-        inspection.run_bytes = weights + answer + decode * options.batch as u64;
+        let answer =
+            ANSWER * F32 * d.denoiser.width as u64 * latents * options.images_at_once as u64;
+        inspection.run_bytes = weights + answer + decode * options.images_at_once as u64;
         if trained {
             let settings = options.settings(0);
             let rule = settings.optimizer;
@@ -162,8 +163,8 @@ impl Needs {
             } else {
                 1
             };
-            let maps = self.kept(latents, pixels) * options.train.batch as u64;
-            let maps = maps + dice * decode * options.train.batch as u64;
+            let maps = self.kept(latents, pixels) * options.budget().batch as u64;
+            let maps = maps + dice * decode * options.budget().batch as u64;
             inspection.train_bytes = memory.peak(maps, true);
         }
         Ok(())

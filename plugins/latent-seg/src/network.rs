@@ -18,11 +18,10 @@ use diffaug_nn::{
     noise,
     ops::{self, Dropping},
     params::Params,
-    weights,
+    recompute, weights,
 };
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
-use std::{fmt, path::Path};
+use std::{fmt, path::Path, sync::Arc};
 
 /// The folder of a small autoencoder beside the weights that need it.
 pub const VAE: &str = "vae";
@@ -36,7 +35,7 @@ pub struct Network {
     /// The noise.
     pub schedule: NoiseSchedule,
     /// Pixels to latents and back; stays as it is.
-    pub vae: Vae,
+    pub vae: Arc<Vae>,
     vision: Encoder,
     vision_out: Conv2d,
     fusion: Option<Conv2d>,
@@ -107,7 +106,7 @@ impl Network {
             description,
             params,
             schedule,
-            vae,
+            vae: Arc::new(vae),
             vision,
             vision_out,
             fusion,
@@ -233,21 +232,36 @@ impl Network {
     }
 
     /// How probable each class is at each pixel of the frame, `[n, classes, height, width]`, from
-    /// masks' latents: the mean of the decoded channels.
+    /// masks' latents: the mean of the decoded channels. With `recompute` nothing of the decoder is kept for
+    /// the backward pass.
     ///
     /// # Errors
     /// When the shapes do not fit.
-    pub fn probabilities(&self, latents: &Tensor) -> Result<Tensor> {
-        grey(&self.decoded(latents)?, latents.dim(0)?)
+    pub fn probabilities(&self, latents: &Tensor, recompute: bool) -> Result<Tensor> {
+        let pixels = match recompute {
+            false => self.decoded(latents)?,
+            true => {
+                let vae = self.vae.clone();
+                recompute::checkpointed(&[&self.apart(latents)?], move |latents| {
+                    vae.decode(&latents[0]).map_err(candle_core::Error::wrap)
+                })?
+            }
+        };
+        grey(&pixels, latents.dim(0)?)
     }
 
     /// The pixels of masks' latents, `[n * classes, 3, height, width]`.
     fn decoded(&self, latents: &Tensor) -> Result<Tensor> {
+        self.vae.decode(&self.apart(latents)?)
+    }
+
+    /// Masks' latents `[n, classes * latent, h, w]` one by one, `[n * classes, latent, h, w]`, as the
+    /// autoencoder has them.
+    fn apart(&self, latents: &Tensor) -> Result<Tensor> {
         let (count, _, height, width) = latents.dims4()?;
         let classes = self.description.classes.len();
         let each = (count * classes, self.description.latent, height, width);
-        let latents = (latents.reshape(each)? / self.description.scale)?;
-        self.vae.decode(&latents)
+        Ok((latents.reshape(each)? / self.description.scale)?)
     }
 
     /// What the answer to an image begins with: it depends on the image and the seed alone.
@@ -262,7 +276,7 @@ impl Network {
         match options.noise {
             Noise::Zeros => vec![0.0; count],
             Noise::Seeded => {
-                let key = fingerprint(image);
+                let key = image.fingerprint();
                 noise::normal(rng::derive(seed, "image", &key), "mask", 0, count)
             }
         }
@@ -366,15 +380,6 @@ pub(crate) fn grey(pixels: &Tensor, count: usize) -> Result<Tensor> {
     let (_, _, height, width) = pixels.dims4()?;
     let grey = ops::clamp_leading_back(&pixels.affine(0.5, 0.5)?, 0.0, 1.0)?.mean(1)?;
     Ok(grey.reshape((count, (), height, width))?)
-}
-
-/// What identifies an image: its size and pixels.
-fn fingerprint(image: ImageRef<'_>) -> String {
-    let mut hash = Sha256::new();
-    hash.update(image.width().to_le_bytes());
-    hash.update(image.pixels());
-    let digest = hash.finalize();
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The autoencoder of a folder of weights: its own, that of the options, or the one it names.

@@ -5,14 +5,27 @@ use diffaug::{Error, Result};
 use diffaug_models::compressor::AutoencoderTraining;
 use diffaug_nn::{
     diffusion::scheduler::Prediction,
-    fit::{Averaging, Keep, Mix, Settings},
+    fit::Settings,
     limits,
-    optim::{Decay, Schedule},
-    precision::Precision,
+    segmenter::{Budget, Schedule, Train},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{fmt::Display, path::PathBuf};
+
+/// Options that stood elsewhere once, and where they are now.
+pub const MOVED: &[(&str, &str)] = &[
+    ("batch", "`images_at_once`"),
+    ("train.final_lr", "`train.lr_end`"),
+    ("train.dropout", "`architecture.dropout`"),
+    ("train.lambda_latent", "`objective.lambda_latent`"),
+    ("train.lambda_dice", "`objective.lambda_dice`"),
+    ("train.dice_every", "`objective.dice_every`"),
+    ("train.last", "`objective.last`"),
+    ("train.checkpointing", "`train.recompute`"),
+    ("train.autoencoder", "`autoencoder`"),
+    ("train.masks", "`autoencoder_masks`"),
+];
 
 /// Options of the latent segmenter.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -36,7 +49,7 @@ pub struct Options {
     /// Probability from which on (exclusive) a pixel belongs to a target.
     pub threshold: f32,
     /// Images at once when answering.
-    pub batch: usize,
+    pub images_at_once: usize,
     /// What the denoising network predicts. Small ones learn `v_prediction` or `sample` far faster
     /// than `epsilon`, whose errors one step magnifies.
     pub prediction: Target,
@@ -58,8 +71,17 @@ pub struct Options {
     pub seed: Option<u64>,
     /// A folder that training or `diffaug convert` left. The networks are then those of the weights.
     pub weights: Option<PathBuf>,
-    /// How training goes about it.
-    pub train: Training,
+    /// What is minimised.
+    pub objective: Objective,
+    /// The training of the small autoencoder, where `vae` names none.
+    pub autoencoder: AutoencoderTraining,
+    /// Share of the small autoencoder's pictures that are masks.
+    pub autoencoder_masks: f64,
+    /// How it is trained. What is left out follows from the preset: 100,000 steps of 4 images with a
+    /// validation every 2,000 and a checkpoint every 500; for `diffaug` 4 batches a step, a learning rate of 1e-5
+    /// along a cosine to a tenth; for `sdseg` one batch, 4e-5 after 10,000 steps of warm-up, and a running mean
+    /// of 0.9999 of the denoising network. `loss` and `real_statistics` are for other networks.
+    pub train: Train,
 }
 
 /// What is not said otherwise.
@@ -158,6 +180,8 @@ pub struct Architecture {
     pub autoencoder_layers: usize,
     /// Channels of its latent.
     pub latent: usize,
+    /// Share of values that are dropped in the residual blocks when it learns.
+    pub dropout: f32,
 }
 
 impl Default for Architecture {
@@ -176,39 +200,19 @@ impl Default for Architecture {
             autoencoder: vec![32, 64, 96, 96],
             autoencoder_layers: 1,
             latent: 4,
+            dropout: 0.2,
         }
     }
 }
 
-/// How training goes about it. What is left out follows from the preset.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+/// What is minimised.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Training {
-    /// Steps of the optimizer.
-    pub steps: u64,
-    /// Images of a batch.
-    pub batch: usize,
-    /// Batches whose gradients make one step; 4 for `diffaug`, 1 for `sdseg`.
-    pub accumulate: Option<usize>,
-    /// Highest learning rate; 1e-5 for `diffaug`, 4e-5 for `sdseg`.
-    pub lr: Option<f64>,
-    /// Where the cosine of the learning rate ends, as a share of `lr`; 0.1 for `diffaug`, 1 (it stays)
-    /// for `sdseg`.
-    pub final_lr: Option<f64>,
-    /// Steps until the learning rate is reached; 0 for `diffaug`, 10,000 for `sdseg`.
-    pub warmup: Option<u64>,
-    /// AdamW's weight decay.
-    pub weight_decay: f64,
-    /// Largest norm of the gradient; 0 is without limit.
-    pub clip: f64,
-    /// Largest decay of a running mean of the weights, which is then what is validated and kept; none
-    /// for `diffaug`, 0.9999 for `sdseg`.
-    pub ema: Option<f64>,
-    /// Share of values that are dropped in the residual blocks.
-    pub dropout: f32,
+pub struct Objective {
     /// Weight of the error of the clean latent (lambda_latent of Eq. 12).
     pub lambda_latent: f64,
-    /// Weight of the Dice loss of the decoded latent (lambda_dice); 0.1 for `diffaug`, 0 for `sdseg`.
+    /// Weight of the Dice loss of the decoded latent (lambda_dice); without it 0.1 for `diffaug`, 0 for
+    /// `sdseg`.
     pub lambda_dice: Option<f64>,
     /// Batches from one with the Dice loss to the next: the gradient through the decoder is what
     /// takes time and memory.
@@ -216,61 +220,15 @@ pub struct Training {
     /// Share of samples that are noised to the last timestep, from which answers start; the others
     /// are spread evenly over all.
     pub last: f64,
-    /// Whether the decoder is computed again in the backward pass instead of being kept.
-    pub checkpointing: bool,
-    /// What is computed in; weights stay f32.
-    pub precision: Precision,
-    /// Evaluations without a better validation Dice after which training stops; 0 is never.
-    pub patience: u64,
-    /// Steps from one validation to the next.
-    pub evaluate_every: u64,
-    /// Which weights are kept: `best` by validation, or `last`, those after all steps, for which
-    /// `patience` has to be 0.
-    pub keep: Keep,
-    /// Share of each step's images that are synthetic, 0 to below 1, whatever there are of both kinds;
-    /// 0.3, say. Without it every epoch visits every image once. Where there are no synthetic
-    /// images, all are real.
-    pub synthetic_share: Option<f64>,
-    /// Share of all steps, those at the end, that see real images alone, 0 to 1.
-    pub real_last: f64,
-    /// Steps from one checkpoint to the next. A killed training goes on from the last one.
-    pub checkpoint_every: u64,
-    /// Whether event files for TensorBoard are written beside `log.jsonl`.
-    pub tensorboard: bool,
-    /// The training of the small autoencoder, where `vae` names none.
-    pub autoencoder: AutoencoderTraining,
-    /// Share of the small autoencoder's pictures that are masks.
-    pub masks: f64,
 }
 
-impl Default for Training {
+impl Default for Objective {
     fn default() -> Self {
-        Training {
-            steps: 100_000,
-            batch: 4,
-            accumulate: None,
-            lr: None,
-            final_lr: None,
-            warmup: None,
-            weight_decay: 0.01,
-            clip: 0.0,
-            ema: None,
-            dropout: 0.2,
+        Objective {
             lambda_latent: 1.0,
             lambda_dice: None,
             dice_every: 4,
             last: 0.0,
-            checkpointing: false,
-            precision: Precision::F32,
-            patience: 0,
-            evaluate_every: 2000,
-            keep: Keep::Best,
-            synthetic_share: None,
-            real_last: 0.0,
-            checkpoint_every: 500,
-            tensorboard: false,
-            autoencoder: AutoencoderTraining::default(),
-            masks: 0.5,
         }
     }
 }
@@ -285,7 +243,7 @@ impl Default for Options {
             steps: 1,
             noise: Noise::Seeded,
             threshold: 0.5,
-            batch: 8,
+            images_at_once: 8,
             prediction: Target::Epsilon,
             beta_start: 0.0015,
             beta_end: 0.0155,
@@ -295,7 +253,10 @@ impl Default for Options {
             init: Init::All,
             seed: None,
             weights: None,
-            train: Training::default(),
+            objective: Objective::default(),
+            autoencoder: AutoencoderTraining::default(),
+            autoencoder_masks: 0.5,
+            train: Train::default(),
         }
     }
 }
@@ -326,7 +287,7 @@ impl Options {
         Resolved {
             vision_input: self.vision_input.unwrap_or(input),
             fused: self.preset() == Preset::DiffAug,
-            lambda_dice: self.train.lambda_dice.unwrap_or(dice),
+            lambda_dice: self.objective.lambda_dice.unwrap_or(dice),
         }
     }
 
@@ -348,7 +309,7 @@ impl Options {
             within("size", size, 8, 4096)?;
         }
         within("steps", self.steps, 1, 1000)?;
-        within("batch", self.batch, 1, 65_536)?;
+        within("images_at_once", self.images_at_once, 1, 65_536)?;
         if !(0.0..1.0).contains(&self.threshold) {
             return refuse("threshold", self.threshold, "a number from 0 to below 1");
         }
@@ -362,11 +323,52 @@ impl Options {
             );
         }
         self.check_architecture()?;
-        self.train.check()
+        self.check_objective()?;
+        self.autoencoder.check("autoencoder")?;
+        self.check_train()
+    }
+
+    fn check_objective(&self) -> Result<()> {
+        let objective = &self.objective;
+        within("objective.dice_every", objective.dice_every, 1, u64::MAX)?;
+        within("objective.last", objective.last, 0.0, 1.0)?;
+        within("objective.lambda_latent", objective.lambda_latent, 0.0, 1e6)?;
+        let dice = objective.lambda_dice.unwrap_or(0.0);
+        within("objective.lambda_dice", dice, 0.0, 1e6)?;
+        within("autoencoder_masks", self.autoencoder_masks, 0.0, 1.0)
+    }
+
+    fn check_train(&self) -> Result<()> {
+        for (name, set, why) in [
+            (
+                "loss",
+                self.train.loss.is_some(),
+                "`objective` says what is minimised",
+            ),
+            (
+                "real_statistics",
+                self.train.real_statistics,
+                "these networks have no batch normalisation",
+            ),
+        ] {
+            if set {
+                let field = format!("train.{name}");
+                return Err(Error::config(format!("`{field}` is of no use here: {why}")).at(&field));
+            }
+        }
+        self.train.check()?;
+        self.train.check_together(&self.budget())
     }
 
     fn check_architecture(&self) -> Result<()> {
         let a = &self.architecture;
+        if !(0.0..1.0).contains(&a.dropout) {
+            return refuse(
+                "architecture.dropout",
+                a.dropout,
+                "a number from 0 to below 1",
+            );
+        }
         for (name, value) in [
             ("width", a.width),
             ("layers", a.layers),
@@ -439,98 +441,45 @@ impl Options {
         Ok(())
     }
 
+    /// All numbers of the training.
+    pub fn budget(&self) -> Budget {
+        let both = Budget {
+            steps: Some(100_000),
+            batch: 4,
+            accumulate: 4,
+            lr: 1e-5,
+            lr_end: 0.1,
+            warmup: 0,
+            weight_decay: 0.01,
+            clip: 0.0,
+            patience: 0,
+            evaluate_epochs: u64::MAX,
+            evaluate_every: 2000,
+            checkpoint_every: 500,
+            ..Budget::default()
+        };
+        let preset = match self.preset() {
+            Preset::DiffAug => both,
+            Preset::SdSeg => Budget {
+                accumulate: 1,
+                lr: 4e-5,
+                schedule: Schedule::Constant,
+                warmup: 10_000,
+                ema: 0.9999,
+                ..both
+            },
+        };
+        self.train.budget(preset.clone(), || preset)
+    }
+
     /// What the training loop is told.
     pub fn settings(&self, seed: u64) -> Settings {
-        let train = &self.train;
-        let sdseg = self.preset() == Preset::SdSeg;
-        let pick = |ours: f64, theirs: f64| if sdseg { theirs } else { ours };
-        let learning_rate = train.lr.unwrap_or(pick(1e-5, 4e-5));
-        let end = train.final_lr.unwrap_or(pick(0.1, 1.0));
-        let ema = train.ema.or(sdseg.then_some(0.9999));
-        Settings {
-            steps: Some(train.steps),
-            batch: train.batch,
-            accumulate: train.accumulate.unwrap_or(if sdseg { 1 } else { 4 }),
-            learning_rate,
-            schedule: match end {
-                1.0 => Schedule::Constant,
-                share => Schedule::Cosine {
-                    last: share * learning_rate,
-                },
-            },
-            warmup: train.warmup.unwrap_or(if sdseg { 10_000 } else { 0 }),
-            weight_decay: train.weight_decay,
-            clip: train.clip,
-            ema: ema.map(|decay| Averaging {
-                decay: Decay::Warmup { decay },
-                evaluate: true,
-                // As the reference: the vision encoder's weights are used as they are.
-                only: sdseg.then_some("denoiser."),
-            }),
-            patience: train.patience,
-            keep: train.keep,
-            mix: train.mix(),
-            evaluate_every: u64::MAX,
-            evaluate_steps: train.evaluate_every,
-            checkpoint_every: train.checkpoint_every,
-            tensorboard: train.tensorboard,
-            seed,
-            ..Settings::default()
+        let mut settings = self.train.settings(&self.budget(), seed);
+        if let Some(ema) = &mut settings.ema {
+            // As the reference: the vision encoder's weights are used as they are.
+            ema.only = (self.preset() == Preset::SdSeg).then_some("denoiser.");
         }
-    }
-}
-
-impl Training {
-    fn mix(&self) -> Option<Mix> {
-        Mix::of(self.synthetic_share, self.real_last)
-    }
-
-    fn check(&self) -> Result<()> {
-        for (name, value) in [
-            ("steps", self.steps),
-            ("batch", self.batch as u64),
-            ("accumulate", self.accumulate.unwrap_or(1) as u64),
-            ("dice_every", self.dice_every),
-        ] {
-            if value == 0 {
-                return refuse(&format!("train.{name}"), value, "at least 1");
-            }
-        }
-        within("train.steps", self.steps, 1, 1_000_000_000)?;
-        within("train.batch", self.batch, 1, 65_536)?;
-        within("train.accumulate", self.accumulate.unwrap_or(1), 1, 65_536)?;
-        if let Some(lr) = self.lr
-            && !(lr > 0.0 && lr.is_finite())
-        {
-            return refuse("train.lr", lr, "a number above 0");
-        }
-        if let Some(share) = self.final_lr {
-            within("train.final_lr", share, 0.0, 1.0)?;
-        }
-        if let Some(decay) = self.ema {
-            within("train.ema", decay, 0.0, 0.999_999)?;
-        }
-        if !(0.0..1.0).contains(&self.dropout) {
-            return refuse("train.dropout", self.dropout, "a number from 0 to below 1");
-        }
-        within("train.last", self.last, 0.0, 1.0)?;
-        within("train.masks", self.masks, 0.0, 1.0)?;
-        for (name, value) in [
-            ("weight_decay", self.weight_decay),
-            ("clip", self.clip),
-            ("lambda_latent", self.lambda_latent),
-            ("lambda_dice", self.lambda_dice.unwrap_or(0.0)),
-        ] {
-            within(&format!("train.{name}"), value, 0.0, 1e6)?;
-        }
-        if self.keep == Keep::Last && self.patience > 0 {
-            let expected = "0, for `keep = \"last\"` is after all steps";
-            return refuse("train.patience", self.patience, expected);
-        }
-        if let Some(mix) = self.mix() {
-            mix.check("train.synthetic_share", "train.real_last")?;
-        }
-        self.autoencoder.check("train.autoencoder")
+        settings
     }
 }
 
@@ -569,9 +518,10 @@ mod tests {
             field(r#"{"architecture": {"vision": [8, 8]}}"#),
             "architecture.vision"
         );
-        assert_eq!(field(r#"{"train": {"dropout": 1.0}}"#), "train.dropout");
-        let last = r#"{"train": {"keep": "last", "patience": 3}}"#;
-        assert_eq!(field(last), "train.patience");
+        let dropout = r#"{"architecture": {"dropout": 1.0}}"#;
+        assert_eq!(field(dropout), "architecture.dropout");
+        assert_eq!(field(r#"{"train": {"loss": "bce"}}"#), "train.loss");
+        assert_eq!(field(r#"{"objective": {"last": 2}}"#), "objective.last");
         let share = r#"{"train": {"synthetic_share": 1.0}}"#;
         assert_eq!(field(share), "train.synthetic_share");
         assert_eq!(field(r#"{"train": {"real_last": -1}}"#), "train.real_last");
@@ -593,12 +543,12 @@ mod tests {
         );
         assert_eq!(field(r#"{"train": {"batch": 100000}}"#), "train.batch");
         assert_eq!(
-            field(r#"{"train": {"autoencoder": {"steps": 2000000000}}}"#),
-            "train.autoencoder.steps"
+            field(r#"{"autoencoder": {"steps": 2000000000}}"#),
+            "autoencoder.steps"
         );
         assert_eq!(
-            field(r#"{"train": {"autoencoder": {"batch": 0}}}"#),
-            "train.autoencoder.batch"
+            field(r#"{"autoencoder": {"batch": 0}}"#),
+            "autoencoder.batch"
         );
     }
 
@@ -615,7 +565,9 @@ mod tests {
         assert_eq!((b.accumulate, b.learning_rate, b.warmup), (1, 4e-5, 10_000));
         assert!(a.ema.is_none());
         assert_eq!(b.ema.unwrap().only, Some("denoiser."));
-        let said = options(r#"{"preset": "sdseg", "train": {"lr": 0.1, "lambda_dice": 1.0}}"#);
+        let said = options(
+            r#"{"preset": "sdseg", "train": {"lr": 0.1}, "objective": {"lambda_dice": 1.0}}"#,
+        );
         assert_eq!(said.settings(0).learning_rate, 0.1);
         assert_eq!(said.resolved().lambda_dice, 1.0);
     }

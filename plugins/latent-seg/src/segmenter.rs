@@ -4,7 +4,7 @@ use crate::{
     begin::{self, begin_with},
     description::Description,
     network::{Network, VAE},
-    options::{Options, Preset},
+    options::{MOVED, Options, Preset},
     training::{ImagesAndMasks, Trainee, mask_scale},
 };
 use candle_core::{DType, Device};
@@ -40,6 +40,10 @@ fn sdseg(options: &Options) -> Options {
 impl FromConfig for LatentSeg {
     type Config = Options;
 
+    fn moved() -> &'static [(&'static str, &'static str)] {
+        MOVED
+    }
+
     fn validate(options: &Options) -> Result<()> {
         options.check()
     }
@@ -71,6 +75,10 @@ impl FromConfig for LatentSeg {
 
 impl FromConfig for SdSeg {
     type Config = Options;
+
+    fn moved() -> &'static [(&'static str, &'static str)] {
+        MOVED
+    }
 
     fn validate(options: &Options) -> Result<()> {
         sdseg(options).check()
@@ -108,7 +116,7 @@ impl Stage for LatentSeg {
             .at("weights"));
         };
         let mut first = 0;
-        segmenting::in_batches(&images, self.options.batch, reporter, |part| {
+        segmenting::in_batches(&images, self.options.images_at_once, reporter, |part| {
             let answers = network.segment_from(first, part, &self.options, self.seed)?;
             first += part.len();
             Ok(answers)
@@ -225,7 +233,7 @@ impl Fit<'_, '_> {
             let vae = Vae::open(name, DType::F32, self.device);
             return vae.map_err(|error| error.at("vae"));
         }
-        let (a, train) = (&self.options.architecture, &self.options.train);
+        let (a, options) = (&self.options.architecture, self.options);
         let side = image.0.max(image.1) as usize;
         let config =
             compressor::architecture(&a.autoencoder, a.autoencoder_layers, a.latent, false, side);
@@ -233,18 +241,18 @@ impl Fit<'_, '_> {
         let multiple = config.downsampling() << (a.multipliers.len() - 1);
         let compression = Compression {
             config: &config,
-            training: &train.autoencoder,
-            field: "train.autoencoder",
+            training: &options.autoencoder,
+            field: "autoencoder",
             device: self.device,
             seed,
-            tensorboard: train.tensorboard,
+            tensorboard: options.train.tensorboard,
             folder: &self.out.join("autoencoder"),
             out: &self.out.join(VAE),
         };
         let pictures = ImagesAndMasks {
             frame: Frame::padded(image, multiple as u32),
             labels: labels.to_vec(),
-            masks: train.masks,
+            masks: options.autoencoder_masks,
             seed,
         };
         compression.run(&pictures, self.train, self.validation, self.reporter)?;
@@ -257,14 +265,14 @@ impl Fit<'_, '_> {
 
     /// What the result depends on besides the networks, for the folder, which serves one training.
     fn described(&self) -> Result<serde_json::Value> {
-        let train = &self.options.train;
+        let objective = &self.options.objective;
         Ok(json!({
             "preset": self.options.preset(),
-            "dropout": train.dropout,
-            "lambda_latent": train.lambda_latent,
+            "dropout": self.options.architecture.dropout,
+            "lambda_latent": objective.lambda_latent,
             "lambda_dice": self.options.resolved().lambda_dice,
-            "dice_every": train.dice_every,
-            "last": train.last,
+            "dice_every": objective.dice_every,
+            "last": objective.last,
             "base": self.options.base,
             "init": self.options.init,
         }))

@@ -111,8 +111,8 @@ fn every_trainable_tensor_learns_whatever_is_chosen() {
         json!({}),
         json!({ "preset": "sdseg", "architecture": { "vision": [8, 8] } }),
         json!({ "vision_input": "pixel", "architecture": { "vision": [8, 8] } }),
-        json!({ "prediction": "v_prediction", "zero_terminal_snr": true, "train": { "last": 0.5 } }),
-        json!({ "prediction": "sample", "train": { "checkpointing": true } }),
+        json!({ "prediction": "v_prediction", "zero_terminal_snr": true, "objective": { "last": 0.5 } }),
+        json!({ "prediction": "sample", "train": { "recompute": true } }),
     ];
     for choice in choices {
         for info in [DatasetInfo::single_class("drawings", "disc"), two_classes()] {
@@ -140,7 +140,7 @@ fn the_error_of_the_latent_is_that_of_the_noise_weighed() {
     // Once in noise space, and once from the clean latents themselves.
     let options = parsed(&with(
         small(),
-        json!({ "train": { "lambda_dice": 0.0, "dropout": 0.0 } }),
+        json!({ "objective": { "lambda_dice": 0.0 }, "architecture": { "dropout": 0.0 } }),
     ));
     let learner = Trainee {
         network: network(&options, &DatasetInfo::single_class("drawings", "disc")),
@@ -343,14 +343,17 @@ fn quick() -> Value {
         small(),
         json!({
             "prediction": "sample",
-            "architecture": { "width": 16, "vision": [16], "autoencoder": [32, 32], "latent": 3 },
+            "architecture": {
+                "width": 16, "vision": [16], "autoencoder": [32, 32], "latent": 3, "dropout": 0.0,
+            },
+            "objective": { "last": 0.8, "lambda_dice": 0.5 },
             "train": {
-                "steps": 600, "batch": 8, "accumulate": 1, "lr": 4e-3, "last": 0.8, "dropout": 0.0,
-                "evaluate_every": 100, "checkpoint_every": 100, "lambda_dice": 0.5,
-                "autoencoder": {
-                    "steps": 600, "batch": 8, "lr": 2e-3, "kl": 1e-5, "gradient": 0.0,
-                    "evaluate_every": 300,
-                },
+                "steps": 600, "batch": 8, "accumulate": 1, "lr": 4e-3,
+                "evaluate_every": 100, "checkpoint_every": 100,
+            },
+            "autoencoder": {
+                "steps": 600, "batch": 8, "lr": 2e-3, "kl": 1e-5, "gradient": 0.0,
+                "evaluate_every": 300,
             },
         }),
     )
@@ -422,9 +425,9 @@ fn a_training_that_was_stopped_anywhere_ends_with_the_same_bytes() {
     let options = with(
         small(),
         json!({ "preset": "sdseg", "architecture": { "vision": [8, 8] }, "train": {
-            "steps": 6, "batch": 4, "evaluate_every": 3, "checkpoint_every": 2, "lambda_dice": 0.1,
-            "autoencoder": { "steps": 4, "batch": 4, "evaluate_every": 2, "checkpoint_every": 1 },
-        } }),
+            "steps": 6, "batch": 4, "evaluate_every": 3, "checkpoint_every": 2, "recompute": true,
+        }, "objective": { "lambda_dice": 0.1 },
+        "autoencoder": { "steps": 4, "batch": 4, "evaluate_every": 2, "checkpoint_every": 1 } }),
     );
     let whole = tempfile::tempdir().unwrap();
     fit(&options, false, whole.path(), &Silent).unwrap();
@@ -444,10 +447,10 @@ fn a_training_that_was_stopped_anywhere_ends_with_the_same_bytes() {
 fn training_begins_with_weights_that_are_there() {
     let options = with(
         small(),
-        json!({ "train": {
-        "steps": 2, "batch": 4, "evaluate_every": 2,
-        "autoencoder": { "steps": 2, "batch": 4, "evaluate_every": 2 },
-    } }),
+        json!({
+            "train": { "steps": 2, "batch": 4, "evaluate_every": 2 },
+            "autoencoder": { "steps": 2, "batch": 4, "evaluate_every": 2 },
+        }),
     );
     let first = tempfile::tempdir().unwrap();
     fit(&options, false, first.path(), &Silent).unwrap();

@@ -81,7 +81,7 @@ impl Trainee<'_> {
     fn timestep(&self, index: u64) -> u32 {
         let last = crate::description::TIMESTEPS;
         let mut rng = rng::stream(self.seed, "timestep", index);
-        match rng.random::<f64>() < self.options.train.last {
+        match rng.random::<f64>() < self.options.objective.last {
             true => last - 1,
             false => rng.random_range(0..last),
         }
@@ -99,7 +99,7 @@ impl Trainee<'_> {
         let per_sample = |x: Tensor| x.abs()?.flatten_from(1)?.mean(1);
         let found = schedule.noise(prediction, output, noisy, t)?;
         let noise = per_sample((&found - &batch.noise)?)?;
-        let lambda = self.options.train.lambda_latent;
+        let lambda = self.options.objective.lambda_latent;
         if self.network.description.prediction == Target::Epsilon {
             let weights: Vec<f32> = schedule
                 .snr(t)?
@@ -118,7 +118,9 @@ impl Trainee<'_> {
         let prediction = self.network.description.prediction.prediction();
         let schedule = &self.network.schedule;
         let clean = schedule.clean(prediction, output, noisy, &batch.t)?;
-        dice_error(&self.network.probabilities(&clean)?, &batch.truth)
+        let recompute = self.options.train.recompute;
+        let found = self.network.probabilities(&clean, recompute)?;
+        dice_error(&found, &batch.truth)
     }
 }
 
@@ -212,7 +214,7 @@ impl Learner for Trainee<'_> {
         let z0 = mask_latents(&self.network.vae, &truth, self.seed, batch)?;
         let z0 = (z0 * description.scale)?;
         let values = noise::normal(self.seed, "noise", batch, z0.elem_count());
-        let first = batch * self.options.train.batch as u64;
+        let first = batch * self.options.budget().batch as u64;
         let draws = first..first + samples.len() as u64;
         Ok(Batch {
             seen,
@@ -229,8 +231,9 @@ impl Learner for Trainee<'_> {
             .network
             .schedule
             .add_noise(&batch.z0, &batch.noise, &batch.t)?;
-        let dropping = Dropping::new(train.dropout, self.seed, index);
-        let dropping = (train.dropout > 0.0).then_some(&dropping);
+        let dropout = self.options.architecture.dropout;
+        let dropping = Dropping::new(dropout, self.seed, index);
+        let dropping = (dropout > 0.0).then_some(&dropping);
         let enter = |x: &Option<Tensor>| -> Result<Option<Tensor>> {
             let cast = x.as_ref().map(|x| train.precision.cast(x));
             Ok(cast.transpose()?)
@@ -245,7 +248,7 @@ impl Learner for Trainee<'_> {
             .predict(&noisy, &condition, &batch.t, dropping)?;
         let loss = self.latent_losses(&batch, &output, &noisy)?.mean_all()?;
         let lambda = self.options.resolved().lambda_dice;
-        if lambda == 0.0 || !index.is_multiple_of(train.dice_every) {
+        if lambda == 0.0 || !index.is_multiple_of(self.options.objective.dice_every) {
             return Ok(loss);
         }
         Ok((loss + (self.dice_loss(&batch, &output, &noisy)? * lambda)?)?)
@@ -253,7 +256,7 @@ impl Learner for Trainee<'_> {
 
     fn score(&self, validation: &BoxDataset, reporter: &Reporter<'_>) -> Result<f64> {
         let labels = self.network.description.labels();
-        let batch = self.options.batch;
+        let batch = self.options.images_at_once;
         segmenting::validation_dice(validation, &labels, batch, reporter, |images| {
             self.network.segment(images, self.options, self.seed)
         })

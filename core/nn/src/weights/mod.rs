@@ -21,6 +21,21 @@ use std::{
     path::Path,
 };
 
+/// A file of tensors: safetensors or, read as data, PyTorch's own.
+///
+/// # Errors
+/// When it is missing, broken or of another kind.
+pub fn open(path: &Path) -> Result<Box<dyn Source>> {
+    if !path.exists() {
+        let shown = path.display();
+        return Err(Error::model(format!("there is no file `{shown}`")));
+    }
+    match path.extension().is_some_and(|kind| kind == "safetensors") {
+        true => Ok(Box::new(Files::open(&[path])?)),
+        false => Ok(Box::new(Pickle::open(path)?)),
+    }
+}
+
 /// Every tensor of a safetensors file, on the processor.
 ///
 /// # Errors

@@ -334,7 +334,7 @@ pub struct Threshold {
 }
 
 impl Threshold {
-    /// `threshold` in the place of every limit that `verdicts` had.
+    /// `threshold` in the place of every limit that `verdicts` had. Those without one stay turned down.
     fn of(threshold: f64, verdicts: &[Verdict]) -> Self {
         let (good, bad): (Vec<&Verdict>, Vec<&Verdict>) = verdicts
             .iter()
@@ -374,8 +374,8 @@ pub struct Tally {
     /// Names of the target classes, by label.
     classes: BTreeMap<u8, String>,
     records: u64,
-    /// The verdicts that a limit decided.
-    limited: Vec<Verdict>,
+    /// What the validator said of every candidate.
+    verdicts: Vec<Verdict>,
     preview: Option<Preview>,
     /// Candidates whose preview was below the limit, and those of them that passed.
     hopeless: [u64; 2],
@@ -397,7 +397,7 @@ impl Tally {
         Tally {
             classes: targets.map(|c| (c.label, c.name.to_string())).collect(),
             records: 0,
-            limited: Vec::new(),
+            verdicts: Vec::new(),
             preview: preview.cloned(),
             hopeless: [0; 2],
             by_class: BTreeMap::new(),
@@ -447,9 +447,7 @@ impl Tally {
         if record.given_up {
             return;
         }
-        if record.limit.is_some() {
-            self.limited.push(record.verdict());
-        }
+        self.verdicts.push(record.verdict());
         for (label, score) in &record.classes {
             if let Some(name) = self.classes.get(label) {
                 let (count, sum) = self.by_class.entry(name.clone()).or_default();
@@ -502,9 +500,9 @@ impl Tally {
                 accepted: better,
                 rejected: worse,
             }),
-            sweep: match self.limited.is_empty() {
-                true => Vec::new(),
-                false => SWEEP.map(|at| Threshold::of(at, &self.limited)).to_vec(),
+            sweep: match self.verdicts.iter().any(|verdict| verdict.limit.is_some()) {
+                true => SWEEP.map(|at| Threshold::of(at, &self.verdicts)).to_vec(),
+                false => Vec::new(),
             },
         }
     }

@@ -104,7 +104,7 @@ fn a_checkpoint_of_the_reference_becomes_a_folder_of_weights() {
         .denoise(rest["noise"].clone(), &condition, 1, |_, _| Ok(()))
         .unwrap();
     close(&clean, &rest["clean"], 1e-4);
-    let probability = network.probabilities(&clean).unwrap();
+    let probability = network.probabilities(&clean, false).unwrap();
     close(&probability, &rest["probability"], 1e-4);
     let moments = network.vae.moments(&rest["mask"]).unwrap();
     let both = Tensor::cat(&[&moments.mean, &moments.logvar.unwrap()], 1).unwrap();

@@ -1,14 +1,15 @@
 //! Times a training step of the network: forward, backward and AdamW, at three sizes.
 //!
-//! `cargo run --release -p diffaug-unet --example step [small] [stock]`; with `small` only the
+//! `cargo run --release -p diffaug-baselines --example step [small] [stock]`; with `small` only the
 //! first size, with `stock` the same network on candle's own operations.
 
 #![allow(clippy::print_stdout)]
 
 use candle_core::{Result, Tensor, Var};
+use diffaug_baselines::unet::{Architecture, UNet};
 use diffaug_nn::optim::{Config, Optimizer};
+use diffaug_nn::segmenter::{Network, Pass};
 use diffaug_nn::{DType, Device, layers::Mode, ops, params::Params, testing};
-use diffaug_unet::UNet;
 use std::time::Instant;
 
 #[global_allocator]
@@ -23,7 +24,16 @@ fn main() -> Result<()> {
         let targets = testing::random("targets", &[batch, 1, side, side]).ge(0.5)?;
         let targets = targets.to_dtype(DType::F32)?;
         let mut params = Params::new(&Device::Cpu, 0);
-        let net = UNet::new(params.root(), 1, width, depth)?;
+        let architecture = Architecture {
+            width,
+            depth,
+            ..Architecture::default()
+        };
+        let net = UNet::new(params.root(), &architecture, 1, (side as u32, side as u32))?;
+        let learning = Pass {
+            mode: Mode::Train,
+            ..Pass::ANSWER
+        };
         let own = Stock::new(&params, width, depth);
         let config = Config {
             weight_decay: 1e-4,
@@ -45,7 +55,7 @@ fn main() -> Result<()> {
             let logits = if stock {
                 own.forward(&images)?
             } else {
-                net.forward(&images, Mode::Train)?
+                net.forward(&images, &learning)?
             };
             let loss = ops::dice_bce_with_logits(&logits, &targets, 1.0, 1.0)?;
             forward.push(start.elapsed().as_secs_f64() * 1e3);

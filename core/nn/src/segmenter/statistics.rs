@@ -1,14 +1,14 @@
 //! Statistics of batch normalisation formed anew, of real images alone. Those that training leaves are of
 //! the images that it saw last, synthetic ones among them, while what is to be segmented is real.
 
-use candle_core::{Tensor, Var};
-use diffaug::{BoxDataset, Dataset, Error, Result, Sample};
-use diffaug_nn::{
+use crate::{
     fit::{Learner, WEIGHTS},
     layers::BatchNorm,
     params::Params,
     weights,
 };
+use candle_core::{Tensor, Var};
+use diffaug::{BoxDataset, Dataset, Error, Result, Sample};
 use std::{collections::HashSet, path::Path};
 
 /// Batches that are looked at, at most.

@@ -5,8 +5,9 @@
 
 use diffaug::stage::{Progress, Segmenter as _, Silent, with_reporter};
 use diffaug::{Class, Context, prelude::*, rng};
+use diffaug_baselines::unet::{Architecture, UNet};
+use diffaug_nn::segmenter::{Direct, Network, Pass, Trained};
 use diffaug_nn::{Device, layers::Mode, ops, params::Params, testing::close, weights};
-use diffaug_unet::{Options, Segmenter, UNet};
 use rand::RngExt;
 use std::{
     collections::HashMap,
@@ -16,6 +17,19 @@ use std::{
 };
 
 const SIDE: u32 = 32;
+
+type Segmenter = Trained<Direct<UNet>>;
+type Options = diffaug_nn::segmenter::Options<Architecture>;
+
+/// The network of that width and depth.
+fn unet(params: &mut Params, outputs: usize, width: usize, depth: usize) -> UNet {
+    let architecture = Architecture {
+        width,
+        depth,
+        ..Architecture::default()
+    };
+    UNet::new(params.root(), &architecture, outputs, (SIDE, SIDE)).unwrap()
+}
 
 /// Bright discs on noise; with `classes` = 2 every second one is darker and has label 2.
 struct Discs {
@@ -106,7 +120,10 @@ impl Dataset for Painted {
 #[test]
 fn statistics_formed_anew_are_of_real_images() {
     let options = |more: &str| {
-        format!(r#"{{"width": 4, "depth": 1, "steps": 6, "batch": 4, "lr": 0.01{more}}}"#)
+        format!(
+            r#"{{"architecture": {{"width": 4, "depth": 1}},
+                 "train": {{"steps": 6, "batch": 4, "lr": 0.01{more}}}}}"#
+        )
     };
     let run = |more: &str| {
         let folder = tempfile::tempdir().unwrap();
@@ -202,8 +219,8 @@ fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-const SMALL: &str =
-    r#"{"width": 4, "depth": 2, "epochs": 12, "batch": 4, "lr": 0.01, "warmup": 5}"#;
+const SMALL: &str = r#"{"architecture": {"width": 4, "depth": 2},
+    "train": {"epochs": 12, "batch": 4, "lr": 0.01, "warmup": 5}}"#;
 
 #[test]
 fn an_answer_that_is_no_number_is_an_error() {
@@ -213,12 +230,12 @@ fn an_answer_that_is_no_number_is_an_error() {
         ("[[1, \"a\"], [2, \"b\"]]", f64::INFINITY),
     ] {
         let config = format!(
-            r#"{{"model": {{"plugin": "unet", "width": 4, "depth": 2, "input": [32, 32], "classes": {classes}}}}}"#
+            r#"{{"model": {{"plugin": "unet", "architecture": {{"width": 4, "depth": 2}}, "input": [32, 32], "classes": {classes}}}}}"#
         );
         fs::write(folder.path().join("config.json"), config).unwrap();
         let outputs = if classes.contains("2") { 3 } else { 1 };
         let mut params = Params::new(&Device::Cpu, 0);
-        UNet::new(params.root(), outputs, 4, 2).unwrap();
+        unet(&mut params, outputs, 4, 2);
         let head = params
             .all()
             .find(|(name, _)| *name == "head.weight")
@@ -227,7 +244,7 @@ fn an_answer_that_is_no_number_is_an_error() {
         head.set(&(head.as_detached_tensor() * factor).unwrap())
             .unwrap();
         weights::save(&folder.path().join("weights.safetensors"), &params).unwrap();
-        let segmenter = trained(r#"{"batch": 1}"#, folder.path());
+        let segmenter = trained(r#"{"images_at_once": 1}"#, folder.path());
         let image = discs(1, 1, 0).sample(0).unwrap().image;
         let views = [image.view(); 2];
         let error = with_reporter(&Silent, |reporter| {
@@ -243,10 +260,11 @@ fn an_answer_that_is_no_number_is_an_error() {
 #[test]
 fn claims_larger_than_the_weights_take_no_memory() {
     let folder = tempfile::tempdir().unwrap();
-    let config = r#"{"model": {"plugin": "unet", "width": 1024, "depth": 5, "input": [32, 32], "classes": [[1, "a"]]}}"#;
+    let config = r#"{"model": {"plugin": "unet", "architecture": {"width": 700, "depth": 5},
+        "input": [32, 32], "classes": [[1, "a"]]}}"#;
     fs::write(folder.path().join("config.json"), config).unwrap();
     let mut params = Params::new(&Device::Cpu, 0);
-    UNet::new(params.root(), 1, 4, 2).unwrap();
+    unet(&mut params, 1, 4, 2);
     weights::save(&folder.path().join("weights.safetensors"), &params).unwrap();
     let options = serde_json::json!({"weights": folder.path()});
     let options: Options = serde_json::from_value(options).unwrap();
@@ -299,10 +317,8 @@ fn it_learns_discs_and_finds_them_at_any_size() {
 #[test]
 fn several_classes_are_told_apart() {
     let folder = tempfile::tempdir().unwrap();
-    let options = SMALL.replace(
-        "\"width\": 4, \"depth\": 2, \"epochs\": 12",
-        "\"width\": 6, \"depth\": 2, \"epochs\": 25",
-    );
+    let options = SMALL.replace("\"width\": 4, \"depth\": 2", "\"width\": 6, \"depth\": 2");
+    let options = options.replace("\"epochs\": 12", "\"epochs\": 25");
     let report = fit(&options, 2, folder.path(), &Silent).unwrap();
     assert!(report.score > 0.9, "{report:?}");
     let segmenter = trained(SMALL, folder.path());
@@ -350,7 +366,8 @@ impl Progress for StopAfter {
 
 #[test]
 fn runs_are_equal_to_the_last_bit_stopped_or_not() {
-    let options = r#"{"width": 4, "depth": 1, "epochs": 3, "batch": 8, "warmup": 2, "size": 20}"#;
+    let options = r#"{"architecture": {"width": 4, "depth": 1}, "size": 20,
+        "train": {"epochs": 3, "batch": 8, "warmup": 2}}"#;
     let folders = [(); 3].map(|()| tempfile::tempdir().unwrap());
     let expected = fit(options, 1, folders[0].path(), &Silent).unwrap();
     let pool = rayon::ThreadPoolBuilder::new()
@@ -377,9 +394,10 @@ fn runs_are_equal_to_the_last_bit_stopped_or_not() {
 
 #[test]
 fn with_other_options_runs_are_equal_to_the_last_bit_too() {
-    let options = r#"{"width": 4, "depth": 1, "epochs": 3, "batch": 4, "accumulate": 2,
-        "warmup": 2, "size": 20, "optimizer": "sgd", "schedule": "plateau", "plateau_patience": 0,
-        "lr": 0.05, "ema": 0.9, "evaluate_steps": 2, "checkpoint_every": 4}"#;
+    let options = r#"{"architecture": {"width": 4, "depth": 1}, "size": 20,
+        "train": {"epochs": 3, "batch": 4, "accumulate": 2, "warmup": 2, "optimizer": "sgd",
+        "schedule": "plateau", "plateau_patience": 0, "lr": 0.05, "ema": 0.9, "evaluate_every": 2,
+        "checkpoint_every": 4, "recompute": true}}"#;
     let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let expected = fit(options, 1, folders[0].path(), &Silent).unwrap();
     let stop = StopAfter(5, AtomicBool::new(false));
@@ -396,7 +414,8 @@ fn in_half_precision_it_learns_as_well() {
     let loss = |precision: &str| {
         let folder = tempfile::tempdir().unwrap();
         let options = format!(
-            r#"{{"width": 2, "depth": 1, "epochs": 2, "size": 16, "precision": "{precision}"}}"#
+            r#"{{"architecture": {{"width": 2, "depth": 1}}, "size": 16,
+                 "train": {{"epochs": 2, "precision": "{precision}"}}}}"#
         );
         fit(&options, 1, folder.path(), &Silent).unwrap().loss
     };
@@ -420,7 +439,8 @@ fn progress_tells_step_and_loss() {
         }
     }
     let folder = tempfile::tempdir().unwrap();
-    let options = r#"{"width": 1, "depth": 1, "epochs": 2, "size": 8}"#;
+    let options =
+        r#"{"architecture": {"width": 1, "depth": 1}, "size": 8, "train": {"epochs": 2}}"#;
     let steps = Steps(AtomicU64::new(0));
     fit(options, 1, folder.path(), &steps).unwrap();
     assert_eq!(steps.0.into_inner(), 6);
@@ -452,8 +472,12 @@ fn a_folder_without_weights_is_refused() {
         error.to_string()
     };
     assert!(message("{}").contains("is no folder that training `unet` left"));
-    let other = r#"{"model": {"plugin": "x", "width": 1, "depth": 1, "input": [8, 8], "classes": [[1, "a"]]}}"#;
-    assert!(message(other).contains("does not describe a network of the plugin `unet`"));
+    let other = r#"{"model": {"plugin": "x", "architecture": {"width": 1, "depth": 1}, "input": [8, 8], "classes": [[1, "a"]]}}"#;
+    assert!(message(other).contains("holds a network of the plugin `x`, not of `unet`"));
+    let wide = other
+        .replace("\"x\"", "\"unet\"")
+        .replace("\"width\": 1", "\"width\": 0");
+    assert!(message(&wide).contains("`architecture.width` is 0"));
     assert!(message(&other.replace("\"x\"", "\"unet\"")).contains("cannot read the weights"));
 }
 
@@ -490,12 +514,14 @@ fn images_of_different_sizes_need_a_size() {
             segmenter(options).fit(&odd(), &odd(), out.into(), reporter)
         })
     };
-    let error = run(r#"{"width": 1, "depth": 1, "epochs": 1}"#).unwrap_err();
+    let error =
+        run(r#"{"architecture": {"width": 1, "depth": 1}, "train": {"epochs": 1}}"#).unwrap_err();
     assert_eq!(
         error.to_string(),
         "image `disc-2` is 64x64, others are 32x32: set the option `size`"
     );
-    run(r#"{"width": 1, "depth": 1, "epochs": 1, "size": 16}"#).unwrap();
+    run(r#"{"architecture": {"width": 1, "depth": 1}, "train": {"epochs": 1}, "size": 16}"#)
+        .unwrap();
 }
 
 #[test]
@@ -510,7 +536,7 @@ fn the_network_agrees_with_pytorch() {
         named.collect::<HashMap<_, _>>()
     };
     let mut params = Params::new(&Device::Cpu, 0);
-    let net = UNet::new(params.root(), 1, 4, 2).unwrap();
+    let net = unet(&mut params, 1, 4, 2);
     let folder = tempfile::tempdir().unwrap();
     let own = folder.path().join("weights.safetensors");
     let tensors: Vec<_> = part("weights").into_iter().collect();
@@ -519,11 +545,15 @@ fn the_network_agrees_with_pytorch() {
 
     let images = &fixture["images"];
     close(
-        &net.forward(images, Mode::Eval).unwrap(),
+        &net.forward(images, &Pass::ANSWER).unwrap(),
         &fixture["eval"],
         1e-5,
     );
-    let logits = net.forward(images, Mode::Train).unwrap();
+    let learning = Pass {
+        mode: Mode::Train,
+        ..Pass::ANSWER
+    };
+    let logits = net.forward(images, &learning).unwrap();
     close(&logits, &fixture["train"], 1e-5);
     let targets = images.narrow(1, 0, 1).unwrap().gt(0.5).unwrap();
     let targets = targets.to_dtype(logits.dtype()).unwrap();

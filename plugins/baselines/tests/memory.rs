@@ -1,10 +1,10 @@
 //! The memory that `inspect` foretells is that which a process takes, within a factor of two.
 //!
 //! Every case runs in a process of its own, for the largest size of a process never falls. The
-//! factors in `src/inspect.rs` were chosen with the figures that this prints:
+//! factors in `src/unet.rs` were chosen with the figures that this prints:
 //!
 //! ```sh
-//! cargo test -p diffaug-unet --test memory -- --nocapture
+//! cargo test -p diffaug-baselines --test memory -- --nocapture
 //! ```
 
 #![cfg(target_os = "linux")]
@@ -12,23 +12,36 @@
 
 use diffaug::stage::{Segmenter as _, Silent, with_reporter};
 use diffaug::{Context, human_bytes, prelude::*};
-use diffaug_unet::{Options, Segmenter};
+use diffaug_baselines::unet::{Architecture, UNet};
+use diffaug_nn::segmenter::{Direct, Trained};
 use std::{env, fs, path::Path, process::Command};
 
 /// Options, and the side of the images: maps take most, then weights and their checkpoint, then one
 /// padded image at a time, then another type than the weights'.
 const CASES: [(&str, u32); 4] = [
-    (r#"{"width": 12, "depth": 3, "batch": 6}"#, 96),
-    (r#"{"width": 48, "depth": 4, "batch": 2, "ema": 0.9}"#, 32),
     (
-        r#"{"width": 8, "depth": 2, "batch": 1, "optimizer": "sgd"}"#,
+        r#"{"architecture": {"width": 12, "depth": 3}, "images_at_once": 6, "train": {"batch": 6}}"#,
+        96,
+    ),
+    (
+        r#"{"architecture": {"width": 48, "depth": 4}, "images_at_once": 2,
+            "train": {"batch": 2, "ema": 0.9}}"#,
+        32,
+    ),
+    (
+        r#"{"architecture": {"width": 8, "depth": 2}, "images_at_once": 1,
+            "train": {"batch": 1, "optimizer": "sgd"}}"#,
         253,
     ),
     (
-        r#"{"width": 6, "depth": 2, "batch": 4, "precision": "f16"}"#,
+        r#"{"architecture": {"width": 6, "depth": 2}, "images_at_once": 4,
+            "train": {"batch": 4, "precision": "f16"}}"#,
         96,
     ),
 ];
+
+type Segmenter = Trained<Direct<UNet>>;
+type Options = diffaug_nn::segmenter::Options<Architecture>;
 
 /// Tells a child process its case, and whether it trains or answers.
 const CASE: &str = "DIFFAUG_MEMORY_CASE";
@@ -124,10 +137,10 @@ fn one_case() {
         ..Context::default()
     };
     let needs = Segmenter::inspect(&options, &context).unwrap();
-    let (folder, batch) = (env::var(WEIGHTS).unwrap(), options.batch);
+    let (folder, batch) = (env::var(WEIGHTS).unwrap(), options.images_at_once);
     let start = status("VmRSS:");
     let estimate = if what == "training" {
-        (options.epochs, options.steps) = (Some(2), None);
+        (options.train.epochs, options.train.steps) = (Some(2), None);
         let segmenter = Segmenter::from_config(options, &context).unwrap();
         let data = [squares(side, 2 * batch as u64), squares(side, 1)];
         let out = folder.as_str().into();

@@ -6,7 +6,7 @@ was not augmented:
     diffaug run manifests/cvc-cpu.toml --set dataset.root=ROOT --set images.size=128 \
         --set synthesis.ratio=0 --set augment.enabled=false --set output=RUN --set \
         'evaluate.segmenter={ use = "unet", size = 128, width = 16, epochs = 30, batch = 8, patience = 0 }'
-    python plugins/unet/benches/pytorch.py ROOT RUN --width 16 --epochs 30 --batch 8 --seed 0
+    python plugins/baselines/benches/pytorch.py ROOT RUN --width 16 --epochs 30 --batch 8 --seed 0
 
 It takes the split from RUN/split.json. The recipe: images and masks at `--size`, batches of equal
 size in an order drawn anew for each epoch, Dice over the batch plus binary cross-entropy, AdamW
