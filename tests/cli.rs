@@ -284,6 +284,9 @@ fn what_cannot_be_converted_is_told() {
         .refused("there is no file `nowhere.ckpt`");
     sandbox
         .run("convert segmenter unet model.ckpt out")
+        .refused("cannot read `model.ckpt` as a PyTorch file");
+    sandbox
+        .run("convert generator seamless-paste model.ckpt out")
         .refused("this stage has no files to convert");
     sandbox
         .run("convert dataset phantom model.ckpt out")

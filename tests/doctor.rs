@@ -85,7 +85,7 @@ fn a_manifest_that_can_run_lacks_nothing() {
 
     | model     | part | parameters | trainable | weights | to run | to train |
     |-----------|------|------------|-----------|---------|--------|----------|
-    | segmenter | unet |    121,177 |   121,177 | 476 KiB | 25 MiB |   38 MiB |
+    | segmenter | unet |    121,177 |   121,177 | 476 KiB | 50 MiB |   38 MiB |
 
     notes
       segmenter: counted for one target class; the data may have more

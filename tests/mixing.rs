@@ -40,5 +40,5 @@ fn both_arms_train_alike_and_only_one_sees_what_was_painted() {
 fn a_share_out_of_range_is_refused() {
     tiny()
         .run("check m.toml --set segmenter.train.synthetic_share=1.0")
-        .refused("`synthetic_share` is 1, expected a number from 0 to below 1");
+        .refused("`train.synthetic_share` is 1, expected a number from 0 to below 1");
 }

@@ -494,9 +494,10 @@ pub struct Verdict {
     pub accepted: bool,
     /// The figure that decided (for `iou`, the IoU of the worst class); larger is better.
     pub score: f64,
-    /// What the score had to be above, if that is how it decided; none for a candidate that failed for a reason
-    /// which no other limit would change.
+    /// What the score had to be above, if that is how it decided.
     pub limit: ROption<f64>,
+    /// Whether it failed for another reason, whatever its score: no other limit would let it pass.
+    pub fails_otherwise: bool,
     /// The score of each class that was compared, if it looked at classes.
     pub classes: RVec<ClassScore>,
     /// Why it was turned down, in a few words; empty when accepted.
@@ -507,12 +508,10 @@ pub struct Verdict {
 
 impl Verdict {
     /// Whether the candidate would have been accepted, had its score had to be above `limit` instead;
-    /// `None` where no limit decided. One that was turned down although its score is above its own limit failed
-    /// for another reason.
+    /// `None` where no limit decided.
     pub fn accepted_above(&self, limit: f64) -> Option<bool> {
-        let own = self.limit.into_option()?;
-        let fails_otherwise = !self.accepted && self.score > own;
-        Some(self.score > limit && !fails_otherwise)
+        self.limit.into_option()?;
+        Some(self.score > limit && !self.fails_otherwise)
     }
 }
 

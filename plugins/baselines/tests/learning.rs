@@ -260,7 +260,7 @@ fn an_answer_that_is_no_number_is_an_error() {
 #[test]
 fn claims_larger_than_the_weights_take_no_memory() {
     let folder = tempfile::tempdir().unwrap();
-    let config = r#"{"model": {"plugin": "unet", "architecture": {"width": 700, "depth": 5},
+    let config = r#"{"model": {"plugin": "unet", "architecture": {"width": 350, "depth": 5},
         "input": [32, 32], "classes": [[1, "a"]]}}"#;
     fs::write(folder.path().join("config.json"), config).unwrap();
     let mut params = Params::new(&Device::Cpu, 0);

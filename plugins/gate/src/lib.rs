@@ -183,8 +183,7 @@ impl Rules<'_> {
         let mut verdict = verdict;
         verdict.measures.set_number("detail_ratio", ratio);
         if let Some(wrong) = wrong {
-            // No limit of the IoU would let it pass.
-            verdict.limit = RNone;
+            verdict.fails_otherwise = true;
             if verdict.accepted {
                 verdict.accepted = false;
                 verdict.reason = wrong.into();
@@ -293,6 +292,7 @@ impl Iou {
             accepted,
             score,
             limit: RSome(found.terms.threshold),
+            fails_otherwise: false,
             classes: classes.collect(),
             reason: reason.into(),
             measures,
@@ -446,6 +446,7 @@ impl Ensemble {
             accepted,
             score,
             limit: RSome(threshold),
+            fails_otherwise: false,
             classes: classes.collect(),
             reason: reason.into(),
             measures,
@@ -505,6 +506,7 @@ impl Validator for AcceptAll {
             accepted: true,
             score: 1.0,
             limit: RNone,
+            fails_otherwise: false,
             classes: RVec::new(),
             reason: RString::new(),
             measures: Attributes::new(),

@@ -230,7 +230,8 @@ fn a_lesion_that_is_too_smooth_is_turned_down() {
     };
     let smooth = rough(options(Some(0.6)), 4, 20);
     assert_eq!((smooth.accepted, smooth.score), (false, 1.0));
-    assert!(smooth.limit.is_none());
+    assert!(smooth.fails_otherwise);
+    assert_eq!(smooth.accepted_above(0.5), Some(false));
     assert!(
         smooth.reason.starts_with("too smooth: "),
         "{}",

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use half::bf16;
 
 fn values(count: usize) -> Vec<f32> {
     (0..count)

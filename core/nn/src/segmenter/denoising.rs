@@ -4,8 +4,12 @@
 use super::{
     Answer, Architecture, Description, Fusion, Learned, Options, Pass, Sampling, Setting,
 };
+use super::ddim::Ddim;
 use crate::{
-    diffusion::scheduler::{NoiseSchedule, Prediction, Sampler, SamplerName, SchedulerConfig},
+    diffusion::{
+        learned_range::LearnedRange,
+        scheduler::{NoiseSchedule, Prediction, Sampler, SamplerName, SchedulerConfig},
+    },
     layers::Mode,
     noise,
     params::{Params, Scope},
@@ -13,10 +17,12 @@ use crate::{
 use candle_core::{DType, Device, Tensor};
 use diffaug::{Error, Result, rng, staple::staple};
 use rand::RngExt;
-use std::path::Path;
+use std::{marker::PhantomData, path::Path};
 
 /// Timesteps of training.
 pub const TIMESTEPS: u32 = 1000;
+/// Masks of an image at most: as many raters as [`staple`] takes.
+const MOST_RUNS: usize = 64;
 
 /// How a network was published to go from noise to masks.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +41,8 @@ pub struct Diffusion {
     pub steps: usize,
     /// Masks that are drawn for an image.
     pub runs: usize,
+    /// Whether the network predicts variances, with which DDPM then steps.
+    pub learned_variance: bool,
 }
 
 impl Default for Diffusion {
@@ -47,6 +55,7 @@ impl Default for Diffusion {
             sampler: SamplerName::Ddim,
             steps: 50,
             runs: 5,
+            learned_variance: false,
         }
     }
 }
@@ -82,7 +91,7 @@ pub struct Noised {
 /// What a way from noise to masks came by.
 #[derive(Clone, Debug)]
 pub struct Run {
-    /// The network's output at each step.
+    /// The network's output at each step, where [`MaskNetwork::KEEPS`] says so.
     pub outputs: Vec<Tensor>,
     /// The masks at the end, in the range of the network.
     pub masks: Tensor,
@@ -96,6 +105,9 @@ pub trait MaskNetwork: Send + Sync + Sized + 'static {
     type Architecture: Architecture;
     /// What it makes of images once for all timesteps.
     type Condition;
+
+    /// Whether [`MaskNetwork::fuse`] looks at the outputs of all steps.
+    const KEEPS: bool = false;
 
     /// How it was published to go from noise to masks.
     fn diffusion(architecture: &Self::Architecture) -> Diffusion;
@@ -191,13 +203,15 @@ impl<N: MaskNetwork> Learned for Denoising<N> {
         let sampling = options.sampling.clone().unwrap_or_default();
         for (name, value, most) in [
             ("steps", sampling.steps, TIMESTEPS as usize),
-            ("runs", sampling.runs, 1000),
+            ("runs", sampling.runs, MOST_RUNS),
         ] {
+            // DDIM goes from the last timestep to the first.
+            let least = if name == "steps" { 2 } else { 1 };
             if let Some(value) = value
-                && !(1..=most).contains(&value)
+                && !(least..=most).contains(&value)
             {
                 let field = format!("sampling.{name}");
-                let message = format!("`{field}` is {value}, expected 1 to {most}");
+                let message = format!("`{field}` is {value}, expected {least} to {most}");
                 return Err(Error::config(message).at(&field));
             }
         }
@@ -360,36 +374,109 @@ impl<N: MaskNetwork> Denoising<N> {
             let shape = (count, masks, height, width);
             Tensor::from_vec(values.collect::<Vec<f32>>(), shape, images.device())
         };
-        let mut sampler = Sampler::new(&config(diffusion, way.sampler), way.steps)?;
-        let mut x = (draw(0)? * sampler.init_noise_sigma())?;
-        let mut outputs = Vec::with_capacity(way.steps);
-        let mut calibration = None;
-        for i in 0..sampler.timesteps().len() {
-            let t = vec![sampler.timesteps()[i].round() as u32; count];
-            let input = sampler.scale_input(&x, i)?;
+        let predict = |x: &Tensor, t: u32| -> Result<Predicted> {
+            let t = vec![t; count];
             let found = self
                 .net
-                .predict(images, condition, &input, &t, &Pass::ANSWER)?
-                .wide()?;
+                .predict(images, condition, x, &t, &Pass::ANSWER)?;
+            Ok(found.wide()?)
+        };
+        let mut kept = Kept::<N>::default();
+        let masks = match way.sampler {
+            SamplerName::Ddim => self.ddim(way, diffusion, draw(0)?, predict, &mut kept)?,
+            sampler => self.noisy(way, diffusion, sampler, draw, predict, &mut kept)?,
+        };
+        Ok(Run {
+            outputs: kept.outputs,
+            masks,
+            calibration: kept.calibration,
+        })
+    }
+
+    /// DDIM from `x`, noise at the last timestep.
+    fn ddim(
+        &self,
+        way: &Way,
+        diffusion: &Diffusion,
+        mut x: Tensor,
+        predict: impl Fn(&Tensor, u32) -> Result<Predicted>,
+        kept: &mut Kept<N>,
+    ) -> Result<Tensor> {
+        let ddim = Ddim::new(&self.schedule, way.steps, diffusion.prediction)?;
+        for (i, t) in ddim.timesteps().iter().enumerate() {
+            let found = predict(&x, *t)?;
+            x = ddim.step(i, &x, &found.output)?.x;
+            kept.keep(found);
+        }
+        Ok(x)
+    }
+
+    /// Samplers that may draw noise in every step: `draw(i)` is the noise of place `i`, 0 that of the
+    /// beginning.
+    fn noisy(
+        &self,
+        way: &Way,
+        diffusion: &Diffusion,
+        name: SamplerName,
+        draw: impl Fn(u64) -> candle_core::Result<Tensor>,
+        predict: impl Fn(&Tensor, u32) -> Result<Predicted>,
+        kept: &mut Kept<N>,
+    ) -> Result<Tensor> {
+        let mut x = draw(0)?;
+        if name == SamplerName::Ddpm && diffusion.learned_variance {
+            let range = LearnedRange::evenly(&self.schedule, way.steps)?;
+            for (i, t) in range.timesteps().iter().enumerate().rev() {
+                let found = predict(&x, *t)?;
+                let variance = (found.variance.as_ref())
+                    .ok_or_else(|| Error::internal("the network predicts no variance"))?;
+                x = range
+                    .step([&found.output, variance], &x, i, || draw(i as u64 + 1))?
+                    .x;
+                kept.keep(found);
+            }
+            return Ok(x);
+        }
+        let mut sampler = Sampler::new(&config(diffusion, name), way.steps)?;
+        x = (x * sampler.init_noise_sigma())?;
+        for i in 0..sampler.timesteps().len() {
+            let t = sampler.timesteps()[i].round() as u32;
+            let input = sampler.scale_input(&x, i)?;
+            let found = predict(&input, t)?;
+            let times = vec![t; x.dim(0)?];
             let clean = self
                 .schedule
-                .clean(diffusion.prediction, &found.output, &input, &t)?;
-            let clean = clean.clamp(diffusion.range.0.min(-1.0), diffusion.range.1)?;
-            let mut drawn = 0;
-            x = sampler
-                .step(&clean, i, &x, || {
-                    drawn += 1;
-                    draw((i as u64 + 1) * 16 + drawn)
-                })?
-                .x;
-            outputs.push(found.output);
-            calibration = found.calibration;
+                .clean(diffusion.prediction, &found.output, &input, &times)?;
+            let clean = clean.clamp(-1f32, 1f32)?;
+            x = sampler.step(&clean, i, &x, || draw(i as u64 + 1))?.x;
+            kept.keep(found);
         }
-        Ok(Run {
-            outputs,
-            masks: x,
-            calibration,
-        })
+        Ok(x)
+    }
+}
+
+/// What is kept of the steps of a run.
+struct Kept<N> {
+    outputs: Vec<Tensor>,
+    calibration: Option<Tensor>,
+    net: PhantomData<N>,
+}
+
+impl<N> Default for Kept<N> {
+    fn default() -> Self {
+        Kept {
+            outputs: Vec::new(),
+            calibration: None,
+            net: PhantomData,
+        }
+    }
+}
+
+impl<N: MaskNetwork> Kept<N> {
+    fn keep(&mut self, found: Predicted) {
+        if N::KEEPS {
+            self.outputs.push(found.output);
+        }
+        self.calibration = found.calibration;
     }
 }
 

@@ -72,6 +72,9 @@ pub struct Record {
     /// What the figure had to be above, if that decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<f64>,
+    /// Whether it failed whatever its figure.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fails_otherwise: bool,
     /// The figure of each class that was compared, by label.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub classes: BTreeMap<u8, f64>,
@@ -124,6 +127,7 @@ impl Record {
                 .collect(),
             score: verdict.score,
             limit: verdict.limit.into_option(),
+            fails_otherwise: verdict.fails_otherwise,
             classes: (verdict.classes.iter())
                 .map(|class| (class.label, class.score))
                 .collect(),
@@ -157,6 +161,7 @@ impl Record {
             tags: Vec::new(),
             score: 0.0,
             limit: None,
+            fails_otherwise: false,
             classes: BTreeMap::new(),
             reason: skipped.reason,
             measures: Map::new(),
@@ -176,6 +181,7 @@ impl Record {
             accepted: self.accepted(),
             score: self.score,
             limit: self.limit.into(),
+            fails_otherwise: self.fails_otherwise,
             classes: RVec::new(),
             reason: RString::new(),
             measures: Attributes::new(),
@@ -334,7 +340,7 @@ pub struct Threshold {
 }
 
 impl Threshold {
-    /// `threshold` in the place of every limit that `verdicts` had. Those without one stay turned down.
+    /// `threshold` in the place of every limit that `verdicts` had.
     fn of(threshold: f64, verdicts: &[Verdict]) -> Self {
         let (good, bad): (Vec<&Verdict>, Vec<&Verdict>) = verdicts
             .iter()
@@ -374,8 +380,8 @@ pub struct Tally {
     /// Names of the target classes, by label.
     classes: BTreeMap<u8, String>,
     records: u64,
-    /// What the validator said of every candidate.
-    verdicts: Vec<Verdict>,
+    /// The verdicts that a limit decided.
+    limited: Vec<Verdict>,
     preview: Option<Preview>,
     /// Candidates whose preview was below the limit, and those of them that passed.
     hopeless: [u64; 2],
@@ -397,7 +403,7 @@ impl Tally {
         Tally {
             classes: targets.map(|c| (c.label, c.name.to_string())).collect(),
             records: 0,
-            verdicts: Vec::new(),
+            limited: Vec::new(),
             preview: preview.cloned(),
             hopeless: [0; 2],
             by_class: BTreeMap::new(),
@@ -447,7 +453,9 @@ impl Tally {
         if record.given_up {
             return;
         }
-        self.verdicts.push(record.verdict());
+        if record.limit.is_some() {
+            self.limited.push(record.verdict());
+        }
         for (label, score) in &record.classes {
             if let Some(name) = self.classes.get(label) {
                 let (count, sum) = self.by_class.entry(name.clone()).or_default();
@@ -500,9 +508,9 @@ impl Tally {
                 accepted: better,
                 rejected: worse,
             }),
-            sweep: match self.verdicts.iter().any(|verdict| verdict.limit.is_some()) {
-                true => SWEEP.map(|at| Threshold::of(at, &self.verdicts)).to_vec(),
-                false => Vec::new(),
+            sweep: match self.limited.is_empty() {
+                true => Vec::new(),
+                false => SWEEP.map(|at| Threshold::of(at, &self.limited)).to_vec(),
             },
         }
     }

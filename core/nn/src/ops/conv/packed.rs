@@ -168,6 +168,22 @@ impl PackedConv2d {
     }
 }
 
+#[cfg(test)]
+impl PackedConv2d {
+    /// bf16 weights widened as they are read, as on a processor without an instruction for them.
+    pub(super) fn widened(weight: &Tensor, bias: &Tensor) -> Result<Self> {
+        let wide = weight.to_dtype(DType::F32)?;
+        let packed = with_values([&wide], |[values]| {
+            Conv::pack::<bf16>(values, weight.shape())
+        })??;
+        Ok(PackedConv2d {
+            weight: Weight::Packed(Arc::new(packed)),
+            bias: Some(bias.clone()),
+            side: weight.dim(2)?,
+        })
+    }
+}
+
 struct Frozen {
     weight: Arc<dyn Kernel>,
     bias: Vec<f32>,

@@ -74,19 +74,6 @@ fn transposed_convolution_gradients() {
     check_gradients(&inputs, |v| conv_transpose2x2(&v[0], &v[1], &v[2]));
 }
 
-/// bf16 weights widened as they are read, as on a processor without an instruction for them.
-fn widened(weight: &Tensor, bias: &Tensor) -> PackedConv2d {
-    let wide = weight.to_dtype(DType::F32).unwrap();
-    let packed = with_values([&wide], |[values]| {
-        Conv::pack::<bf16>(values, weight.shape())
-    });
-    PackedConv2d {
-        weight: Weight::Packed(Arc::new(packed.unwrap().unwrap())),
-        bias: Some(bias.clone()),
-        side: weight.dims()[2],
-    }
-}
-
 #[test]
 fn packed_weights_of_every_type_hand_gradients_to_their_input() {
     for (x, w) in [([2, 3, 5, 4], [10, 3, 3, 3]), ([1, 9, 3, 7], [3, 9, 1, 1])] {
@@ -95,7 +82,7 @@ fn packed_weights_of_every_type_hand_gradients_to_their_input() {
         for dtype in [DType::F32, DType::BF16, DType::F16] {
             let w = w.to_dtype(dtype).unwrap();
             let packed = match dtype {
-                DType::BF16 => widened(&w, &bias),
+                DType::BF16 => PackedConv2d::widened(&w, &bias).unwrap(),
                 _ => PackedConv2d::new(&w, Some(&bias)).unwrap(),
             };
             let rounded = w.to_dtype(DType::F32).unwrap();
@@ -115,7 +102,7 @@ fn bf16_weights_are_as_close_to_the_widened_as_a_rounded_input() {
         let weight = weight.to_dtype(DType::BF16).unwrap();
         let bias = random("bias", &[co]);
         let packed = PackedConv2d::new(&weight, Some(&bias)).unwrap();
-        let slow = widened(&weight, &bias);
+        let slow = PackedConv2d::widened(&weight, &bias).unwrap();
         // No product is off by more than 2⁻⁸ of itself.
         let wide = weight.to_dtype(DType::F32).unwrap();
         let sizes = conv2d(&x.abs().unwrap(), &wide.abs().unwrap(), None).unwrap();

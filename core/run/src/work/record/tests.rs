@@ -38,25 +38,20 @@ fn what_was_given_up_counts_but_its_preview_is_no_score() {
 }
 
 #[test]
-fn what_no_limit_decided_stays_turned_down() {
+fn what_failed_otherwise_stays_turned_down() {
     let info = DatasetInfo::single_class("d", "polyp");
-    let unlimited = |score| Record {
-        limit: None,
-        ..record(score, false, None, false)
-    };
     let mut tally = Tally::new(&info, None);
     tally.add(&record(0.9, true, None, false));
-    tally.add(&unlimited(0.6));
+    tally.add(&Record {
+        fails_otherwise: true,
+        ..record(0.6, false, None, false)
+    });
     let summary = tally.summary(5);
     let lowest = &summary.sweep[0];
     assert_eq!(
         (lowest.threshold, lowest.accepted, lowest.acceptance),
         (0.5, 1, 0.5)
     );
-    // Of a validator that has no limit there is nothing to say.
-    let mut tally = Tally::new(&info, None);
-    tally.add(&unlimited(0.6));
-    assert!(tally.summary(5).sweep.is_empty());
 }
 
 #[test]
