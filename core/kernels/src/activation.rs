@@ -1,4 +1,4 @@
-//! Smooth activations and their slopes, in vectors.
+//! Activations and their slopes, in vectors.
 //!
 //! The exponential is a polynomial of degree 6 on half an octave around 0 (relative error below
 //! 2e-7), scaled by a power of two that is built from its bits.
@@ -131,6 +131,32 @@ impl Activation for Gelu {
         let (below, bell) = Self::below(simd, x);
         let density = simd.mul_f32s(bell, simd.splat_f32s(0.398_942_3));
         simd.mul_add_e_f32s(x, density, below)
+    }
+}
+
+/// x where it is above 0, else x times a number.
+#[derive(Clone, Copy)]
+pub struct LeakyRelu(pub f32);
+
+impl LeakyRelu {
+    /// `above` where x is above 0, else `below`.
+    #[inline(always)]
+    fn pick<S: Simd>(simd: S, x: S::f32s, above: S::f32s, below: S::f32s) -> S::f32s {
+        let positive = simd.less_than_f32s(simd.splat_f32s(0.0), x);
+        simd.select_f32s(positive, above, below)
+    }
+}
+
+impl Activation for LeakyRelu {
+    #[inline(always)]
+    fn value<S: Simd>(self, simd: S, x: S::f32s) -> S::f32s {
+        let below = simd.mul_f32s(x, simd.splat_f32s(self.0));
+        Self::pick(simd, x, x, below)
+    }
+
+    #[inline(always)]
+    fn slope<S: Simd>(self, simd: S, x: S::f32s) -> S::f32s {
+        Self::pick(simd, x, simd.splat_f32s(1.0), simd.splat_f32s(self.0))
     }
 }
 
@@ -345,8 +371,17 @@ mod tests {
     }
 
     #[test]
+    fn a_leak_is_linear_on_both_sides() {
+        let x = [-4.0, -0.5, 0.0, 0.5, 4.0];
+        assert_eq!(forward(LeakyRelu(0.25), &x), [-1.0, -0.125, 0.0, 0.5, 4.0]);
+        let dx = backward(LeakyRelu(0.25), &x, &[2.0; 5]);
+        assert_eq!(dx, [0.5, 0.5, 0.5, 2.0, 2.0]);
+    }
+
+    #[test]
     fn a_nan_is_not_hidden() {
         assert!(forward(Silu, &[f32::NAN])[0].is_nan());
         assert!(forward(Gelu, &[f32::NAN])[0].is_nan());
+        assert!(forward(LeakyRelu(0.1), &[f32::NAN])[0].is_nan());
     }
 }

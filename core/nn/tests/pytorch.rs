@@ -67,6 +67,7 @@ fn activations() {
     fixtures.check("gelu", &["x"], |v| ops::gelu(&v[0]));
     fixtures.check("gelu_tanh", &["x"], |v| ops::gelu_tanh(&v[0]));
     fixtures.check("geglu", &["x"], |v| ops::geglu(&v[0]));
+    fixtures.check("leaky_relu", &["x"], |v| ops::leaky_relu(&v[0], 0.1));
 }
 
 #[test]

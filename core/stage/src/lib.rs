@@ -79,6 +79,7 @@ pub mod rng;
 pub mod segmenting;
 pub mod split;
 pub mod stage;
+pub mod staple;
 pub mod view;
 
 #[doc(hidden)]

@@ -1,9 +1,9 @@
-//! Smooth activations: SiLU, GELU, and GEGLU, which gates one half of its input by the other.
+//! Activations: SiLU, GELU, leaky ReLU, and GEGLU, which gates one half of its input by the other.
 
 use super::{fused, like};
 use crate::operation::{Apply, Operand, Operation, with_values};
 use candle_core::{D, DType, Result, Shape, Tensor, bail};
-use diffaug_kernels::activation::{self, Gelu, GeluTanh, Silu};
+use diffaug_kernels::activation::{self, Gelu, GeluTanh, LeakyRelu, Silu};
 
 /// An activation that bends smoothly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +85,18 @@ pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
     Activation::GeluTanh.forward(x)
 }
 
+/// Every value that is above 0, and `slope` times every other (Maas et al., 2013). At 0 the gradient is
+/// that of the values below, as PyTorch has it.
+///
+/// # Errors
+/// Those of candle.
+pub fn leaky_relu(x: &Tensor, slope: f32) -> Result<Tensor> {
+    if fused(x) {
+        return [x].apply(Leaky(slope));
+    }
+    x.gt(0f32)?.where_cond(x, &(x * f64::from(slope))?)
+}
+
 /// The first half of the last dimension times the [`gelu`] of the second half (Shazeer, GLU
 /// variants improve transformer, 2020): `[.., 2 n]` to `[.., n]`.
 ///
@@ -119,6 +131,26 @@ impl Operation<1> for Pointwise {
             [x, dy],
             |[x, dy]| with_kernel!(self.0, kernel => activation::backward(kernel, x, dy)),
         )?;
+        Ok([Some(like(dx, x)?)])
+    }
+}
+
+struct Leaky(f32);
+
+impl Operation<1> for Leaky {
+    fn name(&self) -> &'static str {
+        "leaky_relu"
+    }
+
+    fn forward(&self, [x]: [Operand<'_>; 1]) -> Result<(Vec<f32>, Shape)> {
+        let y = activation::forward(LeakyRelu(self.0), x.values);
+        Ok((y, x.shape.clone()))
+    }
+
+    fn backward(&self, [x]: [&Tensor; 1], _: &Tensor, dy: &Tensor) -> Result<[Option<Tensor>; 1]> {
+        let dx = with_values([x, dy], |[x, dy]| {
+            activation::backward(LeakyRelu(self.0), x, dy)
+        })?;
         Ok([Some(like(dx, x)?)])
     }
 }
@@ -162,6 +194,13 @@ mod tests {
             let ours = activation.forward(&x).unwrap();
             close(&ours, &activation.composed(&x).unwrap(), 1e-6);
         }
+    }
+
+    #[test]
+    fn a_leak_is_the_same_composed() {
+        let x = random("x", &[3, 7, 13]);
+        let composed = crate::ops::composed(|| leaky_relu(&x, 0.2)).unwrap();
+        close(&leaky_relu(&x, 0.2).unwrap(), &composed, 0.0);
     }
 
     #[test]

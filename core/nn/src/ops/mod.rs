@@ -26,7 +26,7 @@ mod stretch;
 mod tests;
 mod tokens;
 
-pub use activation::{Activation, geglu, gelu, gelu_tanh, silu};
+pub use activation::{Activation, geglu, gelu, gelu_tanh, leaky_relu, silu};
 pub use add::{add, modulate_channels, shift_channels};
 pub use attention::Attention;
 pub use block::conv_batch_norm_relu;

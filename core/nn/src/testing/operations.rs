@@ -164,8 +164,9 @@ pub fn operations() -> Vec<Operation> {
 type Unary = fn(&Tensor) -> Result<Tensor>;
 
 fn activations(list: &mut List) {
-    let ops: [(&str, Unary); 6] = [
+    let ops: [(&str, Unary); 7] = [
         ("relu", ops::relu),
+        ("leaky relu", |x| ops::leaky_relu(x, 0.1)),
         ("sigmoid", ops::sigmoid),
         ("silu", ops::silu),
         ("gelu", ops::gelu),
