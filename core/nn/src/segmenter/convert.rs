@@ -37,9 +37,13 @@ pub fn convert<L: Learned>(
     }
     let name = || format!("in `{}`", from.display());
     let architecture = options.architecture();
-    let tensors = renamed(&architecture, weights::open(from)?).or_error(ErrorKind::Model, name)?;
+    let mut tensors =
+        renamed(&architecture, weights::open(from)?).or_error(ErrorKind::Model, name)?;
     let outputs = outputs::<L>(&architecture, &tensors).or_error(ErrorKind::Model, name)?;
-    let (tensors, classes) = single(&architecture, tensors, outputs)?;
+    if outputs == 2 {
+        single_channel(architecture.head(), &mut tensors)?;
+    }
+    let classes = classes(outputs).or_error(ErrorKind::Model, name)?;
     let side = options.size.unwrap_or(SIDE);
     let description = Description::new(architecture, classes, (side, side));
     let mut params = Params::frozen(&Device::Cpu, tensors.clone());
@@ -109,32 +113,28 @@ fn outputs<L: Learned>(
     }
 }
 
-/// Target classes of so many outputs. Two are background and one class, whose probability is that of the
-/// difference of their logits: the last layer is made one of one channel.
-fn single<A: Architecture>(
-    architecture: &A,
-    mut tensors: HashMap<String, Tensor>,
-    outputs: usize,
-) -> Result<(HashMap<String, Tensor>, Vec<(u8, String)>)> {
-    if outputs == 2 {
-        for part in ["weight", "bias"] {
-            let name = format!("{}.{part}", architecture.head());
-            if let Some(both) = tensors.get(&name) {
-                let one = (both.narrow(0, 1, 1)? - both.narrow(0, 0, 1)?)?;
-                tensors.insert(name, one);
-            }
+/// The target classes of so many outputs: two are background and one class.
+fn classes(outputs: usize) -> Result<Vec<(u8, String)>> {
+    match outputs {
+        1 | 2 => Ok(vec![(1, "target".to_owned())]),
+        several if several <= 256 => Ok((1..several)
+            .map(|class| (class as u8, format!("class {class}")))
+            .collect()),
+        _ => Err(Error::model(format!(
+            "the last layer has {outputs} channels, expected at most 256"
+        ))),
+    }
+}
+
+/// Makes the last layer one of one channel: of background and one class the probability is that of the
+/// difference of their logits.
+fn single_channel(head: &str, tensors: &mut HashMap<String, Tensor>) -> Result<()> {
+    for part in ["weight", "bias"] {
+        let name = format!("{head}.{part}");
+        if let Some(both) = tensors.get(&name) {
+            let one = (both.narrow(0, 1, 1)? - both.narrow(0, 0, 1)?)?;
+            tensors.insert(name, one);
         }
     }
-    let classes = match outputs {
-        1 | 2 => vec![(1, "target".to_owned())],
-        several if several <= 256 => (1..several)
-            .map(|class| (class as u8, format!("class {class}")))
-            .collect(),
-        _ => {
-            return Err(Error::model(format!(
-                "the last layer has {outputs} channels, expected at most 256"
-            )));
-        }
-    };
-    Ok((tensors, classes))
+    Ok(())
 }

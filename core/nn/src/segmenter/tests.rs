@@ -1,5 +1,7 @@
 //! The table `train`, recipes and presets.
 
+#![allow(clippy::unwrap_used)]
+
 use super::*;
 use crate::{fit::Keep, layers::Conv2d, limits};
 use diffaug::{Class, DatasetInfo, segmenting};
