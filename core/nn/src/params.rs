@@ -267,6 +267,33 @@ impl Scope<'_> {
         Ok(self.insert_trainable(path, var))
     }
 
+    /// A trainable tensor with the values that `draw` makes of a seed, or a given one.
+    ///
+    /// # Errors
+    /// When the device has no room for it, `draw` makes more or fewer values than `shape` has, or the given
+    /// one is missing or misshapen.
+    pub fn drawn(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        draw: impl FnOnce(u64) -> Vec<f32>,
+    ) -> Result<Tensor> {
+        let path = self.path(name);
+        if let Some(given) = self.take(&path, shape)? {
+            return Ok(given);
+        }
+        if let Some(shapes) = &mut self.params.shapes {
+            shapes.trainable.insert(path, shape.to_vec());
+            return placeholder(shape);
+        }
+        let values = match self.zeroed {
+            true => vec![0.0; shape.iter().product()],
+            false => draw(rng::derive(self.params.seed, "weights", &path)),
+        };
+        let var = Var::from_vec(values, shape, &self.params.device)?;
+        Ok(self.insert_trainable(path, var))
+    }
+
     /// A trainable tensor whose values all are `value`, or a given one.
     ///
     /// # Errors
@@ -321,6 +348,24 @@ impl Scope<'_> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn drawn_values_follow_from_the_seed_and_the_place() {
+        let draw = |seed, name: &str| {
+            let mut params = Params::new(&Device::Cpu, seed);
+            let drawn = |seed| crate::noise::normal(seed, "x", 0, 4);
+            let tensor = params.root().drawn(name, &[4], drawn).unwrap();
+            tensor.to_vec1::<f32>().unwrap()
+        };
+        assert_eq!(draw(1, "a"), draw(1, "a"));
+        assert_ne!(draw(1, "a"), draw(2, "a"));
+        assert_ne!(draw(1, "a"), draw(1, "b"));
+        let mut params = Params::new(&Device::Cpu, 0);
+        let few = params.root().drawn("a", &[4], |_| vec![0.0; 3]);
+        assert!(few.is_err());
+        let zeroed = params.root().zeroed().drawn("b", &[2], |_| vec![1.0; 2]);
+        assert_eq!(zeroed.unwrap().to_vec1::<f32>().unwrap(), [0.0, 0.0]);
+    }
 
     #[test]
     fn given_tensors_are_taken_once_and_misfits_are_named() {

@@ -64,6 +64,17 @@ impl Dropping {
         let purpose = format!("dropout of layer {layer}");
         dropout(x, self.share, self.seed, &purpose, self.index)
     }
+
+    /// Sets a share of the maps of `x`, `[n, channels, height, width]`, to 0 as wholes and divides the others
+    /// by what is left (Tompson et al., 2015; PyTorch's `Dropout2d`).
+    ///
+    /// # Errors
+    /// Those of [`dropout`]; when `x` has not four dimensions.
+    pub fn next_maps(&self, x: &Tensor) -> Result<Tensor> {
+        let (count, channels, _, _) = x.dims4()?;
+        let ones = Tensor::ones((count, channels, 1, 1), x.dtype(), x.device())?;
+        x.broadcast_mul(&self.next(&ones)?)
+    }
 }
 
 fn composed(x: &Tensor, mask: Mask) -> Result<Tensor> {
@@ -189,6 +200,18 @@ mod tests {
             assert!(error.contains("below 1, not"), "{error}");
         }
         assert!(dropout(&x, 0.0, 0, "a", 0).is_ok());
+    }
+
+    #[test]
+    fn maps_fall_out_as_wholes() {
+        let x = Tensor::ones((4, 50, 3, 5), DType::F32, &Device::Cpu).unwrap();
+        let y = Dropping::new(0.5, 1, 0).next_maps(&x).unwrap();
+        let maps: Vec<Vec<f32>> = y.reshape((200, 15)).unwrap().to_vec2().unwrap();
+        assert!(maps.iter().all(|map| map.iter().all(|v| *v == map[0])));
+        let fallen = maps.iter().filter(|map| map[0] == 0.0).count();
+        // Four standard deviations around half.
+        assert!((72..=128).contains(&fallen), "{fallen}");
+        assert!(maps.iter().all(|map| map[0] == 0.0 || map[0] == 2.0));
     }
 
     #[test]
