@@ -1,6 +1,6 @@
 //! Folders of weights made of the checkpoints that others published, by names and shapes.
 
-use super::{Architecture, Description, Learned, Options};
+use super::{Architecture, Description, Learned, Options, Outputs};
 use crate::{
     fit::{CONFIG, WEIGHTS},
     params::Params,
@@ -39,11 +39,17 @@ pub fn convert<L: Learned>(
     let architecture = options.architecture();
     let mut tensors =
         renamed(&architecture, weights::open(from)?).or_error(ErrorKind::Model, name)?;
-    let outputs = outputs::<L>(&architecture, &tensors).or_error(ErrorKind::Model, name)?;
-    if outputs == 2 {
-        single_channel(architecture.head(), &mut tensors)?;
-    }
-    let classes = classes(outputs).or_error(ErrorKind::Model, name)?;
+    let channels = channels(&architecture, &tensors).or_error(ErrorKind::Model, name)?;
+    let classes = match L::outputs(&architecture, channels) {
+        Outputs::Logits(1) => 1,
+        Outputs::Logits(2) => {
+            single_channel(architecture.head(), &mut tensors)?;
+            1
+        }
+        Outputs::Logits(several) => several - 1,
+        Outputs::Masks(masks) => masks,
+    };
+    let classes = classes_of(classes).or_error(ErrorKind::Model, name)?;
     let side = options.size.unwrap_or(SIDE);
     let description = Description::new(architecture, classes, (side, side));
     let mut params = Params::frozen(&Device::Cpu, tensors.clone());
@@ -102,26 +108,23 @@ fn renamed<A: Architecture>(
 }
 
 /// Channels of the answer, from the shape of the last layer.
-fn outputs<L: Learned>(
-    architecture: &L::Architecture,
-    tensors: &HashMap<String, Tensor>,
-) -> Result<usize> {
+fn channels<A: Architecture>(architecture: &A, tensors: &HashMap<String, Tensor>) -> Result<usize> {
     let name = format!("{}.weight", architecture.head());
     match tensors.get(&name).map(|head| head.dims()) {
-        Some([outputs, ..]) => Ok(*outputs),
+        Some([channels, ..]) => Ok(*channels),
         _ => Err(Error::model(format!("tensor `{name}` is missing"))),
     }
 }
 
-/// The target classes of so many outputs: two are background and one class.
-fn classes(outputs: usize) -> Result<Vec<(u8, String)>> {
-    match outputs {
-        1 | 2 => Ok(vec![(1, "target".to_owned())]),
-        several if several <= 256 => Ok((1..several)
+/// So many target classes, which a checkpoint has no names for.
+fn classes_of(count: usize) -> Result<Vec<(u8, String)>> {
+    match count {
+        1 => Ok(vec![(1, "target".to_owned())]),
+        2..=255 => Ok((1..=count)
             .map(|class| (class as u8, format!("class {class}")))
             .collect()),
         _ => Err(Error::model(format!(
-            "the last layer has {outputs} channels, expected at most 256"
+            "the last layer has channels for {count} classes, expected 1 to 255"
         ))),
     }
 }

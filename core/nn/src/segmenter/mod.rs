@@ -60,6 +60,7 @@
 
 mod answer;
 mod convert;
+mod denoising;
 mod description;
 mod direct;
 mod inspect;
@@ -72,6 +73,7 @@ mod training;
 mod tests;
 
 pub use answer::decide;
+pub use denoising::{Denoising, Diffusion, MaskNetwork, Noised, Predicted, Run, mean};
 pub use description::Description;
 pub use direct::Direct;
 pub use inspect::{Activations, Load};
@@ -232,7 +234,7 @@ pub struct Answer {
 }
 
 /// What a [`Trained`] segmenter is made of: a network with its loss and the way it answers. There is one for
-/// networks that answer at once ([`Direct`]).
+/// networks that answer at once ([`Direct`]), and one for those that denoise masks ([`Denoising`]).
 pub trait Learned: Send + Sync + Sized + 'static {
     /// The network's sizes.
     type Architecture: Architecture;
@@ -289,6 +291,29 @@ pub trait Learned: Send + Sync + Sized + 'static {
         file: &Path,
         device: &Device,
     ) -> diffaug::Result<String>;
+
+    /// What a published checkpoint says, whose last layer has so many channels.
+    fn outputs(_architecture: &Self::Architecture, channels: usize) -> Outputs {
+        Outputs::Logits(channels)
+    }
+}
+
+/// What the channels of a last layer are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outputs {
+    /// Logits: one of the one class, or one of the background and each class.
+    Logits(usize),
+    /// A mask of each class.
+    Masks(usize),
+}
+
+/// The error of a network that begins with no published part, for the `file` of one.
+fn no_published_part<A: Architecture>(file: &Path) -> diffaug::Error {
+    diffaug::Error::unsupported(format!(
+        "`{}` begins with no published weights, so `{}` cannot be used: `diffaug convert` makes a folder for `base` of a whole network's weights",
+        A::PLUGIN,
+        file.display()
+    ))
 }
 
 /// A network that maps images to logits: one channel for one target class, and one for the background and
@@ -326,10 +351,6 @@ pub trait Network: Send + Sync + Sized + 'static {
         file: &Path,
         _device: &Device,
     ) -> diffaug::Result<String> {
-        Err(diffaug::Error::unsupported(format!(
-            "`{}` begins with no published weights, so `{}` cannot be used: `diffaug convert` makes a folder for `base` of a whole network's weights",
-            Self::Architecture::PLUGIN,
-            file.display()
-        )))
+        Err(no_published_part::<Self::Architecture>(file))
     }
 }

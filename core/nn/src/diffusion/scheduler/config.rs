@@ -176,7 +176,13 @@ pub struct SchedulerConfig {
     /// Largest absolute value that passes, above 0; 1 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_sample_range: Option<f64>,
-    /// DDPM: `fixed_small` (the default), `fixed_small_log` or `fixed_large`.
+    /// DDIM: whether the noise of a step follows from the clean latent after it was cut off, as in
+    /// guided-diffusion; no by default. diffusers has it as an argument, not in the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub use_clipped_model_output: Option<bool>,
+    /// DDPM: `fixed_small` (the default), `fixed_small_log`, `fixed_large` or `learned_range`, for networks
+    /// that answer with twice the channels: the second half says where the logarithm of the variance lies
+    /// between its bounds, -1 to 1 (Nichol & Dhariwal, 2021, eq. 15).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variance_type: Option<String>,
     /// DDIM: share of DDPM's noise that is drawn, from 0 (the default) to 1. diffusers has it as an
@@ -232,6 +238,7 @@ impl SchedulerConfig {
             clip_sample_range: None,
             variance_type: None,
             eta: None,
+            use_clipped_model_output: None,
             algorithm_type: None,
             solver_order: None,
             solver_type: None,

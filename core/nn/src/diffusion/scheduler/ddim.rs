@@ -15,6 +15,8 @@ pub(super) struct Ddim {
     /// ᾱ before and after each step.
     alpha_bars: Vec<[f64; 2]>,
     eta: f64,
+    /// Whether noise is what lies between the noisy latent and the clean one after it was cut off.
+    of_clipped: bool,
 }
 
 impl Ddim {
@@ -41,6 +43,7 @@ impl Ddim {
             output: Output::new(config, grid)?,
             alpha_bars: grid.timesteps.iter().map(pair).collect(),
             eta,
+            of_clipped: config.use_clipped_model_output.unwrap_or(false),
         })
     }
 
@@ -53,8 +56,12 @@ impl Ddim {
     ) -> Result<Step> {
         let [now, after] = self.alpha_bars[i];
         let z0 = self.output.clean(output, x, now)?;
-        // Noise is that of the network even where the clean latent was clipped.
-        let [of_x, of_output] = self.output.prediction.noise(Level::of_alpha_bar(now));
+        // Else noise is that of the network even where the clean latent was clipped.
+        let (prediction, output) = match self.of_clipped {
+            true => (Prediction::Sample, &z0),
+            false => (self.output.prediction, output),
+        };
+        let [of_x, of_output] = prediction.noise(Level::of_alpha_bar(now));
         let variance = (1.0 - after) / (1.0 - now) * (1.0 - now / after);
         let deviation = self.eta * variance.max(0.0).sqrt();
         let direction = (1.0 - after - deviation * deviation).max(0.0).sqrt();

@@ -96,7 +96,7 @@ fn what_is_not_offered_is_named() {
         ),
         (Dpmpp2m, "algorithm_type", json!("dpmsolver"), "dpmsolver++"),
         (Dpmpp2m, "variance_type", json!("learned"), "fixed_small"),
-        (Ddpm, "variance_type", json!("learned_range"), "fixed_small"),
+        (Ddpm, "variance_type", json!("learned"), "fixed_small"),
         (
             Ddpm,
             "variance_type",

@@ -1,0 +1,497 @@
+//! Networks that denoise masks, guided by an image: their training, and answers drawn from noise once or
+//! several times.
+
+#[cfg(test)]
+mod tests;
+
+use super::{
+    Answer, Architecture, Description, Fusion, Learned, Options, Outputs, Pass, Preset, Sampling,
+    Setting,
+};
+use crate::{
+    diffusion::scheduler::{NoiseSchedule, Prediction, Sampler, SamplerName, SchedulerConfig},
+    noise,
+    params::{Params, Scope},
+};
+use candle_core::{DType, Device, Tensor};
+use diffaug::{Error, Result, rng, staple::staple_of_probabilities};
+use rand::RngExt;
+use rayon::prelude::*;
+use std::path::Path;
+
+/// Most steps from noise to a mask: as many as the schedules of training have.
+const MOST_STEPS: usize = 1000;
+/// Most masks that are drawn for an image: as many as STAPLE joins.
+const MOST_RUNS: usize = 64;
+
+/// A network that goes from noise to masks, a channel for each target class, guided by an image.
+pub trait MaskNetwork: Send + Sync + Sized + 'static {
+    /// Its sizes.
+    type Architecture: Architecture;
+    /// What it makes of an image alone, once for all steps of drawing.
+    type Condition;
+
+    /// Whether its way of joining masks ([`MaskNetwork::fuse`]) looks at the steps that led to them.
+    const FUSES_STEPS: bool = false;
+
+    /// The network for `masks` target classes and images of `size`, width and height, in `scope`.
+    ///
+    /// # Errors
+    /// When the device has no room for it, or a given tensor does not fit.
+    fn new(
+        scope: Scope<'_>,
+        architecture: &Self::Architecture,
+        masks: usize,
+        size: (u32, u32),
+    ) -> candle_core::Result<Self>;
+
+    /// The noise that it was published with, and how masks are drawn.
+    fn diffusion(architecture: &Self::Architecture) -> Diffusion;
+
+    /// What depends on `images`, `[n, 3, height, width]`, alone.
+    ///
+    /// # Errors
+    /// When the sides do not suit the network.
+    fn condition(&self, images: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Self::Condition>;
+
+    /// What it predicts of `noisy` masks, `[n, masks, height, width]`, at the timesteps `t`, f32 `[n]`.
+    ///
+    /// # Errors
+    /// When the sides do not suit the network.
+    fn predict(
+        &self,
+        images: &Tensor,
+        noisy: &Tensor,
+        t: &Tensor,
+        condition: &Self::Condition,
+        pass: &Pass<'_>,
+    ) -> candle_core::Result<Predicted>;
+
+    /// What training minimises; the mean squared error of what is predicted.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn loss(&self, predicted: &Predicted, noised: &Noised<'_>) -> Result<Tensor> {
+        Ok((&predicted.output - noised.target()?)?.sqr()?.mean_all()?)
+    }
+
+    /// Joins the masks of several runs as it was published: probabilities `[n, masks, height, width]`.
+    ///
+    /// # Errors
+    /// When there is none.
+    fn fuse(diffusion: &Diffusion, runs: &[Run]) -> Result<Tensor> {
+        mean(diffusion, runs)
+    }
+
+    /// How many classes the last layer of a published checkpoint has, for so many channels.
+    fn masks(_architecture: &Self::Architecture, channels: usize) -> usize {
+        channels
+    }
+}
+
+/// Noise, and the way back from it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Diffusion {
+    /// What the network predicts.
+    pub prediction: Prediction,
+    /// Values of a mask, outside and inside: -1 and 1, or 0 and 1.
+    pub values: (f64, f64),
+    /// Whether the network predicts variances as well, in as many channels again.
+    pub learned_variance: bool,
+    /// What goes back from noise to a mask.
+    pub sampler: SamplerName,
+    /// Steps from noise to a mask.
+    pub steps: usize,
+    /// Masks that are drawn for an image.
+    pub runs: usize,
+    /// What becomes of several masks.
+    pub fusion: Fusion,
+}
+
+impl Diffusion {
+    /// Noise that grows linearly from 1e-4 to 0.02 over 1,000 timesteps (Ho et al., 2020), sampled by `sampler`.
+    pub fn scheduler(&self, sampler: SamplerName) -> SchedulerConfig {
+        let prediction = match self.prediction {
+            Prediction::Epsilon => "epsilon",
+            Prediction::Velocity => "v_prediction",
+            Prediction::Sample => "sample",
+        };
+        let mut config = SchedulerConfig::new(sampler);
+        config.prediction_type = Some(prediction.to_owned());
+        match sampler {
+            // As guided-diffusion has it.
+            SamplerName::Ddim => config.use_clipped_model_output = Some(true),
+            SamplerName::Ddpm if self.learned_variance => {
+                config.variance_type = Some("learned_range".to_owned());
+            }
+            _ => {}
+        }
+        config
+    }
+
+    /// With what the user said in place of what was published.
+    fn with(self, sampling: &Sampling) -> Self {
+        Diffusion {
+            sampler: sampling.sampler.unwrap_or(self.sampler),
+            steps: sampling.steps.unwrap_or(self.steps),
+            runs: sampling.runs.unwrap_or(self.runs),
+            fusion: sampling.fusion.unwrap_or(self.fusion),
+            ..self
+        }
+    }
+
+    /// Masks of 0 and 1 as noise is added to them.
+    fn scaled(&self, masks: &Tensor) -> candle_core::Result<Tensor> {
+        masks.affine(self.values.1 - self.values.0, self.values.0)
+    }
+
+    /// How probable the classes are in what was drawn.
+    ///
+    /// # Errors
+    /// Those of candle.
+    pub fn probabilities(&self, drawn: &Tensor) -> candle_core::Result<Tensor> {
+        let (outside, inside) = self.values;
+        let width = inside - outside;
+        drawn
+            .affine(1.0 / width, -outside / width)?
+            .clamp(0f32, 1f32)
+    }
+}
+
+/// What a network answers.
+#[derive(Clone, Debug)]
+pub struct Predicted {
+    /// What it predicts, `[n, masks, height, width]`.
+    pub output: Tensor,
+    /// Where the logarithm of the variance lies between its bounds, -1 to 1; of the same shape.
+    pub variance: Option<Tensor>,
+    /// What a part of it that sees the image says of the mask, of the same shape.
+    pub calibration: Option<Tensor>,
+}
+
+impl From<Tensor> for Predicted {
+    fn from(output: Tensor) -> Self {
+        Predicted {
+            output,
+            variance: None,
+            calibration: None,
+        }
+    }
+}
+
+impl Predicted {
+    /// What a scheduler is given.
+    fn channels(&self, learned: bool) -> candle_core::Result<Tensor> {
+        match &self.variance {
+            Some(variance) if learned => Tensor::cat(&[&self.output, variance], 1),
+            _ => Ok(self.output.clone()),
+        }
+    }
+
+    fn map(&self, f: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> candle_core::Result<Self> {
+        Ok(Predicted {
+            output: f(&self.output)?,
+            variance: self.variance.as_ref().map(&f).transpose()?,
+            calibration: self.calibration.as_ref().map(&f).transpose()?,
+        })
+    }
+}
+
+/// Masks of a step of training, all f32 `[n, masks, height, width]` and without padding.
+#[derive(Debug)]
+pub struct Noised<'a> {
+    /// 0 and 1.
+    pub masks: Tensor,
+    /// The same at the values of [`Diffusion::values`].
+    pub clean: Tensor,
+    /// What was added.
+    pub noise: Tensor,
+    /// What the network saw.
+    pub noisy: Tensor,
+    /// Timestep of each image.
+    pub t: &'a [u32],
+    /// How much noise the timesteps hold.
+    pub schedule: &'a NoiseSchedule,
+    /// What is predicted.
+    pub prediction: Prediction,
+}
+
+impl Noised<'_> {
+    /// What a network should predict.
+    ///
+    /// # Errors
+    /// Those of [`NoiseSchedule::target`].
+    pub fn target(&self) -> candle_core::Result<Tensor> {
+        self.schedule
+            .target(self.prediction, &self.clean, &self.noise, self.t)
+    }
+}
+
+/// A mask that was drawn for each image.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// What came out in the end, at the values of [`Diffusion::values`], `[n, masks, height, width]`.
+    pub drawn: Tensor,
+    /// What the network predicted in each step, where the fusion of the network asks for it.
+    pub steps: Vec<Tensor>,
+    /// The last step's [`Predicted::calibration`].
+    pub calibration: Option<Tensor>,
+}
+
+/// The mean of what was drawn, as probabilities.
+///
+/// # Errors
+/// When there is no run.
+pub fn mean(diffusion: &Diffusion, runs: &[Run]) -> Result<Tensor> {
+    let drawn = runs.iter().map(|run| diffusion.probabilities(&run.drawn));
+    let drawn = drawn.collect::<candle_core::Result<Vec<_>>>()?;
+    Ok(Tensor::stack(&drawn, 0)?.mean(0)?)
+}
+
+/// A network that denoises masks.
+pub struct Denoising<N> {
+    net: N,
+    schedule: NoiseSchedule,
+}
+
+impl<N: MaskNetwork> Denoising<N> {
+    /// How masks are drawn with these options. The preset draws fewer and takes fewer steps.
+    fn diffusion(options: &Options<N::Architecture>, architecture: &N::Architecture) -> Diffusion {
+        let published = N::diffusion(architecture);
+        let from = match options.preset {
+            Some(Preset::Tiny) => Diffusion {
+                sampler: SamplerName::Ddim,
+                steps: published.steps.min(10),
+                runs: published.runs.min(3),
+                ..published
+            },
+            None => published,
+        };
+        from.with(options.sampling.as_ref().unwrap_or(&Sampling::default()))
+    }
+
+    /// Draws one mask for each image.
+    fn run(
+        &self,
+        diffusion: &Diffusion,
+        images: &Tensor,
+        condition: &N::Condition,
+        draws: &Draws<'_>,
+    ) -> Result<Run> {
+        let config = diffusion.scheduler(diffusion.sampler);
+        let learned = config.variance_type.is_some();
+        let mut sampler = Sampler::new(&config, diffusion.steps)?;
+        let timesteps = sampler.timesteps().to_vec();
+        let mut x = (draws.next("mask", 0)? * sampler.init_noise_sigma())?;
+        let (mut steps, mut calibration) = (Vec::new(), None);
+        for (i, t) in timesteps.iter().enumerate() {
+            let input = sampler.scale_input(&x, i)?.to_dtype(images.dtype())?;
+            let t = Tensor::full(*t as f32, images.dim(0)?, images.device())?;
+            let pass = Pass::ANSWER;
+            let predicted = self.net.predict(images, &input, &t, condition, &pass)?;
+            // Without `detach` the graph of every step would be kept until the last.
+            let predicted = predicted.map(|x| Ok(x.to_dtype(DType::F32)?.detach()))?;
+            let noise = || draws.next("step", i as u64);
+            x = sampler.step(&predicted.channels(learned)?, i, &x, noise)?.x;
+            if N::FUSES_STEPS {
+                steps.push(predicted.output);
+            }
+            calibration = predicted.calibration;
+        }
+        Ok(Run {
+            drawn: x,
+            steps,
+            calibration,
+        })
+    }
+}
+
+/// Noise of a run: for each image it follows from the image's seed.
+struct Draws<'a> {
+    seeds: &'a [u64],
+    run: usize,
+    /// Masks, height, width.
+    shape: [usize; 3],
+    device: &'a Device,
+}
+
+impl Draws<'_> {
+    /// Noise `[n, masks, height, width]` for a `purpose`.
+    fn next(&self, purpose: &str, index: u64) -> candle_core::Result<Tensor> {
+        let [masks, height, width] = self.shape;
+        let purpose = format!("{purpose} of run {}", self.run);
+        let draw = |seed: &u64| noise::normal(*seed, &purpose, index, masks * height * width);
+        let values: Vec<Vec<f32>> = self.seeds.par_iter().map(draw).collect();
+        let shape = (self.seeds.len(), masks, height, width);
+        Tensor::from_vec(values.concat(), shape, self.device)
+    }
+}
+
+impl<N: MaskNetwork> Learned for Denoising<N> {
+    type Architecture = N::Architecture;
+    const DRAWS: bool = true;
+
+    fn new(
+        scope: Scope<'_>,
+        description: &Description<N::Architecture>,
+    ) -> candle_core::Result<Self> {
+        let architecture = &description.architecture;
+        let (masks, size) = (description.classes.len(), description.frame().whole);
+        let config = N::diffusion(architecture).scheduler(SamplerName::Ddpm);
+        Ok(Denoising {
+            net: N::new(scope, architecture, masks, size)?,
+            schedule: NoiseSchedule::new(&config).map_err(candle_core::Error::msg)?,
+        })
+    }
+
+    fn check(options: &Options<N::Architecture>) -> Result<()> {
+        let fail = |field: &str, value: usize, most: usize| {
+            let field = format!("sampling.{field}");
+            let message = format!("`{field}` is {value}, expected 1 to {most}");
+            Err(Error::config(message).at(&field))
+        };
+        if options.train.loss.is_some() {
+            let message = format!(
+                "`train.loss` is for segmenters that answer at once; `{}` denoises masks and has a loss of its own",
+                N::Architecture::PLUGIN
+            );
+            return Err(Error::config(message).at("train.loss"));
+        }
+        let sampling = options.sampling.clone().unwrap_or_default();
+        if let Some(steps) = sampling.steps
+            && !(1..=MOST_STEPS).contains(&steps)
+        {
+            return fail("steps", steps, MOST_STEPS);
+        }
+        if let Some(runs) = sampling.runs
+            && !(1..=MOST_RUNS).contains(&runs)
+        {
+            return fail("runs", runs, MOST_RUNS);
+        }
+        // Not every sampler can take any number of steps.
+        options.architecture().check()?;
+        let diffusion = Self::diffusion(options, &options.architecture());
+        let sampler = Sampler::new(&diffusion.scheduler(diffusion.sampler), diffusion.steps);
+        sampler.map(drop).map_err(|error| error.at("sampling"))
+    }
+
+    fn loss(
+        &self,
+        setting: &Setting<'_, N::Architecture>,
+        images: &Tensor,
+        targets: Tensor,
+        pass: &Pass<'_>,
+        step: u64,
+    ) -> Result<Tensor> {
+        let description = setting.description;
+        let diffusion = N::diffusion(&description.architecture);
+        let masks = planes(&targets, description.classes.len(), images.device())?;
+        let clean = diffusion.scaled(&masks)?;
+        let seed = rng::derive(setting.seed, "part", "noise of masks");
+        let values = noise::normal(seed, "noise", step, clean.elem_count());
+        let noise = Tensor::from_vec(values, clean.shape(), images.device())?;
+        let mut draw = rng::stream(seed, "timestep", step);
+        let last = self.schedule.alpha_bars().len() as u32;
+        let t: Vec<u32> = (0..images.dim(0)?)
+            .map(|_| draw.random_range(0..last))
+            .collect();
+        let noisy = self.schedule.add_noise(&clean, &noise, &t)?;
+        let condition = self.net.condition(images, pass)?;
+        let times = Tensor::new(t.as_slice(), images.device())?.to_dtype(DType::F32)?;
+        let input = noisy.to_dtype(images.dtype())?;
+        let predicted = self.net.predict(images, &input, &times, &condition, pass)?;
+        // Padding is not judged.
+        let (width, height) = description.frame().content;
+        let content = |x: &Tensor| {
+            x.to_dtype(DType::F32)?
+                .narrow(2, 0, height as usize)?
+                .narrow(3, 0, width as usize)?
+                .contiguous()
+        };
+        let noised = Noised {
+            masks: content(&masks)?,
+            clean: content(&clean)?,
+            noise: content(&noise)?,
+            noisy: content(&noisy)?,
+            t: &t,
+            schedule: &self.schedule,
+            prediction: diffusion.prediction,
+        };
+        self.net.loss(&predicted.map(content)?, &noised)
+    }
+
+    fn answer(
+        &self,
+        setting: &Setting<'_, N::Architecture>,
+        images: &Tensor,
+        seeds: &[u64],
+    ) -> Result<Answer> {
+        let description = setting.description;
+        let diffusion = Self::diffusion(setting.options, &description.architecture);
+        let condition = self.net.condition(images, &Pass::ANSWER)?;
+        let (_, _, height, width) = images.dims4()?;
+        let run = |run| {
+            let draws = Draws {
+                seeds,
+                run,
+                shape: [description.classes.len(), height, width],
+                device: images.device(),
+            };
+            self.run(&diffusion, images, &condition, &draws)
+        };
+        let runs = (0..diffusion.runs).map(run).collect::<Result<Vec<_>>>()?;
+        let drawn: Vec<&Tensor> = runs.iter().map(|run| &run.drawn).collect();
+        let raw = Tensor::cat(&drawn, 1)?;
+        let masks = match diffusion.fusion {
+            Fusion::Mean => mean(&diffusion, &runs)?,
+            Fusion::Staple => joined(&diffusion, &runs)?,
+            Fusion::Published => N::fuse(&diffusion, &runs)?,
+        };
+        let probabilities = match masks.dim(1)? {
+            1 => masks,
+            // The background is as probable as the likeliest class is not.
+            _ => {
+                let background = masks.max_keepdim(1)?.affine(-1.0, 1.0)?;
+                Tensor::cat(&[&background, &masks], 1)?
+            }
+        };
+        Ok(Answer { probabilities, raw })
+    }
+
+    fn begin(_: &Params, _: &N::Architecture, file: &Path, _: &Device) -> Result<String> {
+        Err(super::no_published_part::<N::Architecture>(file))
+    }
+
+    fn outputs(architecture: &N::Architecture, channels: usize) -> Outputs {
+        Outputs::Masks(N::masks(architecture, channels))
+    }
+}
+
+/// A plane of 0 and 1 for each of the classes 1 to `masks`, f32 `[n, masks, height, width]`, of indices of
+/// classes `[n, height, width]`.
+fn planes(targets: &Tensor, masks: usize, device: &Device) -> candle_core::Result<Tensor> {
+    let plane = |class: usize| targets.eq(class as u32)?.to_dtype(DType::F32);
+    let planes = (1..=masks).map(plane);
+    let planes = planes.collect::<candle_core::Result<Vec<_>>>()?;
+    Tensor::stack(&planes, 1)?.to_device(device)
+}
+
+/// Probabilities that STAPLE forms of the masks of all runs, each image and class alone.
+fn joined(diffusion: &Diffusion, runs: &[Run]) -> Result<Tensor> {
+    let first = &runs[0].drawn;
+    let maps = runs.iter().map(|run| {
+        let maps = diffusion.probabilities(&run.drawn)?;
+        maps.to_device(&Device::Cpu)?
+            .flatten(0, 1)?
+            .flatten_from(1)?
+            .to_vec2::<f32>()
+    });
+    let maps: Vec<Vec<Vec<f32>>> = maps.collect::<candle_core::Result<_>>()?;
+    let join = |plane: usize| {
+        let maps: Vec<&[f32]> = maps.iter().map(|run| run[plane].as_slice()).collect();
+        Ok(staple_of_probabilities(&maps)?.probability)
+    };
+    let planes = (0..maps[0].len()).into_par_iter().map(join);
+    let values = planes.collect::<Result<Vec<Vec<f32>>>>()?.concat();
+    Ok(Tensor::from_vec(values, first.shape(), first.device())?)
+}
