@@ -1,7 +1,7 @@
 //! Whole runs of the linked-in plugins, tiny: what they leave behind, that they can be cut short
 //! anywhere, and that nothing learns from test data.
 
-use crate::util::{Sandbox, assert_same, build_library, built, cargo, root, target_dir};
+use crate::util::{Sandbox, assert_same, binary, build_library, built, cargo, root, target_dir};
 use diffaug::{
     Image, Mask,
     image::{save_gray, save_image},
@@ -9,7 +9,12 @@ use diffaug::{
 };
 use rand::RngExt;
 use std::{
-    collections::BTreeMap, env::consts::EXE_SUFFIX, fs, path::Path, thread::sleep, time::Duration,
+    collections::BTreeMap,
+    env::consts::{DLL_PREFIX, DLL_SUFFIX, EXE_SUFFIX},
+    fs,
+    path::{Path, PathBuf},
+    thread::sleep,
+    time::Duration,
 };
 
 /// Files that tell when and in how many starts a run was made.
@@ -402,7 +407,7 @@ fn a_run_that_was_killed_goes_on_and_ends_alike() {
 
 /// The host without any plugin linked in. In a target folder of its own, since it has the name of
 /// the binary under test; its dependencies are not optimised, which builds them in half the time.
-fn bare_host() -> std::path::PathBuf {
+fn bare_host() -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bare");
     let mut command = cargo("build", &root().join("Cargo.toml"), &target);
     command.args(["--package", "diffaug-host", "--no-default-features"]);
@@ -416,15 +421,23 @@ fn bare_host() -> std::path::PathBuf {
     target.join(profile).join(format!("diffaug{EXE_SUFFIX}"))
 }
 
+/// The library of all plugins, built with the features that the tests are built with.
+fn all_plugins() -> PathBuf {
+    let mut command = cargo("build", &root().join("Cargo.toml"), target_dir());
+    command.args(["--workspace", "--example", "diffaug_plugins"]);
+    built(command);
+    let examples = binary().parent().unwrap().join("examples");
+    examples.join(format!("{DLL_PREFIX}diffaug_plugins{DLL_SUFFIX}"))
+}
+
 #[test]
-#[ignore = "builds host and plugins a second time, minutes: cargo test -- --include-ignored"]
+#[ignore = "builds the host a second time, minutes: cargo test -- --include-ignored"]
 fn plugins_work_alike_linked_in_and_loaded() {
     let linked = tiny();
     linked.run("run m.toml -q").ok();
     let loaded = Sandbox::with(bare_host());
     loaded.write("m.toml", format!("libraries = [\"./bundle.so\"]\n{TINY}"));
-    let library = build_library(&root().join("Cargo.toml"), "diffaug-bundle");
-    fs::copy(library, loaded.path("bundle.so")).unwrap();
+    fs::copy(all_plugins(), loaded.path("bundle.so")).unwrap();
     loaded.run("run m.toml -q").ok();
     let lock = loaded.read_json("runs/tiny/lock.json");
     assert_eq!(lock["plugins"]["segmenter"]["origin"]["file"], "bundle.so");
@@ -683,11 +696,7 @@ fn a_third_partys_dataset_runs_by_its_manifest() {
     built(command);
     let profile = crate::util::binary().parent().unwrap();
     let sandbox = Sandbox::new();
-    let name = format!(
-        "{}ellipses{}",
-        std::env::consts::DLL_PREFIX,
-        std::env::consts::DLL_SUFFIX
-    );
+    let name = format!("{}ellipses{}", DLL_PREFIX, DLL_SUFFIX);
     sandbox.write("target/release/note.txt", "");
     fs::copy(
         profile.join(&name),
