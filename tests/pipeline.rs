@@ -1,7 +1,7 @@
 //! Whole runs of the linked-in plugins, tiny: what they leave behind, that they can be cut short
 //! anywhere, and that nothing learns from test data.
 
-use crate::util::{Sandbox, assert_same, binary, build_library, built, cargo, root, target_dir};
+use crate::util::{Sandbox, assert_same, binary, built, cargo, root, target_dir};
 use diffaug::{
     Image, Mask,
     image::{save_gray, save_image},
