@@ -81,7 +81,7 @@ pub fn convert(options: &Options, from: &Path, to: &Path) -> Result<String> {
     weights::write_atomically(&to.join(CONFIG), config.as_bytes())?;
     Ok(format!(
         "{} values of the denoising network ({}), scale factor {}",
-        description.denoiser.count(),
+        description.denoiser.count()?,
         if parts.averaged {
             "running means"
         } else {

@@ -7,17 +7,16 @@
 use crate::{
     begin,
     description::Description,
-    network::VAE,
+    network::{Trained, VAE},
     options::{Options, VisionInput},
 };
-use candle_core::Device;
 use diffaug::{Component, Context, Inspection, Result};
 use diffaug_models::{checkpoint, compressor};
 use diffaug_nn::{
     budget::{self, F32, TrainingMemory},
-    diffusion::{Autoencoder, AutoencoderConfig, Encoder},
+    diffusion::{Autoencoder, AutoencoderConfig},
     fit::WEIGHTS,
-    params::Params,
+    params::Shapes,
 };
 
 /// Side of the images where nothing tells it.
@@ -122,19 +121,13 @@ impl Needs {
     fn report(&self, options: &Options, inspection: &mut Inspection) -> Result<()> {
         let trained = options.weights.is_none();
         let d = &self.description;
-        let mut params = Params::new(&Device::Cpu, 0);
-        Encoder::new(params.root(), &d.encoder())?;
-        let (latent, features) = (d.latent as u64, d.vision.features as u64);
-        let mut vision = params.count() as u64 + 2 * latent * features + features;
-        if d.fused {
-            vision += (latent + features) * latent + latent;
-        }
-        let mut parts = vec![("vision", vision), ("denoiser", d.denoiser.count())];
+        let all = Shapes::of(|scope| Trained::new(scope, d))?.parameters();
+        let denoiser = d.denoiser.count()?;
+        let mut parts = vec![("vision", all - denoiser), ("denoiser", denoiser)];
         let trainable: u64 = parts.iter().map(|part| part.1).sum();
         if let Some(config) = &self.autoencoder {
-            let mut params = Params::new(&Device::Cpu, 0);
-            Autoencoder::new(params.root(), config)?;
-            parts.push(("vae", params.count() as u64));
+            let shapes = Shapes::of(|scope| Autoencoder::new(scope, config))?;
+            parts.push(("vae", shapes.parameters()));
         } else {
             inspection.note("the frozen autoencoder is not counted");
         }

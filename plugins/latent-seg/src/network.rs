@@ -17,7 +17,7 @@ use diffaug_nn::{
     layers::Conv2d,
     noise,
     ops::{self, Dropping},
-    params::Params,
+    params::{Params, Scope},
     recompute, weights,
 };
 use rayon::prelude::*;
@@ -69,6 +69,36 @@ impl fmt::Display for Stage {
     }
 }
 
+/// The networks that are trained.
+pub struct Trained {
+    vision: Encoder,
+    vision_out: Conv2d,
+    fusion: Option<Conv2d>,
+    denoiser: Denoiser,
+}
+
+impl Trained {
+    /// Those of `description`, in `root`.
+    ///
+    /// # Errors
+    /// When the description contradicts itself, or a given tensor does not fit.
+    pub fn new(mut root: Scope<'_>, description: &Description) -> candle_core::Result<Self> {
+        let (features, latent) = (description.vision.features, description.latent);
+        let mut scope = root.child("vision");
+        let vision = Encoder::new(scope.child("encoder"), &description.encoder())?;
+        let vision_out = Conv2d::new(scope.child("out"), 2 * latent, features, 1, true)?;
+        let fusion = description
+            .fused
+            .then(|| Conv2d::new(root.child("fusion"), latent + features, latent, 1, true));
+        Ok(Trained {
+            vision,
+            vision_out,
+            fusion: fusion.transpose()?,
+            denoiser: Denoiser::new(root.child("denoiser"), &description.denoiser)?,
+        })
+    }
+}
+
 impl Network {
     /// The networks of `description` in `params`, empty or with tensors given.
     ///
@@ -86,20 +116,13 @@ impl Network {
             .at("vae"));
         }
         let schedule = description.noise.schedule()?;
-        let features = description.vision.features;
-        let latent = description.latent;
-        let mut build = || -> candle_core::Result<_> {
-            let mut root = params.root();
-            let mut scope = root.child("vision");
-            let vision = Encoder::new(scope.child("encoder"), &description.encoder())?;
-            let vision_out = Conv2d::new(scope.child("out"), 2 * latent, features, 1, true)?;
-            let fusion = description
-                .fused
-                .then(|| Conv2d::new(root.child("fusion"), latent + features, latent, 1, true));
-            let denoiser = Denoiser::new(root.child("denoiser"), &description.denoiser)?;
-            Ok((vision, vision_out, fusion.transpose()?, denoiser))
-        };
-        let (vision, vision_out, fusion, denoiser) = build().or_error(ErrorKind::Model, || {
+        let built = Trained::new(params.root(), &description);
+        let Trained {
+            vision,
+            vision_out,
+            fusion,
+            denoiser,
+        } = built.or_error(ErrorKind::Model, || {
             "the networks of `latent-seg` cannot be built".to_owned()
         })?;
         Ok(Network {
