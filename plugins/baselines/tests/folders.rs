@@ -1,7 +1,5 @@
 //! What `inspect` says of options and of folders of weights, and folders made of published checkpoints.
 
-#![allow(clippy::unwrap_used)]
-
 use diffaug::{Context, FromConfig, Inspection};
 use diffaug_baselines::unet::{Architecture, UNet};
 use diffaug_nn::{

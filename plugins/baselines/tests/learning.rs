@@ -1,22 +1,18 @@
-//! The segmenter from outside: it agrees with PyTorch, learns, answers for any size, and goes on
+//! The segmenter `unet` from outside: it agrees with PyTorch, learns, answers for any size, and goes on
 //! where it was stopped.
 
-#![allow(clippy::unwrap_used)]
-
+use crate::data::{Discs, SIDE, StopAfter, dice, discs, enlarge, files};
 use diffaug::stage::{Progress, Segmenter as _, Silent, with_reporter};
-use diffaug::{Class, Context, prelude::*, rng};
+use diffaug::{Context, prelude::*};
 use diffaug_baselines::unet::{Architecture, UNet};
 use diffaug_nn::segmenter::{Direct, Network, Pass, Trained};
 use diffaug_nn::{Device, layers::Mode, ops, params::Params, testing::close, weights};
-use rand::RngExt;
 use std::{
     collections::HashMap,
     fs,
     path::Path,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
-
-const SIDE: u32 = 32;
 
 type Segmenter = Trained<Direct<UNet>>;
 type Options = diffaug_nn::segmenter::Options<Architecture>;
@@ -29,62 +25,6 @@ fn unet(params: &mut Params, outputs: usize, width: usize, depth: usize) -> UNet
         ..Architecture::default()
     };
     UNet::new(params.root(), &architecture, outputs, (SIDE, SIDE)).unwrap()
-}
-
-/// Bright discs on noise; with `classes` = 2 every second one is darker and has label 2.
-struct Discs {
-    count: u64,
-    classes: u8,
-    seed: u64,
-}
-
-impl Dataset for Discs {
-    fn info(&self) -> Result<DatasetInfo> {
-        let mut info = DatasetInfo::single_class("discs", "disc");
-        for label in 2..=self.classes {
-            info.classes.push(Class {
-                label,
-                name: "dark disc".into(),
-                target: true,
-            });
-        }
-        Ok(info)
-    }
-
-    fn items(&self) -> Result<RVec<Item>> {
-        Ok((0..self.count)
-            .map(|i| Item::new(&format!("disc-{i}")))
-            .collect())
-    }
-
-    fn sample(&self, index: u64) -> Result<Sample> {
-        let index = index % self.count;
-        let mut rng = rng::stream(self.seed, "disc", index);
-        let mut centre = || rng.random_range(9.0..SIDE as f32 - 9.0);
-        let (cx, cy) = (centre(), centre());
-        let radius = rng.random_range(4.0..8.0f32);
-        let label = 1 + (index % u64::from(self.classes)) as u8;
-        let (mut pixels, mut labels) = (Vec::new(), Vec::new());
-        for i in 0..SIDE * SIDE {
-            let (x, y) = ((i % SIDE) as f32, (i / SIDE) as f32);
-            let inside = (x - cx).hypot(y - cy) < radius;
-            let level = match (inside, label) {
-                (false, _) => 110,
-                (true, 1) => 170,
-                (true, _) => 50,
-            };
-            for _ in 0..3 {
-                pixels.push((level + rng.random_range(-25..=25i32)) as u8);
-            }
-            labels.push(if inside { label } else { 0 });
-        }
-        Ok(Sample {
-            id: format!("disc-{index}").into(),
-            image: Image::new(SIDE, SIDE, pixels)?,
-            mask: Mask::new(SIDE, SIDE, labels)?,
-            attributes: Attributes::new(),
-        })
-    }
 }
 
 /// Discs, of which the last half is synthetic and far brighter.
@@ -171,14 +111,6 @@ fn statistics_formed_anew_are_of_real_images() {
     close(first, &expected, 1e-4);
 }
 
-fn discs(count: u64, classes: u8, seed: u64) -> BoxDataset {
-    BoxDataset::new(Discs {
-        count,
-        classes,
-        seed,
-    })
-}
-
 fn segmenter(options: &str) -> Segmenter {
     let options: Options = serde_json::from_str(options).unwrap();
     Segmenter::from_config(options, &Context::default()).unwrap()
@@ -204,19 +136,6 @@ fn segment(segmenter: &Segmenter, images: &[&Image]) -> Vec<Segmentation> {
         segmenter.segment(RSlice::from_slice(&views), reporter)
     });
     answers.unwrap().into()
-}
-
-/// All but the log, which holds times.
-fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
-    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
-    let entries = entries.filter(|entry| entry.file_name() != "log.jsonl");
-    let read = |entry: fs::DirEntry| {
-        let name = entry.file_name().into_string().unwrap();
-        (name, fs::read(entry.path()).unwrap())
-    };
-    let mut files: Vec<_> = entries.map(read).collect();
-    files.sort();
-    files
 }
 
 const SMALL: &str = r#"{"architecture": {"width": 4, "depth": 2},
@@ -328,39 +247,6 @@ fn several_classes_are_told_apart() {
         let sample = unseen.sample(index).unwrap();
         let answer = &segment(&segmenter, &[&sample.image])[0];
         assert!(dice(&answer.mask, &sample.mask, label) > 0.9);
-    }
-}
-
-fn enlarge(sample: &Sample, factor: u32) -> Sample {
-    let side = SIDE * factor;
-    let places = (0..side * side).map(|i| (i / side / factor * SIDE + i % side / factor) as usize);
-    let pixels = places
-        .clone()
-        .flat_map(|at| sample.image.pixels()[3 * at..3 * at + 3].to_vec());
-    let labels = places.map(|at| sample.mask.labels()[at]);
-    Sample {
-        image: Image::new(side, side, pixels.collect()).unwrap(),
-        mask: Mask::new(side, side, labels.collect()).unwrap(),
-        ..sample.clone()
-    }
-}
-
-fn dice(found: &Mask, wanted: &Mask, label: u8) -> f64 {
-    let count = |mask: &Mask| mask.labels().iter().filter(|l| **l == label).count();
-    let pairs = found.labels().iter().zip(wanted.labels());
-    let both = pairs.filter(|(a, b)| **a == label && **b == label).count();
-    2.0 * both as f64 / (count(found) + count(wanted)) as f64
-}
-
-/// Stops once, after that many steps.
-struct StopAfter(u64, AtomicBool);
-
-impl Progress for StopAfter {
-    fn progress(&self, done: u64, _: u64, _: &str) {
-        self.1.store(done == self.0, Ordering::Relaxed);
-    }
-    fn cancelled(&self) -> bool {
-        self.1.load(Ordering::Relaxed)
     }
 }
 
@@ -505,6 +391,7 @@ fn images_of_different_sizes_need_a_size() {
             count: 4,
             classes: 1,
             seed: 1,
+            side: SIDE,
         }))
     };
     let run = |options: &str| {

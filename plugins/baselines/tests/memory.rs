@@ -4,11 +4,8 @@
 //! factors in `src/unet.rs` were chosen with the figures that this prints:
 //!
 //! ```sh
-//! cargo test -p diffaug-baselines --test memory -- --nocapture
+//! cargo test -p diffaug-baselines --test it memory -- --nocapture
 //! ```
-
-#![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use diffaug::stage::{Segmenter as _, Silent, with_reporter};
 use diffaug::{Context, human_bytes, prelude::*};
@@ -92,7 +89,7 @@ fn status(name: &str) -> u64 {
 /// Lets a child process work: the memory that it took at most, and the estimate.
 fn child(case: usize, what: &str, weights: &Path) -> [u64; 2] {
     let mut child = Command::new(env::current_exe().unwrap());
-    child.args(["--exact", "--ignored", "--nocapture", "one_case"]);
+    child.args(["--exact", "--ignored", "--nocapture", "memory::one_case"]);
     child
         .env(CASE, format!("{what} {case}"))
         .env(WEIGHTS, weights);

@@ -230,9 +230,9 @@ impl Parts {
             width,
             multipliers,
             layers,
-            heads: options.architecture.heads,
+            heads: options.architecture().heads,
             attention,
-            groups: options.architecture.groups,
+            groups: options.architecture().groups,
         })
     }
 

@@ -108,7 +108,7 @@ impl Description {
         input: (u32, u32),
         (factor, latent): (usize, usize),
     ) -> Result<Self> {
-        let (a, resolved) = (&options.architecture, options.resolved());
+        let (a, resolved) = (&options.architecture(), options.resolved());
         let vision = Vision {
             input: resolved.vision_input,
             channels: options.vision(),
@@ -154,11 +154,11 @@ impl Description {
                 attention: a.attention.clone(),
                 groups: a.groups,
             },
-            prediction: options.prediction,
+            prediction: options.prediction(),
             noise: Betas {
                 start: options.beta_start,
                 end: options.beta_end,
-                zero_terminal_snr: options.zero_terminal_snr,
+                zero_terminal_snr: options.zero_terminal_snr(),
             },
         })
     }

@@ -96,7 +96,7 @@ fn own_autoencoder(options: &Options) -> Option<AutoencoderConfig> {
 
 /// The networks of these options for one target class, and the small autoencoder, where one is trained.
 fn planned(options: &Options, side: u32) -> Result<(Description, Option<AutoencoderConfig>)> {
-    let a = &options.architecture;
+    let a = &options.architecture();
     let autoencoder = options.vae.is_none().then(|| {
         let (channels, layers) = (&a.autoencoder, a.autoencoder_layers);
         compressor::architecture(channels, layers, a.latent, false, side as usize)

@@ -32,7 +32,9 @@ pub const MOVED: &[(&str, &str)] = &[
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
     /// What is not said otherwise: `diffaug` (without this, that of `latent-seg`) is the paper's
-    /// segmenter, `sdseg` (that of `sdseg`) the one that it builds on (Lin et al., 2024).
+    /// segmenter, `sdseg` (that of `sdseg`) the one that it builds on (Lin et al., 2024). `tiny` and `sdseg-tiny`
+    /// (that of `sdseg` where it is told `tiny`) are small ones that learn within a minute or two on a processor,
+    /// with their training.
     pub preset: Option<Preset>,
     /// The frozen autoencoder: a folder in the layout of diffusers, a file in the original one (kl-f8),
     /// a model of the hub as `org/name@revision`, or `taesdxl`. Without it a small one is trained first, on images and masks.
@@ -50,18 +52,19 @@ pub struct Options {
     pub threshold: f32,
     /// Images at once when answering.
     pub images_at_once: usize,
-    /// What the denoising network predicts. Small ones learn `v_prediction` or `sample` far faster
-    /// than `epsilon`, whose errors one step magnifies.
-    pub prediction: Target,
+    /// What the denoising network predicts; `epsilon`, and `v_prediction` where the preset is small. Small ones
+    /// learn `v_prediction` or `sample` far faster than `epsilon`, whose errors one step magnifies.
+    pub prediction: Option<Target>,
     /// Variance that the first timestep adds; the last adds `beta_end`, and between them their
     /// roots grow evenly.
     pub beta_start: f64,
     /// See `beta_start`.
     pub beta_end: f64,
-    /// Whether the noise is rescaled so that the last timestep holds no signal; not for `epsilon`.
-    pub zero_terminal_snr: bool,
-    /// The networks.
-    pub architecture: Architecture,
+    /// Whether the noise is rescaled so that the last timestep holds no signal; not for `epsilon`. Without it
+    /// only where the preset is small.
+    pub zero_terminal_snr: Option<bool>,
+    /// The networks, in place of the preset's.
+    pub architecture: Option<Architecture>,
     /// A folder that training or `diffaug convert` left, whose weights training begins with. Of weights of
     /// latent diffusion or Stable Diffusion `diffaug convert` makes such a folder.
     pub base: Option<PathBuf>,
@@ -71,10 +74,10 @@ pub struct Options {
     pub seed: Option<u64>,
     /// A folder that training or `diffaug convert` left. The networks are then those of the weights.
     pub weights: Option<PathBuf>,
-    /// What is minimised.
-    pub objective: Objective,
-    /// The training of the small autoencoder, where `vae` names none.
-    pub autoencoder: AutoencoderTraining,
+    /// What is minimised, in place of the preset's.
+    pub objective: Option<Objective>,
+    /// The training of the small autoencoder, where `vae` names none, in place of the preset's.
+    pub autoencoder: Option<AutoencoderTraining>,
     /// Share of the small autoencoder's pictures that are masks.
     pub autoencoder_masks: f64,
     /// How it is trained. What is left out follows from the preset: 100,000 steps of 4 images with a
@@ -92,6 +95,23 @@ pub enum Preset {
     DiffAug,
     /// A vision encoder of pixels, two losses, a running mean of the weights.
     SdSeg,
+    /// A small `diffaug` that sees pixels.
+    Tiny,
+    /// A small `sdseg`.
+    #[serde(rename = "sdseg-tiny")]
+    SdSegTiny,
+}
+
+impl Preset {
+    /// Whether it is a small one.
+    pub fn is_small(self) -> bool {
+        matches!(self, Preset::Tiny | Preset::SdSegTiny)
+    }
+
+    /// Whether it is the segmenter that the paper builds on.
+    pub fn is_sdseg(self) -> bool {
+        matches!(self, Preset::SdSeg | Preset::SdSegTiny)
+    }
 }
 
 /// What the trainable encoder sees.
@@ -184,6 +204,27 @@ pub struct Architecture {
     pub dropout: f32,
 }
 
+impl Architecture {
+    /// A small one: latents of a quarter of the images' sides.
+    fn tiny() -> Self {
+        Architecture {
+            width: 32,
+            multipliers: vec![1, 2],
+            layers: 1,
+            heads: 4,
+            attention: vec![2],
+            groups: 8,
+            vision: Some(vec![16, 32, 48]),
+            vision_layers: 1,
+            vision_attention: false,
+            features: 8,
+            autoencoder: vec![16, 24, 32],
+            dropout: 0.0,
+            ..Architecture::default()
+        }
+    }
+}
+
 impl Default for Architecture {
     fn default() -> Self {
         Architecture {
@@ -244,17 +285,17 @@ impl Default for Options {
             noise: Noise::Seeded,
             threshold: 0.5,
             images_at_once: 8,
-            prediction: Target::Epsilon,
+            prediction: None,
             beta_start: 0.0015,
             beta_end: 0.0155,
-            zero_terminal_snr: false,
-            architecture: Architecture::default(),
+            zero_terminal_snr: None,
+            architecture: None,
             base: None,
             init: Init::All,
             seed: None,
             weights: None,
-            objective: Objective::default(),
-            autoencoder: AutoencoderTraining::default(),
+            objective: None,
+            autoencoder: None,
             autoencoder_masks: 0.5,
             train: Train::default(),
         }
@@ -282,18 +323,71 @@ impl Options {
     pub fn resolved(&self) -> Resolved {
         let (input, dice) = match self.preset() {
             Preset::DiffAug => (VisionInput::Latent, 0.1),
-            Preset::SdSeg => (VisionInput::Pixel, 0.0),
+            Preset::Tiny => (VisionInput::Pixel, 1.0),
+            Preset::SdSeg | Preset::SdSegTiny => (VisionInput::Pixel, 0.0),
         };
         Resolved {
             vision_input: self.vision_input.unwrap_or(input),
-            fused: self.preset() == Preset::DiffAug,
-            lambda_dice: self.objective.lambda_dice.unwrap_or(dice),
+            fused: !self.preset().is_sdseg(),
+            lambda_dice: self.objective().lambda_dice.unwrap_or(dice),
         }
+    }
+
+    /// The networks.
+    pub fn architecture(&self) -> Architecture {
+        let preset = || match self.preset().is_small() {
+            true => Architecture::tiny(),
+            false => Architecture::default(),
+        };
+        self.architecture.clone().unwrap_or_else(preset)
+    }
+
+    /// What is minimised.
+    pub fn objective(&self) -> Objective {
+        let preset = || match self.preset().is_small() {
+            true => Objective {
+                dice_every: 2,
+                last: 0.6,
+                ..Objective::default()
+            },
+            false => Objective::default(),
+        };
+        self.objective.clone().unwrap_or_else(preset)
+    }
+
+    /// The training of the small autoencoder.
+    pub fn autoencoder(&self) -> AutoencoderTraining {
+        let preset = || match self.preset().is_small() {
+            true => AutoencoderTraining {
+                steps: 300,
+                batch: 8,
+                lr: 2e-3,
+                kl: 1e-4,
+                evaluate_every: 150,
+                ..AutoencoderTraining::default()
+            },
+            false => AutoencoderTraining::default(),
+        };
+        self.autoencoder.clone().unwrap_or_else(preset)
+    }
+
+    /// What the denoising network predicts.
+    pub fn prediction(&self) -> Target {
+        self.prediction.unwrap_or(match self.preset().is_small() {
+            true => Target::VPrediction,
+            false => Target::Epsilon,
+        })
+    }
+
+    /// Whether the last timestep holds no signal.
+    pub fn zero_terminal_snr(&self) -> bool {
+        let small = self.preset().is_small() && self.prediction() != Target::Epsilon;
+        self.zero_terminal_snr.unwrap_or(small)
     }
 
     /// Channels of the vision encoder at each resolution.
     pub fn vision(&self) -> Vec<usize> {
-        let given = self.architecture.vision.clone();
+        let given = self.architecture().vision;
         given.unwrap_or_else(|| match self.resolved().vision_input {
             VisionInput::Latent => vec![128],
             VisionInput::Pixel => vec![128, 256, 512, 512],
@@ -315,7 +409,7 @@ impl Options {
         }
         within("beta_start", self.beta_start, 1e-8, 0.999)?;
         within("beta_end", self.beta_end, 1e-8, 0.999)?;
-        if self.zero_terminal_snr && self.prediction == Target::Epsilon {
+        if self.zero_terminal_snr() && self.prediction() == Target::Epsilon {
             return refuse(
                 "zero_terminal_snr",
                 true,
@@ -324,12 +418,12 @@ impl Options {
         }
         self.check_architecture()?;
         self.check_objective()?;
-        self.autoencoder.check("autoencoder")?;
+        self.autoencoder().check("autoencoder")?;
         self.check_train()
     }
 
     fn check_objective(&self) -> Result<()> {
-        let objective = &self.objective;
+        let objective = &self.objective();
         within("objective.dice_every", objective.dice_every, 1, u64::MAX)?;
         within("objective.last", objective.last, 0.0, 1.0)?;
         within("objective.lambda_latent", objective.lambda_latent, 0.0, 1e6)?;
@@ -361,7 +455,7 @@ impl Options {
     }
 
     fn check_architecture(&self) -> Result<()> {
-        let a = &self.architecture;
+        let a = &self.architecture();
         if !(0.0..1.0).contains(&a.dropout) {
             return refuse(
                 "architecture.dropout",
@@ -468,6 +562,18 @@ impl Options {
                 ema: 0.9999,
                 ..both
             },
+            Preset::Tiny | Preset::SdSegTiny => Budget {
+                steps: Some(400),
+                batch: 8,
+                accumulate: 1,
+                lr: 1e-3,
+                warmup: 50,
+                clip: 1.0,
+                ema: 0.99,
+                evaluate_every: 200,
+                checkpoint_every: 100,
+                ..both
+            },
         };
         self.train.budget(preset.clone(), || preset)
     }
@@ -477,7 +583,7 @@ impl Options {
         let mut settings = self.train.settings(&self.budget(), seed);
         if let Some(ema) = &mut settings.ema {
             // As the reference: the vision encoder's weights are used as they are.
-            ema.only = (self.preset() == Preset::SdSeg).then_some("denoiser.");
+            ema.only = self.preset().is_sdseg().then_some("denoiser.");
         }
         settings
     }

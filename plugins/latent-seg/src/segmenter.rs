@@ -30,9 +30,13 @@ pub struct SdSeg(LatentSeg);
 
 /// Options of `sdseg`: those of `latent-seg` with another preset.
 fn sdseg(options: &Options) -> Options {
-    let preset = options.preset.or(Some(Preset::SdSeg));
+    let preset = match options.preset {
+        None => Preset::SdSeg,
+        Some(Preset::Tiny) => Preset::SdSegTiny,
+        Some(preset) => preset,
+    };
     Options {
-        preset,
+        preset: Some(preset),
         ..options.clone()
     }
 }
@@ -233,7 +237,7 @@ impl Fit<'_, '_> {
             let vae = Vae::open(name, DType::F32, self.device);
             return vae.map_err(|error| error.at("vae"));
         }
-        let (a, options) = (&self.options.architecture, self.options);
+        let (a, options) = (&self.options.architecture(), self.options);
         let side = image.0.max(image.1) as usize;
         let config =
             compressor::architecture(&a.autoencoder, a.autoencoder_layers, a.latent, false, side);
@@ -241,7 +245,7 @@ impl Fit<'_, '_> {
         let multiple = config.downsampling() << (a.multipliers.len() - 1);
         let compression = Compression {
             config: &config,
-            training: &options.autoencoder,
+            training: &options.autoencoder(),
             field: "autoencoder",
             device: self.device,
             seed,
@@ -265,10 +269,10 @@ impl Fit<'_, '_> {
 
     /// What the result depends on besides the networks, for the folder, which serves one training.
     fn described(&self) -> Result<serde_json::Value> {
-        let objective = &self.options.objective;
+        let objective = &self.options.objective();
         Ok(json!({
             "preset": self.options.preset(),
-            "dropout": self.options.architecture.dropout,
+            "dropout": self.options.architecture().dropout,
             "lambda_latent": objective.lambda_latent,
             "lambda_dice": self.options.resolved().lambda_dice,
             "dice_every": objective.dice_every,

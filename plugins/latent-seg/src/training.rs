@@ -81,7 +81,7 @@ impl Trainee<'_> {
     fn timestep(&self, index: u64) -> u32 {
         let last = crate::description::TIMESTEPS;
         let mut rng = rng::stream(self.seed, "timestep", index);
-        match rng.random::<f64>() < self.options.objective.last {
+        match rng.random::<f64>() < self.options.objective().last {
             true => last - 1,
             false => rng.random_range(0..last),
         }
@@ -99,7 +99,7 @@ impl Trainee<'_> {
         let per_sample = |x: Tensor| x.abs()?.flatten_from(1)?.mean(1);
         let found = schedule.noise(prediction, output, noisy, t)?;
         let noise = per_sample((&found - &batch.noise)?)?;
-        let lambda = self.options.objective.lambda_latent;
+        let lambda = self.options.objective().lambda_latent;
         if self.network.description.prediction == Target::Epsilon {
             let weights: Vec<f32> = schedule
                 .snr(t)?
@@ -231,7 +231,7 @@ impl Learner for Trainee<'_> {
             .network
             .schedule
             .add_noise(&batch.z0, &batch.noise, &batch.t)?;
-        let dropout = self.options.architecture.dropout;
+        let dropout = self.options.architecture().dropout;
         let dropping = Dropping::new(dropout, self.seed, index);
         let dropping = (dropout > 0.0).then_some(&dropping);
         let enter = |x: &Option<Tensor>| -> Result<Option<Tensor>> {
@@ -248,7 +248,7 @@ impl Learner for Trainee<'_> {
             .predict(&noisy, &condition, &batch.t, dropping)?;
         let loss = self.latent_losses(&batch, &output, &noisy)?.mean_all()?;
         let lambda = self.options.resolved().lambda_dice;
-        if lambda == 0.0 || !index.is_multiple_of(self.options.objective.dice_every) {
+        if lambda == 0.0 || !index.is_multiple_of(self.options.objective().dice_every) {
             return Ok(loss);
         }
         Ok((loss + (self.dice_loss(&batch, &output, &noisy)? * lambda)?)?)

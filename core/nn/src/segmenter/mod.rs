@@ -145,6 +145,16 @@ pub trait Architecture:
         Budget::default()
     }
 
+    /// The numbers of training of the preset `tiny`.
+    fn tiny_budget(&self) -> Budget {
+        Budget {
+            steps: Some(300),
+            lr: 2e-3,
+            patience: 0,
+            ..self.small()
+        }
+    }
+
     /// The name of the last layer, whose outputs are the classes.
     fn head(&self) -> &'static str {
         "head"

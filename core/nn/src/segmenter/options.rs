@@ -136,12 +136,7 @@ impl<A: Architecture> Options<A> {
     pub fn budget(&self) -> Budget {
         let architecture = self.architecture();
         let small = match self.preset {
-            Some(Preset::Tiny) => Budget {
-                steps: Some(300),
-                lr: 2e-3,
-                patience: 0,
-                ..architecture.small()
-            },
+            Some(Preset::Tiny) => architecture.tiny_budget(),
             None => architecture.small(),
         };
         self.train.budget(small, || architecture.reference())
