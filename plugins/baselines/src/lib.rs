@@ -3,12 +3,22 @@
 
 #![forbid(unsafe_code)]
 
+mod begin;
+mod conv;
+#[cfg(test)]
+mod fixture;
+mod maps;
 pub mod mean_mask;
+pub mod transunet;
 pub mod unet;
+pub mod unet_resnet;
+mod unit;
 
 use diffaug_nn::segmenter::{Direct, Trained};
 
 diffaug::export_plugin! {
     segmenter "mean-mask" for diffaug_nn::BACKEND => Trained<Direct<mean_mask::MeanMask>>, "one mask for all images, for comparison: what learns from images has to be better";
-    segmenter "unet" for diffaug_nn::BACKEND => Trained<Direct<unet::UNet>>, "U-Net with batch normalisation, trained from scratch"
+    segmenter "unet" for diffaug_nn::BACKEND => Trained<Direct<unet::UNet>>, "U-Net with batch normalisation, trained from scratch";
+    segmenter "unet-resnet50" for diffaug_nn::BACKEND => Trained<Direct<unet_resnet::UNet>>, "U-Net on a ResNet (18, 34 or 50), which may begin with the weights that others trained on ImageNet";
+    segmenter "transunet" for diffaug_nn::BACKEND => Trained<Direct<transunet::TransUNet>>, "TransUNet: a residual network, a transformer and a way up, which may begin with Google's R50+ViT-B_16"
 }

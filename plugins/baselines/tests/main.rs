@@ -8,3 +8,4 @@ mod learning;
 #[cfg(target_os = "linux")]
 mod memory;
 mod networks;
+mod published;

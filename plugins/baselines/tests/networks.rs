@@ -165,3 +165,13 @@ fn unet_computed_again() {
 fn mean_mask() {
     Case::<Direct<mean_mask::MeanMask>>::new(32).check();
 }
+
+#[test]
+fn unet_resnet() {
+    Case::<Direct<unet_resnet::UNet>>::new(64).check();
+}
+
+#[test]
+fn transunet() {
+    Case::<Direct<transunet::TransUNet>>::new(64).check();
+}

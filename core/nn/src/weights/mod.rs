@@ -1,14 +1,17 @@
-//! Weights on disk: safetensors, read with errors that name the tensor; and PyTorch's files, to be
+//! Weights on disk: safetensors, read with errors that name the tensor; and PyTorch's and NumPy's files, to be
 //! converted. Also how any file that others wrote is opened ([`input`]).
 
+mod archive;
 mod files;
 pub mod input;
+mod npz;
 mod numbers;
 mod pickle;
 mod source;
 mod write;
 
 pub use files::{Files, parse_header};
+pub use npz::Npz;
 pub use pickle::Pickle;
 pub use source::{Cast, Renamed, Source};
 pub use write::{cache_tensors, copy_file, make_folder, save_tensors, write_atomically};

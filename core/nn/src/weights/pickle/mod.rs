@@ -1,14 +1,16 @@
 //! PyTorch's own files as a [`Source`], for conversion: the zip archives that it writes since 1.6.
 //! Their pickles are read as data by a small bounded machine; nothing in them is executed.
 
-mod archive;
 mod machine;
 mod tensors;
 #[cfg(test)]
 mod tests;
 
-use super::{Source, input, numbers};
-use archive::{Archive, Entry};
+use super::{
+    Source,
+    archive::{Archive, Entry},
+    input, numbers,
+};
 use candle_core::Tensor;
 use diffaug::{Error, ErrorKind, Result, ResultExt};
 use safetensors::tensor::Dtype;

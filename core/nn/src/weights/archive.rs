@@ -1,10 +1,10 @@
-//! The zip archives that PyTorch writes: entries that are stored or deflated, each at a place of its own.
+//! Zip archives, as PyTorch and NumPy write them: entries that are stored or deflated, each at a place of its own.
 //!
 //! Only the list at the end of the archive is read when it is opened. What the list claims is held
 //! against the length of the file before anything is allocated: entries lie inside of the file and do
 //! not overlap, and none unfolds to more than deflating can make of its bytes.
 
-use crate::weights::input;
+use super::input;
 use diffaug::{Error, Result};
 use flate2::read::DeflateDecoder;
 use std::{
