@@ -8,13 +8,14 @@ use crate::{
     denoiser::DenoiserConfig,
     description::{Betas, Description, PLUGIN, Vision},
     network::{Network, VAE},
-    options::{Options, Preset, Target, VisionInput},
+    options::{Options, Preset, VisionInput},
 };
 use candle_core::{DType, Device, Tensor};
 use diffaug::{Error, ErrorKind, Result, ResultExt};
 use diffaug_models::{Vae, compressor, original, packing};
 use diffaug_nn::{
     diffusion::AutoencoderConfig,
+    diffusion::scheduler::Prediction,
     fit::{AVERAGED, CONFIG, EVENTS, LAST, LOG, WEIGHTS},
     params::Params,
     weights::{self, Source},
@@ -63,7 +64,7 @@ pub fn convert(options: &Options, from: &Path, to: &Path) -> Result<String> {
             .or_error(ErrorKind::Model, name)?,
         vision,
         fused: false,
-        prediction: Target::Epsilon,
+        prediction: Prediction::Epsilon,
         noise: Betas {
             start: options.beta_start,
             end: options.beta_end,

@@ -3,7 +3,7 @@
 use crate::{
     begin::BEGINNING,
     denoiser::DenoiserConfig,
-    options::{Options, Target, VisionInput},
+    options::{Options, VisionInput},
 };
 use diffaug::{Error, ErrorKind, Result, ResultExt};
 use diffaug_models::compressor;
@@ -11,7 +11,7 @@ use diffaug_nn::{
     batch::Frame,
     diffusion::{
         AutoencoderConfig,
-        scheduler::{NoiseSchedule, SamplerName, SchedulerConfig},
+        scheduler::{NoiseSchedule, Prediction, SamplerName, SchedulerConfig},
     },
     fit::CONFIG,
     limits,
@@ -44,7 +44,7 @@ pub struct Description {
     /// The denoising network.
     pub denoiser: DenoiserConfig,
     /// What it predicts.
-    pub prediction: Target,
+    pub prediction: Prediction,
     /// The noise.
     pub noise: Betas,
 }

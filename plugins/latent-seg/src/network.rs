@@ -237,7 +237,7 @@ impl Network {
         mut watch: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
         let (mut z, count) = (z, condition.dim(0)?);
-        let prediction = self.description.prediction.prediction();
+        let prediction = self.description.prediction;
         let last = TIMESTEPS as usize - 1;
         for step in 0..steps {
             let t = vec![(last * (steps - step) / steps) as u32; count];

@@ -54,7 +54,7 @@ pub struct Options {
     pub images_at_once: usize,
     /// What the denoising network predicts; `epsilon`, and `v_prediction` where the preset is small. Small ones
     /// learn `v_prediction` or `sample` far faster than `epsilon`, whose errors one step magnifies.
-    pub prediction: Option<Target>,
+    pub prediction: Option<Prediction>,
     /// Variance that the first timestep adds; the last adds `beta_end`, and between them their
     /// roots grow evenly.
     pub beta_start: f64,
@@ -132,29 +132,6 @@ pub enum Noise {
     Seeded,
     /// Their mean.
     Zeros,
-}
-
-/// What the denoising network predicts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Target {
-    /// The noise.
-    Epsilon,
-    /// The velocity of Salimans & Ho (2022).
-    VPrediction,
-    /// The clean latent.
-    Sample,
-}
-
-impl Target {
-    /// The same in the words of the schedule.
-    pub fn prediction(self) -> Prediction {
-        match self {
-            Target::Epsilon => Prediction::Epsilon,
-            Target::VPrediction => Prediction::Velocity,
-            Target::Sample => Prediction::Sample,
-        }
-    }
 }
 
 /// What of `base` is taken.
@@ -372,16 +349,16 @@ impl Options {
     }
 
     /// What the denoising network predicts.
-    pub fn prediction(&self) -> Target {
+    pub fn prediction(&self) -> Prediction {
         self.prediction.unwrap_or(match self.preset().is_small() {
-            true => Target::VPrediction,
-            false => Target::Epsilon,
+            true => Prediction::Velocity,
+            false => Prediction::Epsilon,
         })
     }
 
     /// Whether the last timestep holds no signal.
     pub fn zero_terminal_snr(&self) -> bool {
-        let small = self.preset().is_small() && self.prediction() != Target::Epsilon;
+        let small = self.preset().is_small() && self.prediction() != Prediction::Epsilon;
         self.zero_terminal_snr.unwrap_or(small)
     }
 
@@ -409,7 +386,7 @@ impl Options {
         }
         within("beta_start", self.beta_start, 1e-8, 0.999)?;
         within("beta_end", self.beta_end, 1e-8, 0.999)?;
-        if self.zero_terminal_snr() && self.prediction() == Target::Epsilon {
+        if self.zero_terminal_snr() && self.prediction() == Prediction::Epsilon {
             return refuse(
                 "zero_terminal_snr",
                 true,

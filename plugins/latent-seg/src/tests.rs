@@ -153,7 +153,7 @@ fn the_error_of_the_latent_is_that_of_the_noise_weighed() {
     let (schedule, t) = (&learner.network.schedule, &batch.t);
     let noisy = schedule.add_noise(&batch.z0, &batch.noise, t).unwrap();
     let clean = schedule
-        .clean(options.prediction().prediction(), &output, &noisy, t)
+        .clean(options.prediction(), &output, &noisy, t)
         .unwrap();
     let mean = |x: Tensor| x.abs().unwrap().flatten_from(1).unwrap().mean(1).unwrap();
     let of_noise = mean((&output - &batch.noise).unwrap());

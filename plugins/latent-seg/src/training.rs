@@ -3,7 +3,7 @@
 
 use crate::{
     network::{Network, Seen},
-    options::{Options, Target},
+    options::Options,
 };
 use candle_core::{DType, Device, Tensor};
 use diffaug::{
@@ -13,6 +13,7 @@ use diffaug::{
 use diffaug_models::{Vae, compressor::Pictures};
 use diffaug_nn::{
     batch::{self, Frame},
+    diffusion::scheduler::Prediction,
     fit::Learner,
     noise,
     ops::Dropping,
@@ -95,12 +96,12 @@ impl Trainee<'_> {
     /// When the shapes do not fit.
     pub fn latent_losses(&self, batch: &Batch, output: &Tensor, noisy: &Tensor) -> Result<Tensor> {
         let (schedule, t) = (&self.network.schedule, &batch.t);
-        let prediction = self.network.description.prediction.prediction();
+        let prediction = self.network.description.prediction;
         let per_sample = |x: Tensor| x.abs()?.flatten_from(1)?.mean(1);
         let found = schedule.noise(prediction, output, noisy, t)?;
         let noise = per_sample((&found - &batch.noise)?)?;
         let lambda = self.options.objective().lambda_latent;
-        if self.network.description.prediction == Target::Epsilon {
+        if self.network.description.prediction == Prediction::Epsilon {
             let weights: Vec<f32> = schedule
                 .snr(t)?
                 .into_iter()
@@ -115,7 +116,7 @@ impl Trainee<'_> {
 
     /// 1 - Dice of the decoded clean latent and the masks, a mean over images and classes.
     fn dice_loss(&self, batch: &Batch, output: &Tensor, noisy: &Tensor) -> Result<Tensor> {
-        let prediction = self.network.description.prediction.prediction();
+        let prediction = self.network.description.prediction;
         let schedule = &self.network.schedule;
         let clean = schedule.clean(prediction, output, noisy, &batch.t)?;
         let recompute = self.options.train.recompute;

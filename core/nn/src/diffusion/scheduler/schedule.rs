@@ -3,10 +3,11 @@
 
 use super::config::{SchedulerConfig, out_of_range, pick};
 use candle_core::{Result, Tensor, bail};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What a network predicts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Prediction {
     /// The noise.
     #[serde(rename = "epsilon")]

@@ -165,8 +165,8 @@ pub struct Predicted {
     pub output: Tensor,
     /// Where the logarithm of the variance lies between its bounds, -1 to 1; of the same shape.
     pub variance: Option<Tensor>,
-    /// What a part of it that sees the image says of the mask, of the same shape.
-    pub calibration: Option<Tensor>,
+    /// Logits of the masks that a part of it finds by the image alone, of the same shape.
+    pub logits: Option<Tensor>,
 }
 
 impl From<Tensor> for Predicted {
@@ -174,7 +174,7 @@ impl From<Tensor> for Predicted {
         Predicted {
             output,
             variance: None,
-            calibration: None,
+            logits: None,
         }
     }
 }
@@ -192,7 +192,7 @@ impl Predicted {
         Ok(Predicted {
             output: f(&self.output)?,
             variance: self.variance.as_ref().map(&f).transpose()?,
-            calibration: self.calibration.as_ref().map(&f).transpose()?,
+            logits: self.logits.as_ref().map(&f).transpose()?,
         })
     }
 }
@@ -234,8 +234,8 @@ pub struct Run {
     pub drawn: Tensor,
     /// What the network predicted in each step, where the fusion of the network asks for it.
     pub steps: Vec<Tensor>,
-    /// The last step's [`Predicted::calibration`].
-    pub calibration: Option<Tensor>,
+    /// The last step's [`Predicted::logits`].
+    pub logits: Option<Tensor>,
 }
 
 /// The mean of what was drawn, as probabilities.
@@ -283,7 +283,7 @@ impl<N: MaskNetwork> Denoising<N> {
         let mut sampler = Sampler::new(&config, diffusion.steps)?;
         let timesteps = sampler.timesteps().to_vec();
         let mut x = (draws.next("mask", 0)? * sampler.init_noise_sigma())?;
-        let (mut steps, mut calibration) = (Vec::new(), None);
+        let (mut steps, mut logits) = (Vec::new(), None);
         for (i, t) in timesteps.iter().enumerate() {
             let input = sampler.scale_input(&x, i)?.to_dtype(images.dtype())?;
             let t = Tensor::full(*t as f32, images.dim(0)?, images.device())?;
@@ -296,12 +296,12 @@ impl<N: MaskNetwork> Denoising<N> {
             if N::FUSES_STEPS {
                 steps.push(predicted.output);
             }
-            calibration = predicted.calibration;
+            logits = predicted.logits;
         }
         Ok(Run {
             drawn: x,
             steps,
-            calibration,
+            logits,
         })
     }
 }

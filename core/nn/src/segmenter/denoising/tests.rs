@@ -114,14 +114,14 @@ impl MaskNetwork for Knows {
         let output = self.schedule.target(prediction, clean, &noise, &t)?;
         Ok(Predicted {
             variance: self.kind.learned.then(|| output.zeros_like()).transpose()?,
-            calibration: Some(clean.clone()),
+            logits: Some(clean.clone()),
             output,
         })
     }
 
     fn fuse(diffusion: &Diffusion, runs: &[Run]) -> Result<Tensor> {
         assert!(runs.iter().all(|run| run.steps.len() == diffusion.steps));
-        Ok(runs[0].calibration.clone().unwrap())
+        Ok(runs[0].logits.clone().unwrap())
     }
 }
 
@@ -251,7 +251,7 @@ fn masks_of_several_runs_are_joined() {
             .reshape((1, 1, 2, 2))
             .unwrap(),
         steps: Vec::new(),
-        calibration: None,
+        logits: None,
     };
     let runs = [
         run([1.0, 1.0, -1.0, -1.0]),
