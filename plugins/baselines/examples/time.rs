@@ -16,7 +16,8 @@ use diffaug_nn::{
     params::Params,
     recompute,
     segmenter::{
-        Architecture, Description, Direct, Fusion, Learned, Options, Pass, Sampling, Setting,
+        Architecture, Denoising, Description, Direct, Fusion, Learned, Options, Pass, Sampling,
+        Setting,
     },
     testing,
 };
@@ -54,6 +55,8 @@ fn main() -> Result<()> {
     match name.as_str() {
         "unet" => time::<Direct<unet::UNet>>(&work),
         "unet-resnet50" => time::<Direct<unet_resnet::UNet>>(&work),
+        "diff-unet" => time::<Denoising<diff_unet::Net>>(&work),
+        "diff-trans" => time::<Denoising<diff_trans::Net>>(&work),
         "transunet" => time::<Direct<transunet::TransUNet>>(&work),
         other => Err(Error::config(format!("no segmenter is called `{other}`"))),
     }

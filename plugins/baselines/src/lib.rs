@@ -5,6 +5,8 @@
 
 mod begin;
 mod conv;
+pub mod diff_trans;
+pub mod diff_unet;
 #[cfg(test)]
 mod fixture;
 mod maps;
@@ -14,11 +16,13 @@ pub mod unet;
 pub mod unet_resnet;
 mod unit;
 
-use diffaug_nn::segmenter::{Direct, Trained};
+use diffaug_nn::segmenter::{Denoising, Direct, Trained};
 
 diffaug::export_plugin! {
     segmenter "mean-mask" for diffaug_nn::BACKEND => Trained<Direct<mean_mask::MeanMask>>, "one mask for all images, for comparison: what learns from images has to be better";
     segmenter "unet" for diffaug_nn::BACKEND => Trained<Direct<unet::UNet>>, "U-Net with batch normalisation, trained from scratch";
     segmenter "unet-resnet50" for diffaug_nn::BACKEND => Trained<Direct<unet_resnet::UNet>>, "U-Net on a ResNet (18, 34 or 50), which may begin with the weights that others trained on ImageNet";
-    segmenter "transunet" for diffaug_nn::BACKEND => Trained<Direct<transunet::TransUNet>>, "TransUNet: a residual network, a transformer and a way up, which may begin with Google's R50+ViT-B_16"
+    segmenter "transunet" for diffaug_nn::BACKEND => Trained<Direct<transunet::TransUNet>>, "TransUNet: a residual network, a transformer and a way up, which may begin with Google's R50+ViT-B_16";
+    segmenter "diff-unet" for diffaug_nn::BACKEND => Trained<Denoising<diff_unet::Net>>, "Diff-UNet in two dimensions: masks are denoised, and joined by their uncertainty";
+    segmenter "diff-trans" for diffaug_nn::BACKEND => Trained<Denoising<diff_trans::Net>>, "Diff-Trans, of which no code was published: a re-implementation without a reference"
 }

@@ -10,12 +10,12 @@
 use diffaug::stage::{Segmenter as _, Silent, with_reporter};
 use diffaug::{Context, human_bytes, prelude::*};
 use diffaug_baselines::*;
-use diffaug_nn::segmenter::{Direct, Learned, Options, Trained};
+use diffaug_nn::segmenter::{Denoising, Direct, Learned, Options, Trained};
 use std::{env, fs, path::Path, process::Command};
 
 /// Segmenter, options, and the side of the images: maps take most, then weights and their checkpoint, for one
 /// padded image at a time, then another type than the weights'.
-const CASES: [(&str, &str, u32); 10] = [
+const CASES: [(&str, &str, u32); 14] = [
     (
         "unet",
         r#"{"architecture": {"width": 12, "depth": 3}, "images_at_once": 6, "train": {"batch": 6}}"#,
@@ -76,6 +76,30 @@ const CASES: [(&str, &str, u32); 10] = [
             "blocks": 2, "bridge": 48, "decoder": [32, 32, 16, 16]}, "images_at_once": 4,
             "train": {"batch": 4, "precision": "f16"}}"#,
         96,
+    ),
+    (
+        "diff-unet",
+        r#"{"architecture": {"widths": [16, 16, 32, 64, 128], "last": 16}, "images_at_once": 4, "train": {"batch": 4},
+            "sampling": {"steps": 2, "runs": 2}}"#,
+        96,
+    ),
+    (
+        "diff-unet",
+        r#"{"architecture": {"widths": [12, 12, 24, 24, 24], "last": 12}, "images_at_once": 2,
+            "train": {"batch": 2, "precision": "f16"}, "sampling": {"steps": 2, "runs": 2}}"#,
+        96,
+    ),
+    (
+        "diff-trans",
+        r#"{"architecture": {"width": 48}, "images_at_once": 2, "train": {"batch": 2},
+            "sampling": {"steps": 2, "runs": 2}}"#,
+        128,
+    ),
+    (
+        "diff-trans",
+        r#"{"architecture": {"width": 24, "depths": [2, 2]}, "images_at_once": 2,
+            "train": {"batch": 2, "precision": "f16"}, "sampling": {"steps": 2, "runs": 2}}"#,
+        128,
     ),
 ];
 
@@ -171,6 +195,8 @@ fn one_case() {
         "unet" => measured::<Direct<unet::UNet>>,
         "unet-resnet50" => measured::<Direct<unet_resnet::UNet>>,
         "transunet" => measured::<Direct<transunet::TransUNet>>,
+        "diff-unet" => measured::<Denoising<diff_unet::Net>>,
+        "diff-trans" => measured::<Denoising<diff_trans::Net>>,
         other => panic!("{other}"),
     };
     let [peak, estimate] = work(what, json, side);
