@@ -55,6 +55,8 @@ fn main() -> Result<()> {
     match name.as_str() {
         "unet" => time::<Direct<unet::UNet>>(&work),
         "unet-resnet50" => time::<Direct<unet_resnet::UNet>>(&work),
+        "medsegdiff-v1" => time::<Denoising<medsegdiff::v1::Net>>(&work),
+        "medsegdiff-v2" => time::<Denoising<medsegdiff::v2::Net>>(&work),
         "diff-unet" => time::<Denoising<diff_unet::Net>>(&work),
         "diff-trans" => time::<Denoising<diff_trans::Net>>(&work),
         "transunet" => time::<Direct<transunet::TransUNet>>(&work),

@@ -201,6 +201,20 @@ fn drawing() -> Value {
 }
 
 #[test]
+fn medsegdiff_v1() {
+    Case::<Denoising<medsegdiff::v1::Net>>::new(64)
+        .set("sampling", drawing())
+        .check();
+}
+
+#[test]
+fn medsegdiff_v2() {
+    Case::<Denoising<medsegdiff::v2::Net>>::new(64)
+        .set("sampling", drawing())
+        .check();
+}
+
+#[test]
 fn diff_unet() {
     Case::<Denoising<diff_unet::Net>>::new(32)
         .set("sampling", drawing())

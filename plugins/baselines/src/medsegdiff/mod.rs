@@ -1,0 +1,120 @@
+//! MedSegDiff: networks that find a mask by taking the noise out of it, guided by the image.
+//!
+//! [`v1`] is the first (Wu et al., MedSegDiff, 2022), [`v2`] the second (Wu et al., MedSegDiff-V2, 2024) and
+//! what was released under its name. All have two networks side by side: a [`Denoiser`] that sees image and
+//! noisy mask, and a U-Net of the image alone ([`Highway`]), whose own answer is the calibration. Names of
+//! tensors are those of the published checkpoints.
+//!
+//! Images are 0 to 1, masks 0 and 1; these become noisy under [`LearnedRange`](crate::learned_range::LearnedRange); the loss
+//! and what becomes of a drawn mask stand in [`loss`] and [`fuse`].
+
+mod denoiser;
+mod highway;
+mod loss;
+mod published;
+mod sizes;
+mod stage;
+pub mod v1;
+pub mod v2;
+
+#[cfg(test)]
+mod testing;
+
+pub use denoiser::{Denoiser, Descent};
+pub use highway::{Findings, Highway};
+pub use loss::{Rule, fuse, loss};
+pub use sizes::{DenoiserSizes, HighwaySizes};
+
+use candle_core::{Result, Tensor, bail};
+use diffaug_nn::{
+    layers::Mode,
+    recompute,
+    segmenter::{Budget, Optimizer, Pass, Schedule},
+};
+
+/// What a network says of noisy masks `[n, masks, height, width]`.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// The noise in them, of their shape.
+    pub noise: Tensor,
+    /// Where between the two variances that of a step lies, -1 to 1; networks that learn no variance say
+    /// nothing.
+    pub variance: Option<Tensor>,
+    /// How probable each pixel is by the image alone, of the shape of the masks.
+    pub calibration: Option<Tensor>,
+    /// What [`Output::calibration`] is the sigmoid of.
+    pub logits: Option<Tensor>,
+}
+
+impl Output {
+    /// Of a denoiser's answer: noise, then variance if there are as many channels again.
+    fn new(answer: &Tensor, masks: usize, logits: &Tensor) -> Result<Self> {
+        let part = |first: usize| answer.narrow(1, first, masks)?.contiguous();
+        let variance = (answer.dim(1)? == 2 * masks).then(|| part(masks));
+        Ok(Output {
+            noise: part(0)?,
+            variance: variance.transpose()?,
+            calibration: Some(diffaug_nn::ops::sigmoid(logits)?),
+            logits: Some(logits.clone()),
+        })
+    }
+}
+
+/// The training of the reference on images of 256x256: AdamW at a steady 1e-4 without decay, 8 images and
+/// 100,000 steps, a running mean of the weights.
+fn reference() -> Budget {
+    Budget {
+        steps: Some(100_000),
+        batch: 8,
+        lr: 1e-4,
+        warmup: 0,
+        schedule: Schedule::Constant,
+        optimizer: Optimizer::AdamW,
+        weight_decay: 0.0,
+        clip: 0.0,
+        ema: 0.9999,
+        patience: 0,
+        ..Budget::default()
+    }
+}
+
+/// `f` of `inputs`, computed again in the backward pass where `pass` says so.
+fn replayed<F>(pass: &Pass<'_>, inputs: &[&Tensor], f: F) -> Result<Tensor>
+where
+    F: Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static,
+{
+    if pass.recompute && pass.mode == Mode::Train {
+        return recompute::checkpointed(inputs, f);
+    }
+    let inputs: Vec<Tensor> = inputs.iter().map(|input| (*input).clone()).collect();
+    f(&inputs)
+}
+
+/// Checks what a network is given: images `[n, 3, height, width]`, masks of their sides and number, a
+/// timestep for each, and sides that can be halved as often as it has levels.
+fn fits(images: &Tensor, noisy: &Tensor, t: &Tensor, masks: usize, multiple: usize) -> Result<()> {
+    let (count, _, height, width) = images.dims4()?;
+    if noisy.dims() != [count, masks, height, width] {
+        bail!(
+            "images of shape {:?} need masks of shape [{count}, {masks}, {height}, {width}], not {:?}",
+            images.dims(),
+            noisy.dims()
+        );
+    }
+    if t.dims() != [count] {
+        bail!("{count} images need as many timesteps, not {:?}", t.dims());
+    }
+    sides(images, multiple)
+}
+
+/// Checks that images have three channels and sides that are multiples of `multiple`.
+fn sides(images: &Tensor, multiple: usize) -> Result<()> {
+    let (_, channels, height, width) = images.dims4()?;
+    if channels != 3 {
+        bail!("images have 3 channels, not {channels}");
+    }
+    if height == 0 || width == 0 || height % multiple != 0 || width % multiple != 0 {
+        bail!("sides have to be multiples of {multiple}, not {height}×{width}");
+    }
+    Ok(())
+}

@@ -1,0 +1,342 @@
+//! The segmenter `medsegdiff-v1`: MedSegDiff (Wu et al., 2022) as its code has it.
+//!
+//! The denoiser goes down first; its halved maps gate the U-Net of the image, through a learned filter of their
+//! spectra (FF-Parser), so that the network is built for images of one size. The deepest map of that U-Net is
+//! added to the denoiser's.
+//!
+//! The reference does so through a 1×1 convolution that it makes anew, with random weights, in every pass, so
+//! that it is neither trained nor stored. Here it is a layer like any other ([`Architecture::embedding`]),
+//! which begins with zeros.
+
+use super::{
+    Denoiser, Findings, Highway, Output, fits, reference,
+    sizes::{self, DenoiserSizes, HighwaySizes},
+};
+use candle_core::{Result, Tensor, bail};
+use diffaug_nn::{
+    layers::Conv2d,
+    ops,
+    params::{Scope, Shapes},
+    segmenter::{Activations, Architecture as Sizes, Budget, Load, Pass},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The network.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Architecture {
+    /// The network that takes the noise out of masks.
+    pub denoiser: DenoiserSizes,
+    /// The U-Net of the image alone; it is halved as often as the denoiser.
+    pub highway: HighwaySizes,
+    /// Whether its deepest map is added to the denoiser's, through a layer that published weights do not have:
+    /// set this to false to use these.
+    pub embedding: bool,
+}
+
+impl Default for Architecture {
+    fn default() -> Self {
+        Architecture {
+            denoiser: DenoiserSizes::default(),
+            highway: HighwaySizes::default(),
+            embedding: true,
+        }
+    }
+}
+
+impl Sizes for Architecture {
+    const PLUGIN: &'static str = "medsegdiff-v1";
+
+    fn tiny() -> Self {
+        Architecture {
+            denoiser: DenoiserSizes::tiny(),
+            highway: HighwaySizes::tiny(),
+            embedding: true,
+        }
+    }
+
+    fn check(&self) -> diffaug::Result<()> {
+        self.denoiser.check()?;
+        self.highway.check()?;
+        let side = 2 * self.multiple() as usize;
+        let shapes = Shapes::of(|scope| Net::new(scope, self, 1, [side; 2]))?;
+        sizes::affordable(shapes.parameters())
+    }
+
+    fn multiple(&self) -> u32 {
+        1 << self.denoiser.halvings()
+    }
+
+    fn dropout(&self) -> f32 {
+        self.highway.dropout
+    }
+
+    fn reference(&self) -> Budget {
+        reference()
+    }
+
+    fn activations(&self, load: &Load) -> Activations {
+        let highway = self.highway.values(self.denoiser.halvings());
+        let gates = self.highway.values_of_gates(self.denoiser.halvings());
+        sizes::activations(load, self.denoiser.values() + highway + gates)
+    }
+
+    /// The layer whose outputs are the masks: the calibration's.
+    fn head(&self) -> &'static str {
+        "hwm.seg_outputs.0"
+    }
+}
+
+/// The network, for images of one size.
+#[derive(Clone, Debug)]
+pub struct Net {
+    denoiser: Denoiser,
+    highway: Highway,
+    embedding: Option<Conv2d>,
+    masks: usize,
+    sides: [usize; 2],
+    multiple: usize,
+}
+
+impl Net {
+    /// The network in `scope` for so many target classes, each a mask of its own, and images of `[height,
+    /// width]`.
+    ///
+    /// # Errors
+    /// When the sides are no multiples of [`Sizes::multiple`], the device has no room for it, or a given tensor
+    /// does not fit.
+    pub fn new(
+        mut scope: Scope<'_>,
+        architecture: &Architecture,
+        masks: usize,
+        sides: [usize; 2],
+    ) -> Result<Self> {
+        let Architecture {
+            denoiser, highway, ..
+        } = architecture;
+        let multiple = architecture.multiple() as usize;
+        if sides.iter().any(|side| *side == 0 || side % multiple != 0) {
+            bail!("sides have to be multiples of {multiple}, not {sides:?}");
+        }
+        let pools = denoiser.halvings();
+        // A halved map has the channels of the resolution before.
+        let halved: Vec<usize> = (0..pools).map(|level| denoiser.channels(level)).collect();
+        let embedding = architecture.embedding.then(|| {
+            let place = scope.child("hwm.embedding").zeroed();
+            let deepest = highway.channels(pools - 1);
+            Conv2d::new(place, deepest, denoiser.lowest(), 1, true)
+        });
+        let embedding = embedding.transpose()?;
+        let gated = Some((halved.as_slice(), sides));
+        let highway = Highway::new(scope.child("hwm"), highway, pools, masks, gated)?;
+        Ok(Net {
+            denoiser: Denoiser::new(scope, denoiser, 3 + masks, 2 * masks)?,
+            highway,
+            embedding,
+            masks,
+            sides,
+            multiple,
+        })
+    }
+
+    /// What the network says of the masks `noisy` `[n, masks, height, width]` of `images` `[n, 3, height,
+    /// width]` at the timesteps `t` `[n]`.
+    ///
+    /// # Errors
+    /// When the shapes do not fit each other, or the images are of another size than the network is for.
+    pub fn forward(
+        &self,
+        images: &Tensor,
+        noisy: &Tensor,
+        t: &Tensor,
+        pass: &Pass<'_>,
+    ) -> Result<Output> {
+        fits(images, noisy, t, self.masks, self.multiple)?;
+        let (_, _, height, width) = images.dims4()?;
+        if [height, width] != self.sides {
+            let [ours, across] = self.sides;
+            bail!("the network is for images of {ours}×{across}, not {height}×{width}");
+        }
+        let time = self.denoiser.time(t, images)?;
+        let first = self.denoiser.enter(&Tensor::cat(&[images, noisy], 1)?)?;
+        let descent = self.denoiser.descend(first, &time, pass)?;
+        let Findings {
+            deepest, logits, ..
+        } = self.highway.forward(images, &descent.halved, pass)?;
+        let lowest = match &self.embedding {
+            Some(embedding) => ops::add(&descent.deepest, &embedding.forward(&deepest)?)?,
+            None => descent.deepest,
+        };
+        let answer = self.denoiser.ascend(&lowest, descent.skips, &time, pass)?;
+        Output::new(&answer, self.masks, &logits)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::{Rule, testing};
+    use super::*;
+    use diffaug_nn::{Device, params::Params, precision::Precision};
+
+    /// That of the fixture.
+    fn narrow() -> Architecture {
+        Architecture {
+            denoiser: DenoiserSizes {
+                width: 4,
+                multipliers: vec![1, 1, 2, 2, 3],
+                blocks: 2,
+                attention: vec![3],
+                groups: 4,
+            },
+            highway: HighwaySizes {
+                width: 3,
+                most: 10,
+                dropout: 0.5,
+            },
+            embedding: true,
+        }
+    }
+
+    #[test]
+    fn it_has_as_many_parameters_as_the_reference_and_the_layer_that_is_learned() {
+        let published = Architecture::default();
+        let count = |architecture: &Architecture, masks: usize| {
+            let shapes =
+                Shapes::of(|scope| Net::new(scope, architecture, masks, [256; 2])).unwrap();
+            let of = |shape: &Vec<usize>| shape.iter().product::<usize>();
+            let highway = shapes.trainable.iter();
+            let highway = highway.filter(|(name, _)| name.starts_with("hwm."));
+            (
+                shapes.parameters(),
+                highway.map(|(_, shape)| of(shape)).sum::<usize>(),
+            )
+        };
+        let learned = 480 * 512 + 512;
+        assert_eq!(
+            count(&published, 1),
+            (130_527_814 + learned as u64, 16_854_596 + learned)
+        );
+        let without = Architecture {
+            embedding: false,
+            ..published.clone()
+        };
+        assert_eq!(count(&without, 1), (130_527_814, 16_854_596));
+        // One more channel goes in, and three more come out.
+        let more = 9 * 128 + 2 * (9 * 128 + 1) + 32;
+        assert_eq!(count(&without, 2).0, 130_527_814 + more);
+    }
+
+    #[test]
+    fn answers_and_gradients_are_those_of_the_reference() {
+        let (architecture, fixture) = (narrow(), testing::fixture("medsegdiff_v1"));
+        let tensors = testing::weights_of(&architecture, &fixture);
+        let (images, noisy, t) = (&fixture["images"], &fixture["noisy"], &fixture["t"]);
+
+        let mut params = Params::frozen(&Device::Cpu, tensors.clone());
+        let net = Net::new(params.root(), &architecture, 1, [32, 48]).unwrap();
+        assert!(params.left_over().is_empty());
+        let output = net.forward(images, noisy, t, &Pass::ANSWER).unwrap();
+        testing::assert_answers(&output, &fixture);
+
+        // What was published has no layer between the two networks.
+        let without = Architecture {
+            embedding: false,
+            ..architecture.clone()
+        };
+        let mut published = tensors.clone();
+        published.retain(|name, _| !name.starts_with("hwm.embedding"));
+        let mut params = Params::frozen(&Device::Cpu, published);
+        Net::new(params.root(), &without, 1, [32, 48]).unwrap();
+        assert!(params.left_over().is_empty());
+
+        let mut params = Params::new(&Device::Cpu, 0);
+        let net = Net::new(params.root(), &architecture, 1, [32, 48]).unwrap();
+        testing::fill(&params, &tensors);
+        let answer = |images: &Tensor, noisy: &Tensor, t: &Tensor, pass: &Pass<'_>| {
+            net.forward(images, noisy, t, pass)
+        };
+        testing::assert_trains(&architecture, &params, &fixture, &answer);
+    }
+
+    #[test]
+    fn it_is_sound() {
+        for (masks, architecture) in [(1, narrow()), (2, Architecture::tiny())] {
+            let mut params = Params::new(&Device::Cpu, 0);
+            let net = Net::new(params.root(), &architecture, masks, [32, 64]).unwrap();
+            let answer = |images: &Tensor, noisy: &Tensor, t: &Tensor, pass: &Pass<'_>| {
+                net.forward(images, noisy, t, pass)
+            };
+            testing::assert_sound(Rule::Released, &params, masks, [32, 64], &answer);
+            let [images, noisy, t] = testing::inputs(masks, [64, 32]);
+            let error = net.forward(&images, &noisy, &t, &Pass::ANSWER).unwrap_err();
+            assert!(
+                error
+                    .to_string()
+                    .contains("is for images of 32×64, not 64×32")
+            );
+        }
+    }
+
+    #[test]
+    fn a_network_that_was_not_trained_answers_with_no_noise() {
+        let mut params = Params::new(&Device::Cpu, 0);
+        let net = Net::new(params.root(), &Architecture::tiny(), 1, [16; 2]).unwrap();
+        let [images, noisy, t] = testing::inputs(1, [16; 2]);
+        let output = net.forward(&images, &noisy, &t, &Pass::ANSWER).unwrap();
+        let sum = |x: &Tensor| x.abs()?.sum_all()?.to_scalar::<f32>();
+        assert_eq!(sum(&output.noise).unwrap(), 0.0);
+        assert!(sum(&output.calibration.unwrap()).unwrap() > 0.0);
+    }
+
+    #[test]
+    fn a_wrong_value_names_its_option() {
+        Architecture::default().check().unwrap();
+        Architecture::tiny().check().unwrap();
+        let refused = testing::refused::<Architecture>;
+        for (json, field) in [
+            (r#"{"denoiser": {"width": 0}}"#, "denoiser.width"),
+            (
+                r#"{"denoiser": {"width": 33, "groups": 11}}"#,
+                "denoiser.width",
+            ),
+            (r#"{"denoiser": {"width": 16384}}"#, "denoiser.width"),
+            (
+                r#"{"denoiser": {"multipliers": [1]}}"#,
+                "denoiser.multipliers",
+            ),
+            (
+                r#"{"denoiser": {"multipliers": [1, 0]}}"#,
+                "denoiser.multipliers",
+            ),
+            (r#"{"denoiser": {"blocks": 0}}"#, "denoiser.blocks"),
+            (r#"{"denoiser": {"attention": [6]}}"#, "denoiser.attention"),
+            (r#"{"denoiser": {"groups": 48}}"#, "denoiser.groups"),
+            (r#"{"highway": {"width": 0}}"#, "highway.width"),
+            (r#"{"highway": {"most": 31}}"#, "highway.most"),
+            (r#"{"highway": {"dropout": 1.0}}"#, "highway.dropout"),
+        ] {
+            assert_eq!(refused(json), format!("architecture.{field}"), "{json}");
+        }
+        let odd = Shapes::of(|scope| Net::new(scope, &Architecture::default(), 1, [256, 250]));
+        assert!(odd.unwrap_err().to_string().contains("multiples of 32"));
+    }
+
+    #[test]
+    fn memory_grows_with_the_images() {
+        let load = |batch: usize, on_processor: bool| Load {
+            outputs: 1,
+            size: (256, 256),
+            batch,
+            on_processor,
+            precision: Precision::F32,
+        };
+        let of =
+            |batch, on_processor| Architecture::default().activations(&load(batch, on_processor));
+        let (one, two) = (of(1, true).training, of(2, true).training);
+        assert!(two.abs_diff(2 * one) < 4);
+        assert!(of(1, false).training > one);
+        assert_eq!(of(usize::MAX, true).training, u64::MAX);
+    }
+}

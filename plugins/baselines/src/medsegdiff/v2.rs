@@ -1,0 +1,473 @@
+//! The segmenter `medsegdiff-v2`, in two variants.
+//!
+//! `published` is MedSegDiff-V2 as the paper has it (Wu et al., AAAI 2024), of which no code is public: a
+//! re-implementation, whose choices `published.rs` lists. Beyond them: the denoiser sees the image beside the
+//! noisy mask, as in all released code; it learns no variance; the loss is [`Rule::Published`].
+//!
+//! `released` is the network that the authors' repository has under this name: the U-Net of the image runs first,
+//! and the two maps below the highest of its way up, stretched to the image's size (the higher one twice, then
+//! the lower one), are added to the denoiser's first map. No gradient goes back through them, so that the
+//! U-Net of the image learns from its own answer alone.
+
+use super::{
+    Denoiser, Highway, Output, Rule, fits, published, reference, sides,
+    sizes::{self, DenoiserSizes, HighwaySizes},
+};
+use candle_core::{Result, Tensor, bail};
+use diffaug_nn::{
+    ops,
+    params::{Scope, Shapes},
+    segmenter::{Activations, Architecture as Sizes, Budget, Load, Pass},
+};
+use published::{SpectrumTransformer, UncertainAttention};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use published::TransformerSizes;
+
+/// Which of the two networks that go by this name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Variant {
+    /// That of the paper, re-implemented.
+    #[default]
+    Published,
+    /// That of the authors' repository.
+    Released,
+}
+
+/// The network.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Architecture {
+    /// Which network it is.
+    pub variant: Variant,
+    /// The network that takes the noise out of masks.
+    pub denoiser: DenoiserSizes,
+    /// The U-Net of the image alone; it is halved as often as the denoiser. For `released` its width is a
+    /// quarter of the denoiser's.
+    pub highway: HighwaySizes,
+    /// The transformer of spectra, which only `published` has.
+    pub transformer: TransformerSizes,
+}
+
+impl Architecture {
+    /// Checks what the released variant asks for.
+    fn check_released(&self) -> diffaug::Result<()> {
+        if self.denoiser.halvings() < 3 {
+            let levels = format!("{} numbers", self.denoiser.multipliers.len());
+            let expected = "at least 4 numbers for the variant `released`";
+            return sizes::fail("denoiser.multipliers", levels, expected);
+        }
+        let (width, denoiser) = (self.highway.width, self.denoiser.width);
+        if 4 * width != denoiser || self.highway.most < 2 * width {
+            let expected = format!(
+                "a quarter of `denoiser.width`, {denoiser}, and at most half of `highway.most`, {}, for the variant `released`",
+                self.highway.most
+            );
+            return sizes::fail("highway.width", width, &expected);
+        }
+        Ok(())
+    }
+
+    /// Channels of the answer.
+    fn outputs(&self, masks: usize) -> usize {
+        match self.variant {
+            Variant::Published => masks,
+            Variant::Released => 2 * masks,
+        }
+    }
+
+    /// The loss that the network was published with.
+    pub fn rule(&self) -> Rule {
+        match self.variant {
+            Variant::Published => Rule::Published,
+            Variant::Released => Rule::Released,
+        }
+    }
+}
+
+impl Sizes for Architecture {
+    const PLUGIN: &'static str = "medsegdiff-v2";
+
+    fn tiny() -> Self {
+        Architecture {
+            variant: Variant::Published,
+            // Images of 64x64 come down to 8x8, as those of 256x256 do in the published network.
+            denoiser: DenoiserSizes {
+                multipliers: vec![1, 2, 4, 4],
+                attention: vec![3],
+                ..DenoiserSizes::tiny()
+            },
+            highway: HighwaySizes::tiny(),
+            transformer: TransformerSizes::tiny(),
+        }
+    }
+
+    fn check(&self) -> diffaug::Result<()> {
+        self.denoiser.check()?;
+        self.highway.check()?;
+        match self.variant {
+            Variant::Published => self.transformer.check(self.denoiser.groups)?,
+            Variant::Released => self.check_released()?,
+        }
+        let shapes = Shapes::of(|scope| Net::new(scope, self, 1))?;
+        sizes::affordable(shapes.parameters())
+    }
+
+    fn multiple(&self) -> u32 {
+        1 << self.denoiser.halvings()
+    }
+
+    fn dropout(&self) -> f32 {
+        self.highway.dropout
+    }
+
+    /// That of the repository; for `published` the paper's 32 images a step.
+    fn reference(&self) -> Budget {
+        match self.variant {
+            Variant::Released => reference(),
+            Variant::Published => Budget {
+                batch: 32,
+                ..reference()
+            },
+        }
+    }
+
+    fn activations(&self, load: &Load) -> Activations {
+        let halvings = self.denoiser.halvings();
+        let both = self.denoiser.values() + self.highway.values(halvings);
+        let (width, height) = load.size;
+        let own = match self.variant {
+            Variant::Released => 3.0 * self.denoiser.width as f64,
+            Variant::Published => {
+                let entry = 2 * self.denoiser.width + 5 * self.highway.width;
+                let lowest = [height, width].map(|side| (side >> halvings) as usize);
+                let transformer = self.transformer.values(self.denoiser.lowest(), lowest);
+                entry as f64 + transformer / (f64::from(width) * f64::from(height)).max(1.0)
+            }
+        };
+        sizes::activations(load, both + own)
+    }
+
+    /// The layer whose outputs are the masks: the calibration's.
+    fn head(&self) -> &'static str {
+        "hwm.seg_outputs.0"
+    }
+}
+
+/// The network.
+#[derive(Clone, Debug)]
+pub struct Net {
+    denoiser: Denoiser,
+    highway: Highway,
+    guide: Guide,
+    masks: usize,
+    multiple: usize,
+}
+
+/// How the denoiser is told of the image.
+#[derive(Clone, Debug)]
+enum Guide {
+    Published(Box<(UncertainAttention, SpectrumTransformer)>),
+    Released,
+}
+
+/// What depends on the images alone.
+#[derive(Clone, Debug)]
+pub struct Condition {
+    /// What the denoiser's first map is told: how strong each pixel is, or what is added.
+    first: Tensor,
+    /// What its deepest map is told.
+    deepest: Option<Tensor>,
+    logits: Tensor,
+}
+
+impl Condition {
+    /// How probable each pixel is by the image alone, `[n, masks, height, width]`.
+    ///
+    /// # Errors
+    /// Those of candle.
+    pub fn calibration(&self) -> Result<Tensor> {
+        ops::sigmoid(&self.logits)
+    }
+
+    /// That of the images at these places, which may be named more than once: for several masks of an image.
+    ///
+    /// # Errors
+    /// When there is no such place.
+    pub fn of(&self, places: &[u32]) -> Result<Self> {
+        let places = Tensor::new(places, self.first.device())?;
+        let of = |x: &Tensor| x.contiguous()?.index_select(&places, 0);
+        Ok(Condition {
+            first: of(&self.first)?,
+            deepest: self.deepest.as_ref().map(of).transpose()?,
+            logits: of(&self.logits)?,
+        })
+    }
+}
+
+impl Net {
+    /// The network in `scope` for so many target classes, each a mask of its own.
+    ///
+    /// # Errors
+    /// When the device has no room for it, or a given tensor does not fit.
+    pub fn new(mut scope: Scope<'_>, architecture: &Architecture, masks: usize) -> Result<Self> {
+        let Architecture {
+            denoiser, highway, ..
+        } = architecture;
+        let pools = denoiser.halvings();
+        let guide = match architecture.variant {
+            Variant::Released => Guide::Released,
+            Variant::Published => {
+                let inputs = highway.channels(pools.saturating_sub(1));
+                let sizes = &architecture.transformer;
+                let place = scope.child("transformer");
+                let transformer = SpectrumTransformer::new(place, sizes, denoiser, inputs)?;
+                let attention =
+                    UncertainAttention::new(scope.child("anchor"), highway.channels(0))?;
+                Guide::Published(Box::new((attention, transformer)))
+            }
+        };
+        let highway = Highway::new(scope.child("hwm"), highway, pools, masks, None)?;
+        let outputs = architecture.outputs(masks);
+        Ok(Net {
+            denoiser: Denoiser::new(scope, denoiser, 3 + masks, outputs)?,
+            highway,
+            guide,
+            masks,
+            multiple: architecture.multiple() as usize,
+        })
+    }
+
+    /// What the network finds in `images` `[n, 3, height, width]`: for all masks that are drawn for them.
+    ///
+    /// # Errors
+    /// When sides are no multiples of [`Sizes::multiple`].
+    pub fn condition(&self, images: &Tensor, pass: &Pass<'_>) -> Result<Condition> {
+        sides(images, self.multiple)?;
+        let found = self.highway.forward(images, &[], pass)?;
+        let decoded = &found.decoded;
+        match &self.guide {
+            Guide::Published(guide) => {
+                let (attention, transformer) = guide.as_ref();
+                let Some(highest) = decoded.last() else {
+                    bail!("a U-Net without levels guides nothing");
+                };
+                Ok(Condition {
+                    first: attention.strength(highest)?,
+                    deepest: Some(transformer.enter(&found.deepest)?),
+                    logits: found.logits,
+                })
+            }
+            Guide::Released => {
+                let [.., lower, higher, _] = decoded.as_slice() else {
+                    bail!("a U-Net of {} levels has too few", decoded.len());
+                };
+                let (_, _, height, width) = images.dims4()?;
+                let stretched =
+                    |x: &Tensor| ops::upsample_bilinear2d(&x.detach(), height, width, false);
+                let (higher, lower) = (stretched(higher)?, stretched(lower)?);
+                Ok(Condition {
+                    first: Tensor::cat(&[&higher, &higher, &lower], 1)?,
+                    deepest: None,
+                    logits: found.logits,
+                })
+            }
+        }
+    }
+
+    /// What the network says of the masks `noisy` `[n, masks, height, width]` of `images` `[n, 3, height,
+    /// width]` at the timesteps `t` `[n]`; `condition` is that of the images.
+    ///
+    /// # Errors
+    /// When the shapes do not fit each other.
+    pub fn predict(
+        &self,
+        images: &Tensor,
+        noisy: &Tensor,
+        t: &Tensor,
+        condition: &Condition,
+        pass: &Pass<'_>,
+    ) -> Result<Output> {
+        fits(images, noisy, t, self.masks, self.multiple)?;
+        let time = self.denoiser.time(t, images)?;
+        let first = self.denoiser.enter(&Tensor::cat(&[images, noisy], 1)?)?;
+        let first = match &self.guide {
+            Guide::Published(guide) => guide.0.forward(&first, &condition.first)?,
+            Guide::Released => ops::add(&first, &condition.first)?,
+        };
+        let descent = self.denoiser.descend(first, &time, pass)?;
+        let lowest = match (&self.guide, &condition.deepest) {
+            (Guide::Published(guide), Some(deepest)) => {
+                guide.1.run(deepest, &descent.deepest, &time, pass)?
+            }
+            _ => descent.deepest,
+        };
+        let answer = self.denoiser.ascend(&lowest, descent.skips, &time, pass)?;
+        Output::new(&answer, self.masks, &condition.logits)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::testing;
+    use super::*;
+    use diffaug_nn::{Device, params::Params, testing::close};
+
+    /// That of the fixture.
+    fn narrow() -> Architecture {
+        Architecture {
+            variant: Variant::Released,
+            denoiser: DenoiserSizes {
+                width: 8,
+                multipliers: vec![1, 1, 2, 1],
+                blocks: 1,
+                attention: vec![2],
+                groups: 4,
+            },
+            highway: HighwaySizes {
+                width: 2,
+                most: 7,
+                dropout: 0.5,
+            },
+            ..Architecture::default()
+        }
+    }
+
+    fn answer(net: &Net) -> impl Fn(&Tensor, &Tensor, &Tensor, &Pass<'_>) -> Result<Output> + '_ {
+        move |images, noisy, t, pass| {
+            let condition = net.condition(images, pass)?;
+            net.predict(images, noisy, t, &condition, pass)
+        }
+    }
+
+    #[test]
+    fn the_released_variant_has_as_many_parameters_as_the_reference() {
+        let released = Architecture {
+            variant: Variant::Released,
+            ..Architecture::default()
+        };
+        let shapes = Shapes::of(|scope| Net::new(scope, &released, 1)).unwrap();
+        assert_eq!(shapes.parameters(), 129_400_450);
+        let highway = shapes.trainable.iter();
+        let highway = highway.filter(|(name, _)| name.starts_with("hwm."));
+        let values = |(_, shape): (&String, &Vec<usize>)| shape.iter().product::<usize>();
+        assert_eq!(highway.map(values).sum::<usize>(), 15_727_232);
+    }
+
+    #[test]
+    fn the_published_variant_adds_what_guides_it() {
+        let shapes = Shapes::of(|scope| Net::new(scope, &Architecture::default(), 1)).unwrap();
+        let linear = |from: u64, to: u64| from * to + to;
+        let filter = 9 * 2 * 64 + 5 * 9 * 64 * 64 + 6 * (64 + 2 * 64 + linear(512, 128)) + 65;
+        let attention = 4 * 2 * 512
+            + linear(1024, 512)
+            + 1024 * 512
+            + 2 * linear(512, 512)
+            + linear(512, 2048)
+            + linear(2048, 512)
+            + filter;
+        let anchor = 3 + 32 + 1;
+        let guides = anchor + linear(480, 512) + 2 * attention;
+        // It has no variance.
+        let less = 9 * 128 + 1;
+        assert_eq!(shapes.parameters(), 129_400_450 - less + guides);
+    }
+
+    #[test]
+    fn answers_and_gradients_are_those_of_the_reference() {
+        let (architecture, fixture) = (narrow(), testing::fixture("medsegdiff_v2"));
+        let tensors = testing::weights_of(&architecture, &fixture);
+        let (images, noisy, t) = (&fixture["images"], &fixture["noisy"], &fixture["t"]);
+
+        let mut params = Params::frozen(&Device::Cpu, tensors.clone());
+        let net = Net::new(params.root(), &architecture, 1).unwrap();
+        assert!(params.left_over().is_empty());
+        let output = answer(&net)(images, noisy, t, &Pass::ANSWER).unwrap();
+        testing::assert_answers(&output, &fixture);
+
+        let mut params = Params::new(&Device::Cpu, 0);
+        let net = Net::new(params.root(), &architecture, 1).unwrap();
+        testing::fill(&params, &tensors);
+        testing::assert_trains(&architecture, &params, &fixture, &answer(&net));
+    }
+
+    #[test]
+    fn it_is_sound() {
+        for (masks, architecture) in [(2, narrow()), (1, Architecture::tiny())] {
+            let mut params = Params::new(&Device::Cpu, 0);
+            let net = Net::new(params.root(), &architecture, masks).unwrap();
+            let rule = architecture.rule();
+            testing::assert_sound(rule, &params, masks, [32, 48], &answer(&net));
+        }
+    }
+
+    #[test]
+    fn a_condition_serves_several_masks() {
+        for architecture in [narrow(), Architecture::tiny()] {
+            let mut params = Params::new(&Device::Cpu, 0);
+            let net = Net::new(params.root(), &architecture, 1).unwrap();
+            testing::stir(&params);
+            let [images, noisy, t] = testing::inputs(1, [16, 24]);
+            let condition = net.condition(&images, &Pass::ANSWER).unwrap();
+            let both = net.predict(&images, &noisy, &t, &condition, &Pass::ANSWER);
+            let first = condition.of(&[0]).unwrap();
+            let alone = [&images, &noisy, &t].map(|x| x.narrow(0, 0, 1).unwrap());
+            let [image, mask, step] = &alone;
+            let alone = net.predict(image, mask, step, &first, &Pass::ANSWER);
+            let (both, alone) = (both.unwrap(), alone.unwrap());
+            close(&alone.noise, &both.noise.narrow(0, 0, 1).unwrap(), 1e-5);
+            let three = condition.of(&[1, 0, 0]).unwrap().calibration().unwrap();
+            assert_eq!(three.dims(), [3, 1, 16, 24]);
+            assert!(condition.of(&[2]).is_err());
+        }
+    }
+
+    #[test]
+    fn the_released_variant_learns_nothing_through_the_denoiser() {
+        let mut params = Params::new(&Device::Cpu, 0);
+        let net = Net::new(params.root(), &narrow(), 1).unwrap();
+        testing::stir(&params);
+        let [images, noisy, t] = testing::inputs(1, [16, 16]);
+        let output = answer(&net)(&images, &noisy, &t, &testing::TRAIN).unwrap();
+        let grads = output.noise.sqr().unwrap().sum_all().unwrap();
+        let grads = grads.backward().unwrap();
+        for (name, var) in params.trainable() {
+            assert_eq!(grads.get(var).is_none(), name.starts_with("hwm."), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_names_its_option() {
+        Architecture::default().check().unwrap();
+        Architecture::tiny().check().unwrap();
+        let refused = testing::refused::<Architecture>;
+        let released = |rest: &str| format!(r#"{{"variant": "released", {rest}}}"#);
+        for (json, field) in [
+            (r#"{"denoiser": {"width": 0}}"#.to_owned(), "denoiser.width"),
+            (
+                r#"{"transformer": {"blocks": 0}}"#.to_owned(),
+                "transformer.blocks",
+            ),
+            (
+                r#"{"transformer": {"filter_blocks": 65}}"#.to_owned(),
+                "transformer.filter_blocks",
+            ),
+            (
+                r#"{"transformer": {"filter_width": 48}}"#.to_owned(),
+                "transformer.filter_width",
+            ),
+            (released(r#""highway": {"width": 16}"#), "highway.width"),
+            (released(r#""highway": {"most": 40}"#), "highway.width"),
+            (
+                released(r#""denoiser": {"multipliers": [1, 2, 4], "attention": [2]}"#),
+                "denoiser.multipliers",
+            ),
+        ] {
+            assert_eq!(refused(&json), format!("architecture.{field}"), "{json}");
+        }
+        assert!(serde_json::from_str::<Architecture>(r#"{"variant": "other"}"#).is_err());
+    }
+}
