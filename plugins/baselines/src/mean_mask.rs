@@ -53,6 +53,8 @@ fn budget() -> Budget {
         lr: 0.1,
         weight_decay: 0.0,
         patience: 0,
+        evaluate_epochs: u64::MAX,
+        evaluate_every: 100,
         ..Budget::default()
     }
 }

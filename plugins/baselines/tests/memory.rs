@@ -15,7 +15,7 @@ use std::{env, fs, path::Path, process::Command};
 
 /// Segmenter, options, and the side of the images: maps take most, then weights and their checkpoint, for one
 /// padded image at a time, then another type than the weights'.
-const CASES: [(&str, &str, u32); 14] = [
+const CASES: [(&str, &str, u32); 16] = [
     (
         "unet",
         r#"{"architecture": {"width": 12, "depth": 3}, "images_at_once": 6, "train": {"batch": 6}}"#,
@@ -100,6 +100,18 @@ const CASES: [(&str, &str, u32); 14] = [
         r#"{"architecture": {"width": 24, "depths": [2, 2]}, "images_at_once": 2,
             "train": {"batch": 2, "precision": "f16"}, "sampling": {"steps": 2, "runs": 2}}"#,
         128,
+    ),
+    (
+        "medsegdiff-v1",
+        r#"{"architecture": {"denoiser": {"width": 16, "groups": 8}, "highway": {"width": 8}}, "images_at_once": 4,
+            "train": {"batch": 4}, "sampling": {"steps": 2, "runs": 2}}"#,
+        128,
+    ),
+    (
+        "medsegdiff-v2",
+        r#"{"architecture": {"denoiser": {"width": 16, "groups": 8}, "highway": {"width": 8}}, "images_at_once": 2,
+            "train": {"batch": 2}, "sampling": {"steps": 2, "runs": 2}}"#,
+        192,
     ),
 ];
 
@@ -195,6 +207,8 @@ fn one_case() {
         "unet" => measured::<Direct<unet::UNet>>,
         "unet-resnet50" => measured::<Direct<unet_resnet::UNet>>,
         "transunet" => measured::<Direct<transunet::TransUNet>>,
+        "medsegdiff-v1" => measured::<Denoising<medsegdiff::v1::Net>>,
+        "medsegdiff-v2" => measured::<Denoising<medsegdiff::v2::Net>>,
         "diff-unet" => measured::<Denoising<diff_unet::Net>>,
         "diff-trans" => measured::<Denoising<diff_trans::Net>>,
         other => panic!("{other}"),

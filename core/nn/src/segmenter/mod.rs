@@ -151,6 +151,8 @@ pub trait Architecture:
             steps: Some(300),
             lr: 2e-3,
             patience: 0,
+            evaluate_epochs: u64::MAX,
+            evaluate_every: 150,
             ..self.small()
         }
     }

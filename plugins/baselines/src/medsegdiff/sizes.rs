@@ -284,7 +284,7 @@ pub fn activations(load: &Load, values: f64) -> Activations {
     // In half precision statistics are formed in f32; elsewhere a normalisation is made of several operations.
     let training = match (fused, load.on_processor) {
         (true, _) => 1.3,
-        (false, true) => 4.5,
+        (false, true) => 5.5,
         (false, false) => 2.5,
     };
     let answering = if load.on_processor { 1.2 } else { 2.5 };

@@ -125,7 +125,7 @@ impl MaskNetwork for v2::Net {
             v2::Variant::Released => (true, 1000, 5, Fusion::Mean),
         };
         Diffusion {
-            prediction: Prediction::Epsilon,
+            prediction: architecture.prediction,
             values: (0.0, 1.0),
             learned_variance,
             sampler: SamplerName::Ddpm,

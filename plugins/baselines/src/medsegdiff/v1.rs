@@ -178,7 +178,7 @@ impl Net {
 mod tests {
     use super::super::{Rule, testing};
     use super::*;
-    use diffaug_nn::{Device, params::Params, precision::Precision};
+    use diffaug_nn::{Device, layers::Mode, ops::Dropping, params::Params, precision::Precision};
 
     /// That of the fixture.
     fn narrow() -> Architecture {
@@ -288,6 +288,31 @@ mod tests {
         let sum = |x: &Tensor| x.abs()?.sum_all()?.to_scalar::<f32>();
         assert_eq!(sum(&output.noise).unwrap(), 0.0);
         assert!(sum(&output.calibration.unwrap()).unwrap() > 0.0);
+    }
+
+    #[test]
+    fn nothing_falls_out_of_an_answer() {
+        let mut params = Params::new(&Device::Cpu, 0);
+        let net = Net::new(params.root(), &Architecture::tiny(), 1, [16; 2]).unwrap();
+        testing::stir(&params);
+        let [images, noisy, t] = testing::inputs(1, [16; 2]);
+        let dropping = Dropping::new(0.5, 0, 0);
+        let answer = |pass: Pass<'_>| {
+            let output = net.forward(&images, &noisy, &t, &pass).unwrap();
+            let noise = output.noise.flatten_all().unwrap();
+            noise.to_vec1::<f32>().unwrap()
+        };
+        let given = |mode: Mode, dropping| Pass {
+            mode,
+            dropping,
+            recompute: false,
+        };
+        let plain = answer(Pass::ANSWER);
+        assert_eq!(answer(given(Mode::Eval, Some(&dropping))), plain);
+        assert_ne!(
+            answer(given(Mode::Train, Some(&dropping))),
+            answer(given(Mode::Train, None))
+        );
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::{
 };
 use candle_core::{Result, Tensor, bail};
 use diffaug_nn::{
+    diffusion::scheduler::Prediction,
     ops,
     params::{Scope, Shapes},
     segmenter::{Activations, Architecture as Sizes, Budget, Load, Pass},
@@ -49,11 +50,19 @@ pub struct Architecture {
     pub highway: HighwaySizes,
     /// The transformer of spectra, which only `published` has.
     pub transformer: TransformerSizes,
+    /// What the network answers with: `epsilon` as published; small ones learn `sample`, the mask itself, far
+    /// faster. `released` knows `epsilon` alone, for its variances stand on it.
+    pub prediction: Prediction,
 }
 
 impl Architecture {
     /// Checks what the released variant asks for.
     fn check_released(&self) -> diffaug::Result<()> {
+        if self.prediction != Prediction::Epsilon {
+            let expected = "`epsilon` for the variant `released`";
+            let found = serde_json::to_string(&self.prediction)?;
+            return sizes::fail("prediction", found, expected);
+        }
         if self.denoiser.halvings() < 3 {
             let levels = format!("{} numbers", self.denoiser.multipliers.len());
             let expected = "at least 4 numbers for the variant `released`";
@@ -101,6 +110,7 @@ impl Sizes for Architecture {
             },
             highway: HighwaySizes::tiny(),
             transformer: TransformerSizes::tiny(),
+            prediction: Prediction::Sample,
         }
     }
 
