@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use candle_core::{DType, Result, Tensor, backprop::GradStore};
+use candle_core::{DType, Device, Result, Tensor, backprop::GradStore};
 use diffaug_nn::{
     layers::Mode,
     ops,
@@ -10,13 +10,13 @@ use diffaug_nn::{
     precision::Precision,
     recompute,
     segmenter::{Architecture, Load, Pass},
-    testing::close,
+    testing::{close, random},
     weights::{self, Renamed},
 };
 use std::{collections::HashMap, ops::Deref, path::Path};
 
 /// Tensors of a reference.
-pub(crate) struct Fixture(HashMap<String, Tensor>);
+pub(crate) struct Fixture(pub HashMap<String, Tensor>);
 
 impl Deref for Fixture {
     type Target = HashMap<String, Tensor>;
@@ -63,11 +63,36 @@ impl Fixture {
 }
 
 /// A pass that learns, without dropout.
+pub(crate) const LEARNING: Pass<'static> = Pass {
+    mode: Mode::Train,
+    ..Pass::ANSWER
+};
+
+/// [`close`] with a tolerance of the largest value, however small that is.
+pub(crate) fn agree(ours: &Tensor, theirs: &Tensor, tolerance: f32) {
+    let largest = theirs.abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+    let factor = 1.0 / f64::from(largest.to_scalar::<f32>().unwrap());
+    close(
+        &(ours * factor).unwrap(),
+        &(theirs * factor).unwrap(),
+        tolerance,
+    );
+}
+
+/// Random images, noisy masks and their timesteps.
+pub(crate) fn inputs(masks: usize, height: usize, width: usize) -> [Tensor; 3] {
+    [
+        random("images", &[2, 3, height, width]),
+        random("noisy", &[2, masks, height, width]),
+        Tensor::new(&[3f32, 700.0], &Device::Cpu).unwrap(),
+    ]
+}
+
+/// [`LEARNING`], with blocks computed again or not.
 pub(crate) fn learning(recompute: bool) -> Pass<'static> {
     Pass {
-        mode: Mode::Train,
         recompute,
-        ..Pass::ANSWER
+        ..LEARNING
     }
 }
 

@@ -3,20 +3,14 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::fixture::{Fixture, LEARNING, agree, inputs};
 use candle_core::{DType, Device, backprop::GradStore};
 use diffaug_nn::{
-    layers::Mode,
     params::{Params, Shapes},
     recompute,
     segmenter::Architecture as _,
     testing::{self, close, random},
     weights::{self, Renamed},
-};
-use std::{collections::HashMap, path::Path};
-
-const LEARNING: Pass<'static> = Pass {
-    mode: Mode::Train,
-    ..Pass::ANSWER
 };
 
 /// On maps of 12×10 tokens some windows reach over the edge, and some shrink.
@@ -28,35 +22,6 @@ fn narrow() -> Architecture {
         heads: 2,
         windows: vec![3, 8],
     }
-}
-
-/// The fixture's tensors below `prefix`.
-fn part(fixture: &HashMap<String, Tensor>, prefix: &str) -> HashMap<String, Tensor> {
-    let named = fixture.iter().filter_map(|(name, tensor)| {
-        let name = name.strip_prefix(prefix)?.strip_prefix('.')?;
-        Some((name.to_owned(), tensor.clone()))
-    });
-    named.collect()
-}
-
-/// [`close`] with a tolerance of the largest value, however small that is.
-fn agree(ours: &Tensor, theirs: &Tensor, tolerance: f32) {
-    let largest = theirs.abs().unwrap().flatten_all().unwrap().max(0).unwrap();
-    let factor = 1.0 / f64::from(largest.to_scalar::<f32>().unwrap());
-    close(
-        &(ours * factor).unwrap(),
-        &(theirs * factor).unwrap(),
-        tolerance,
-    );
-}
-
-/// Random images, noisy masks and their timesteps.
-fn inputs(masks: usize, height: usize, width: usize) -> [Tensor; 3] {
-    [
-        random("images", &[2, 3, height, width]),
-        random("noisy", &[2, masks, height, width]),
-        Tensor::new(&[3f32, 700.0], &Device::Cpu).unwrap(),
-    ]
 }
 
 fn predict(net: &Net, [images, noisy, t]: &[Tensor; 3], pass: &Pass<'_>) -> Result<Tensor> {
@@ -111,18 +76,17 @@ fn a_wrong_value_names_its_option() {
 
 #[test]
 fn it_agrees_with_a_second_writing() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
-    let fixture = weights::read(&folder.join("diff_trans.safetensors")).unwrap();
+    let fixture = Fixture::open("diff_trans.safetensors");
     let mut params = Params::new(&Device::Cpu, 0);
     let net = Net::new(params.root(), &narrow(), 2).unwrap();
-    let tensors = part(&fixture, "weights");
+    let tensors = fixture.part("weights").0;
     let renamed = Renamed::new(tensors, |name| narrow().renamed(name)).unwrap();
     weights::fill(renamed, &params).unwrap();
 
     let inputs = ["images", "noisy", "t"].map(|name| fixture[name].clone());
     let condition = net.condition(&inputs[0], &Pass::ANSWER).unwrap();
     close(&condition[1], &fixture["features"], 1e-5);
-    let expected = part(&fixture, "gradients");
+    let expected = fixture.part("gradients").0;
     assert_eq!(expected.len(), params.trainable().len());
     let learn = || {
         let predicted = predict(&net, &inputs, &LEARNING).unwrap();

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::fixture::{Fixture, LEARNING, agree, inputs};
 use candle_core::{Device, backprop::GradStore};
 use diffaug_nn::{
     params::{Params, Shapes},
@@ -10,12 +11,7 @@ use diffaug_nn::{
     testing::{self, close, random},
     weights::{self, Renamed},
 };
-use std::{collections::HashMap, path::Path};
-
-const LEARNING: Pass<'static> = Pass {
-    mode: Mode::Train,
-    ..Pass::ANSWER
-};
+use std::collections::HashMap;
 
 fn narrow() -> Architecture {
     Architecture {
@@ -25,43 +21,9 @@ fn narrow() -> Architecture {
     }
 }
 
-fn fixture() -> HashMap<String, Tensor> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
-    weights::read(&folder.join("diff_unet.safetensors")).unwrap()
-}
-
-/// The fixture's tensors below `prefix`.
-fn part(fixture: &HashMap<String, Tensor>, prefix: &str) -> HashMap<String, Tensor> {
-    let named = fixture.iter().filter_map(|(name, tensor)| {
-        let name = name.strip_prefix(prefix)?.strip_prefix('.')?;
-        Some((name.to_owned(), tensor.clone()))
-    });
-    named.collect()
-}
-
-/// [`close`] with a tolerance of the largest value, however small that is.
-fn agree(ours: &Tensor, theirs: &Tensor, tolerance: f32) {
-    let largest = theirs.abs().unwrap().flatten_all().unwrap().max(0).unwrap();
-    let factor = 1.0 / f64::from(largest.to_scalar::<f32>().unwrap());
-    close(
-        &(ours * factor).unwrap(),
-        &(theirs * factor).unwrap(),
-        tolerance,
-    );
-}
-
 /// A convolution's bias that the normalisation behind it takes off again.
 fn is_taken_off(name: &str) -> bool {
     name.ends_with("conv1.bias") || name.ends_with("conv2.bias")
-}
-
-/// Random images, noisy masks and their timesteps.
-fn inputs(masks: usize, height: usize, width: usize) -> [Tensor; 3] {
-    [
-        random("images", &[2, 3, height, width]),
-        random("noisy", &[2, masks, height, width]),
-        Tensor::new(&[3f32, 700.0], &Device::Cpu).unwrap(),
-    ]
 }
 
 fn predict(net: &Net, [images, noisy, t]: &[Tensor; 3], pass: &Pass<'_>) -> Result<Tensor> {
@@ -112,11 +74,11 @@ fn a_wrong_value_names_its_option() {
 
 #[test]
 fn it_agrees_with_the_reference() {
-    let fixture = fixture();
+    let fixture = Fixture::open("diff_unet.safetensors");
     let mut params = Params::new(&Device::Cpu, 0);
     let net = Net::new(params.root(), &narrow(), 2).unwrap();
     let renamed = |tensors| Renamed::new(tensors, |name| narrow().renamed(name)).unwrap();
-    weights::fill(renamed(part(&fixture, "weights")), &params).unwrap();
+    weights::fill(renamed(fixture.part("weights").0), &params).unwrap();
 
     let inputs = ["images", "noisy", "t"].map(|name| fixture[name].clone());
     let condition = net.condition(&inputs[0], &Pass::ANSWER).unwrap();
@@ -124,7 +86,9 @@ fn it_agrees_with_the_reference() {
     let logits = predict(&net, &inputs, &Pass::ANSWER).unwrap();
     close(&logits, &fixture["logits"], 2e-5);
 
-    let expected: HashMap<_, _> = part(&fixture, "gradients")
+    let expected: HashMap<_, _> = fixture
+        .part("gradients")
+        .0
         .into_iter()
         .map(|(name, grad)| (narrow().renamed(&name).unwrap(), grad))
         .collect();
@@ -246,7 +210,7 @@ fn what_does_not_fit_is_an_error() {
 
 #[test]
 fn steps_are_fused_as_in_the_reference() {
-    let fixture = fixture();
+    let fixture = Fixture::open("diff_unet.safetensors");
     let outputs = &fixture["outputs"];
     let run = |run: usize| {
         let run = outputs.get(run).unwrap();
