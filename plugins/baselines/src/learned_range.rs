@@ -26,24 +26,11 @@ pub struct LearnedRange {
 }
 
 /// What a network says of the mask one step before.
-#[derive(Clone, Debug)]
-pub struct Prediction {
+struct Predicted {
     /// Its mean.
-    pub mean: Tensor,
+    mean: Tensor,
     /// The logarithm of its variance.
-    pub log_variance: Tensor,
-    /// The clean mask that this follows from.
-    pub clean: Tensor,
-}
-
-/// What a network answers to a noisy mask.
-#[derive(Clone, Copy, Debug)]
-pub struct Answered<'a> {
-    /// The noise in it.
-    pub noise: &'a Tensor,
-    /// Where between the two variances that of a step lies, -1 to 1; without it it is the larger, as with
-    /// guided-diffusion's `FIXED_LARGE`.
-    pub variance: Option<&'a Tensor>,
+    log_variance: Tensor,
 }
 
 impl LearnedRange {
@@ -86,6 +73,20 @@ impl LearnedRange {
         })
     }
 
+    /// The schedule in which these shares of the clean mask's variance are left, from the first step to the last.
+    ///
+    /// # Errors
+    /// Those of [`LearnedRange::new`] for the betas that follow.
+    pub fn of_alpha_bars(alpha_bars: &[f64]) -> Result<Self> {
+        let before = std::iter::once(&1.0).chain(alpha_bars);
+        let betas = alpha_bars
+            .iter()
+            .zip(before)
+            .map(|(bar, before)| 1.0 - bar / before);
+        LearnedRange::new(&betas.collect::<Vec<f64>>())
+    }
+
+    #[cfg(test)]
     /// Betas from 0.0001 to 0.02, evenly spaced, times 1000 / `steps` (Ho et al., 2020, for any number of
     /// steps).
     ///
@@ -137,20 +138,11 @@ impl LearnedRange {
         x.broadcast_mul(&a)? + y.broadcast_mul(&b)?
     }
 
-    /// `clean` `[n, masks, height, width]` with `noise` at the steps `t`, one for each image.
+    /// The clean mask that `noisy`, `[n, masks, height, width]`, is made of if `noise` is what was added at the
+    /// steps `t`, one for each image.
     ///
     /// # Errors
     /// When the shapes differ, or a step is none of the schedule.
-    pub fn add_noise(&self, clean: &Tensor, noise: &Tensor, t: &[u32]) -> Result<Tensor> {
-        let bar = |i: usize| self.alpha_bars[i];
-        let (signal, other) = (|i| bar(i).sqrt(), |i| (1.0 - bar(i)).sqrt());
-        self.mix(t, (signal, clean), (other, noise))
-    }
-
-    /// The clean mask that `noisy` is made of if `noise` is what was added.
-    ///
-    /// # Errors
-    /// Those of [`LearnedRange::add_noise`].
     pub fn clean(&self, noise: &Tensor, noisy: &Tensor, t: &[u32]) -> Result<Tensor> {
         let inverse = |i: usize| self.alpha_bars[i].recip();
         let (there, back) = (|i| inverse(i).sqrt(), |i| -(inverse(i) - 1.0).sqrt());
@@ -161,7 +153,7 @@ impl LearnedRange {
     /// step's) of the mask one step before, if `clean` is what `noisy` is made of.
     ///
     /// # Errors
-    /// Those of [`LearnedRange::add_noise`].
+    /// Those of [`LearnedRange::clean`].
     pub fn posterior(&self, clean: &Tensor, noisy: &Tensor, t: &[u32]) -> Result<[Tensor; 3]> {
         let [of_clean, of_noisy] = &self.mean;
         let mean = self.mix(t, (|i| of_clean[i], clean), (|i| of_noisy[i], noisy))?;
@@ -180,69 +172,39 @@ impl LearnedRange {
         Ok([mean, variance, log])
     }
 
-    /// The logarithm of a step's variance where the network says `variance`.
-    fn log_variance(&self, variance: Option<&Tensor>, noisy: &Tensor, t: &[u32]) -> Result<Tensor> {
-        let most = self.of_steps(t, noisy, |i| self.log_betas[i])?;
-        let least = self.of_steps(t, noisy, |i| self.log_variance[i])?;
-        let Some(variance) = variance else {
-            // At the first step beta is far above what is left to be drawn.
-            let large = |i: usize| match i {
-                0 => self.log_variance[0],
-                i => self.log_betas[i],
-            };
-            return self.of_steps(t, noisy, large)?.broadcast_as(noisy.shape());
-        };
-        let share = wide(variance)?.affine(0.5, 0.5)?;
+    /// The logarithm of a step's variance where the network says `variance`, -1 to 1.
+    fn log_variance(&self, variance: &Tensor, t: &[u32]) -> Result<Tensor> {
+        let variance = wide(variance)?;
+        let most = self.of_steps(t, &variance, |i| self.log_betas[i])?;
+        let least = self.of_steps(t, &variance, |i| self.log_variance[i])?;
+        let share = variance.affine(0.5, 0.5)?;
         let rest = share.affine(-1.0, 1.0)?;
         share.broadcast_mul(&most)? + rest.broadcast_mul(&least)?
     }
 
-    /// What a network's answer to `noisy` says of the mask one step before; `clip` is the range that the
-    /// clean mask is brought to.
-    ///
-    /// # Errors
-    /// Those of [`LearnedRange::add_noise`].
-    pub fn predict(
-        &self,
-        answered: Answered<'_>,
-        noisy: &Tensor,
-        t: &[u32],
-        clip: Option<(f32, f32)>,
-    ) -> Result<Prediction> {
-        let mut clean = self.clean(answered.noise, noisy, t)?;
-        if let Some((low, high)) = clip {
-            clean = clean.clamp(low, high)?;
-        }
-        let [mean, ..] = self.posterior(&clean, noisy, t)?;
-        let log_variance = self.log_variance(answered.variance, &mean, t)?;
-        Ok(Prediction {
-            mean,
-            log_variance,
-            clean,
-        })
-    }
-
-    /// What an image's step adds to the bound of the data's likelihood, as a mean over its values, in bits,
+    /// What an image's step adds to the bound of the data's likelihood where a network answers with `noise` and
+    /// `variance` (where between the two bounds it lies, -1 to 1), as a mean over its values, in bits,
     /// `[n]`: the divergence of what is predicted from the posterior; at the first step how improbable the
     /// clean mask is, as grey values from -1 to 1.
     ///
     /// Only the variance learns from it: the noise is taken as it is.
     ///
     /// # Errors
-    /// Those of [`LearnedRange::add_noise`].
+    /// Those of [`LearnedRange::clean`].
     pub fn variational_bound(
         &self,
-        answered: Answered<'_>,
+        noise: &Tensor,
+        variance: &Tensor,
         clean: &Tensor,
         noisy: &Tensor,
         t: &[u32],
     ) -> Result<Tensor> {
-        let noise = answered.noise.detach();
-        let answered = Answered {
-            noise: &noise,
-            ..answered
+        let found = self.clean(&noise.detach(), noisy, t)?;
+        let [mean, ..] = self.posterior(&found, noisy, t)?;
+        let predicted = Predicted {
+            mean,
+            log_variance: self.log_variance(variance, t)?,
         };
-        let predicted = self.predict(answered, noisy, t, None)?;
         let [mean, _, log_variance] = self.posterior(clean, noisy, t)?;
         let divergence = in_bits(&divergence(&mean, &log_variance, &predicted)?)?;
         if !t.contains(&0) {
@@ -252,26 +214,6 @@ impl LearnedRange {
         let first: Vec<u8> = t.iter().map(|t| u8::from(*t == 0)).collect();
         let first = Tensor::from_vec(first, t.len(), divergence.device())?;
         first.where_cond(&improbable, &divergence)
-    }
-
-    /// The mask one step before `noisy`, drawn with the normal numbers `drawn`; after the first step
-    /// nothing is drawn. `clip` is the range that the clean mask is brought to: the reference's is -1 to 1,
-    /// also for masks of 0 and 1.
-    ///
-    /// # Errors
-    /// Those of [`LearnedRange::add_noise`].
-    pub fn step(
-        &self,
-        answered: Answered<'_>,
-        noisy: &Tensor,
-        t: &[u32],
-        drawn: &Tensor,
-        clip: Option<(f32, f32)>,
-    ) -> Result<Tensor> {
-        let predicted = self.predict(answered, noisy, t, clip)?;
-        let later = self.of_steps(t, noisy, |i| if i == 0 { 0.0 } else { 1.0 })?;
-        let spread = (predicted.log_variance * 0.5)?.exp()?;
-        predicted.mean + (spread * wide(drawn)?)?.broadcast_mul(&later)?
     }
 }
 
@@ -286,7 +228,7 @@ fn in_bits(nats: &Tensor) -> Result<Tensor> {
 }
 
 /// The divergence of what is predicted from the true distribution, value by value (Kullback & Leibler, 1951).
-fn divergence(mean: &Tensor, log_variance: &Tensor, predicted: &Prediction) -> Result<Tensor> {
+fn divergence(mean: &Tensor, log_variance: &Tensor, predicted: &Predicted) -> Result<Tensor> {
     let gap = (&predicted.log_variance - log_variance)?;
     let ratio = gap.neg()?.exp()?;
     let far = (mean - &predicted.mean)?.sqr()?;
@@ -295,7 +237,7 @@ fn divergence(mean: &Tensor, log_variance: &Tensor, predicted: &Prediction) -> R
 }
 
 /// The logarithm of the probability of the grey values `x` (-1 to 1) under what is predicted, value by value.
-fn log_likelihood(x: &Tensor, predicted: &Prediction) -> Result<Tensor> {
+fn log_likelihood(x: &Tensor, predicted: &Predicted) -> Result<Tensor> {
     let centred = (x - &predicted.mean)?;
     let inverse = (&predicted.log_variance * -0.5)?.exp()?;
     let up_to = |border: f64| distribution(&((&centred + border)? * &inverse)?);
@@ -319,7 +261,10 @@ fn distribution(x: &Tensor) -> Result<Tensor> {
 mod tests {
     use super::*;
     use candle_core::{Device, Var};
-    use diffaug_nn::testing::{Fixtures, close};
+    use diffaug_nn::{
+        diffusion::scheduler::{Sampler, SamplerName, SchedulerConfig},
+        testing::{Fixtures, close},
+    };
 
     const CASES: [(&str, usize); 2] = [("thousand", 1000), ("hundred", 100)];
 
@@ -342,8 +287,7 @@ mod tests {
             assert_eq!(schedule.steps(), count);
             let t = steps(get("t"));
             let (clean, noise, noisy) = (get("clean"), get("noise"), get("noisy"));
-            let ours = schedule.add_noise(clean, noise, &t).unwrap();
-            close(&ours, noisy, 1e-6);
+            close(&schedule.clean(noise, noisy, &t).unwrap(), clean, 1e-3);
             let [mean, variance, log] = schedule.posterior(clean, noisy, &t).unwrap();
             close(&mean, get("mean"), 1e-6);
             close(&variance, get("variance"), 1e-6);
@@ -361,13 +305,9 @@ mod tests {
                 Var::from_tensor(get("eps")).unwrap(),
                 Var::from_tensor(get("v")).unwrap(),
             );
-            let answered = Answered {
-                noise: &noise,
-                variance: Some(&v),
-            };
             let t = steps(get("t"));
             let bound = schedule
-                .variational_bound(answered, get("clean"), get("noisy"), &t)
+                .variational_bound(&noise, &v, get("clean"), get("noisy"), &t)
                 .unwrap();
             close(&bound, get("bound"), 1e-5);
             let grads = bound.sum_all().unwrap().backward().unwrap();
@@ -376,25 +316,38 @@ mod tests {
         }
     }
 
+    /// What draws masks is the scheduler's, which is to draw what the reference draws.
     #[test]
     fn steps_are_those_of_the_reference() {
         let fixtures = fixtures();
         for (case, count) in CASES {
             let get = |name: &str| fixtures.get(case, name);
-            let schedule = LearnedRange::linear(count).unwrap();
-            let t = steps(get("t"));
-            for (kind, variance) in [("learned", Some(get("v"))), ("fixed", None)] {
-                let answered = Answered {
-                    noise: get("eps"),
-                    variance,
-                };
-                for (how, clip) in [("clipped", Some((-1.0, 1.0))), ("free", None)] {
-                    let ours = schedule
-                        .step(answered, get("noisy"), &t, get("drawn"), clip)
-                        .unwrap();
-                    close(&ours, get(&format!("{kind}.{how}")), 1e-5);
+            let scale = 1000.0 / count as f64;
+            for (kind, clips) in [("clipped", true), ("free", false)] {
+                let mut config = SchedulerConfig::new(SamplerName::Ddpm);
+                config.num_train_timesteps = Some(count);
+                (config.beta_start, config.beta_end) = (Some(scale * 1e-4), Some(scale * 0.02));
+                config.variance_type = Some("learned_range".to_owned());
+                config.clip_sample = Some(clips);
+                let mut sampler = Sampler::new(&config, count).unwrap();
+                for (image, t) in steps(get("t")).into_iter().enumerate() {
+                    let of = |name: &str| get(name).narrow(0, image, 1).unwrap();
+                    let output = Tensor::cat(&[of("eps"), of("v")], 1).unwrap();
+                    let index = count - 1 - t as usize;
+                    let draw = || Ok(of("drawn"));
+                    let step = sampler.step(&output, index, &of("noisy"), draw).unwrap();
+                    close(&step.x, &of(&format!("learned.{kind}")), 1e-5);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn shares_that_are_left_say_the_betas() {
+        let linear = LearnedRange::linear(1000).unwrap();
+        let other = LearnedRange::of_alpha_bars(linear.alpha_bars()).unwrap();
+        for (a, b) in linear.log_betas.iter().zip(&other.log_betas) {
+            assert!((a - b).abs() < 1e-9, "{a} {b}");
         }
     }
 
@@ -413,7 +366,7 @@ mod tests {
         says(LearnedRange::linear(0), "at least two betas");
         let schedule = LearnedRange::linear(100).unwrap();
         let x = Tensor::zeros((1, 1, 2, 2), DType::F32, &Device::Cpu).unwrap();
-        let error = |t: &[u32]| schedule.add_noise(&x, &x, t).unwrap_err().to_string();
+        let error = |t: &[u32]| schedule.clean(&x, &x, t).unwrap_err().to_string();
         assert!(error(&[100]).contains("timestep 100 is none of a schedule of 100"));
         assert!(error(&[1, 2]).contains("need as many timesteps, not 2"));
     }
@@ -422,13 +375,7 @@ mod tests {
     fn half_precision_is_computed_in_f32() {
         let schedule = LearnedRange::linear(1000).unwrap();
         let x = Tensor::zeros((1, 1, 2, 2), DType::BF16, &Device::Cpu).unwrap();
-        let answered = Answered {
-            noise: &x,
-            variance: Some(&x),
-        };
-        let sample = schedule.step(answered, &x, &[0], &x, None).unwrap();
-        assert_eq!(sample.dtype(), DType::F32);
-        let bound = schedule.variational_bound(answered, &x, &x, &[0]).unwrap();
+        let bound = schedule.variational_bound(&x, &x, &x, &x, &[0]).unwrap();
         assert!(bound.to_vec1::<f32>().unwrap()[0].is_finite());
     }
 }

@@ -7,7 +7,7 @@ use diffaug_nn::{
     diffusion::scheduler::Prediction,
     fit::Settings,
     limits,
-    segmenter::{Budget, Schedule, Train},
+    segmenter::{Budget, Recipe, Schedule, Train},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -161,7 +161,7 @@ pub struct Architecture {
     /// Groups of the denoising network's normalisations.
     pub groups: usize,
     /// Channels of the vision encoder at each resolution; without it those of Stable Diffusion's
-    /// autoencoder for pixels, 128 for latents. Pixels need as many resolutions as bring them to the
+    /// autoencoder for pixels, 128 for latents, and fewer where the preset is small. Pixels need as many resolutions as bring them to the
     /// latent's size, latents one.
     pub vision: Option<Vec<usize>>,
     /// Residual blocks of the vision encoder at each resolution.
@@ -191,7 +191,6 @@ impl Architecture {
             heads: 4,
             attention: vec![2],
             groups: 8,
-            vision: Some(vec![16, 32, 48]),
             vision_layers: 1,
             vision_attention: false,
             features: 8,
@@ -365,9 +364,12 @@ impl Options {
     /// Channels of the vision encoder at each resolution.
     pub fn vision(&self) -> Vec<usize> {
         let given = self.architecture().vision;
-        given.unwrap_or_else(|| match self.resolved().vision_input {
-            VisionInput::Latent => vec![128],
-            VisionInput::Pixel => vec![128, 256, 512, 512],
+        let (input, small) = (self.resolved().vision_input, self.preset().is_small());
+        given.unwrap_or_else(|| match (input, small) {
+            (VisionInput::Latent, false) => vec![128],
+            (VisionInput::Latent, true) => vec![48],
+            (VisionInput::Pixel, false) => vec![128, 256, 512, 512],
+            (VisionInput::Pixel, true) => vec![16, 32, 48],
         })
     }
 
@@ -552,7 +554,10 @@ impl Options {
                 ..both
             },
         };
-        self.train.budget(preset.clone(), || preset)
+        self.train.budget(|recipe| match recipe {
+            Some(Recipe::Common) => Budget::common(),
+            Some(Recipe::Reference) | None => preset,
+        })
     }
 
     /// What the training loop is told.

@@ -1,6 +1,6 @@
 //! What a folder of weights says of the network in it.
 
-use super::{Architecture, Learned};
+use super::{Architecture, Learned, Sampling};
 use crate::{
     batch::Frame,
     budget,
@@ -25,6 +25,10 @@ pub struct Description<A> {
     /// The target classes: label and name. With one the network says how probable it is; with
     /// several it chooses among them and background.
     pub classes: Vec<(u8, String)>,
+    /// How answers were drawn when weights were chosen, where they are drawn; what the options say counts
+    /// before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampling: Option<Sampling>,
 }
 
 impl<A: Architecture> Description<A> {
@@ -35,6 +39,7 @@ impl<A: Architecture> Description<A> {
             architecture,
             input,
             classes,
+            sampling: None,
         }
     }
 
@@ -138,6 +143,13 @@ impl<A: Architecture> Description<A> {
 
     /// How images are laid out for it.
     pub fn frame(&self) -> Frame {
-        Frame::padded(self.input, self.architecture.multiple())
+        let multiple = self.architecture.multiple();
+        let frame = Frame::padded(self.input, multiple);
+        let smallest = self.architecture.smallest().next_multiple_of(multiple);
+        let (width, height) = frame.whole;
+        Frame {
+            whole: (width.max(smallest), height.max(smallest)),
+            ..frame
+        }
     }
 }

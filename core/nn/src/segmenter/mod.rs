@@ -125,6 +125,11 @@ pub trait Architecture:
         1
     }
 
+    /// The least that both sides have to be; smaller images are padded.
+    fn smallest(&self) -> u32 {
+        1
+    }
+
     /// How the values of an image, 0 to 1, are scaled.
     fn scaling(&self) -> Scaling {
         Scaling::None
@@ -143,6 +148,11 @@ pub trait Architecture:
     /// The numbers of training where no recipe is named.
     fn small(&self) -> Budget {
         Budget::default()
+    }
+
+    /// The one budget for all networks, with what this network cannot do without.
+    fn common(&self) -> Budget {
+        Budget::common()
     }
 
     /// The numbers of training of the preset `tiny`.
@@ -225,7 +235,7 @@ impl Pass<'_> {
 }
 
 /// What a network is asked with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Setting<'a, A> {
     /// What it is.
     pub description: &'a Description<A>,
@@ -233,6 +243,10 @@ pub struct Setting<'a, A> {
     pub options: &'a Options<A>,
     /// All randomness.
     pub seed: u64,
+    /// Whether it is a validation while training, for which a quick answer is enough.
+    pub validates: bool,
+    /// Ends long work with an error once the user wants to stop.
+    pub go_on: &'a (dyn Fn() -> diffaug::Result<()> + Sync),
 }
 
 /// What a network answers.
@@ -241,7 +255,7 @@ pub struct Answer {
     /// How probable the class is at each pixel, `[n, 1, height, width]`; with several classes that of the
     /// background and of each.
     pub probabilities: Tensor,
-    /// What they were made of, `[n, ..]`, in which a value that is NaN or infinite shows.
+    /// Values of each image, `[n, ..]`, in which one of the network's that is NaN or infinite shows.
     pub raw: Tensor,
 }
 
@@ -253,6 +267,22 @@ pub trait Learned: Send + Sync + Sized + 'static {
 
     /// Whether an answer is drawn.
     const DRAWS: bool;
+
+    /// How answers are drawn with these options, to be stored beside the weights.
+    fn sampling(_options: &Options<Self::Architecture>) -> Option<Sampling> {
+        None
+    }
+
+    /// Checks what a folder of weights says of drawing, together with the options.
+    ///
+    /// # Errors
+    /// Naming the option.
+    fn check_stored(
+        _options: &Options<Self::Architecture>,
+        _description: &Description<Self::Architecture>,
+    ) -> diffaug::Result<()> {
+        Ok(())
+    }
 
     /// The network in `scope`.
     ///

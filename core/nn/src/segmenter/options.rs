@@ -1,6 +1,6 @@
 //! The options of trained segmenters.
 
-use super::{Architecture, Budget, Loss, Train};
+use super::{Architecture, Budget, Loss, Recipe, Train};
 use crate::diffusion::scheduler::SamplerName;
 use diffaug::{Error, Result};
 use schemars::JsonSchema;
@@ -135,11 +135,12 @@ impl<A: Architecture> Options<A> {
     /// All numbers of the training.
     pub fn budget(&self) -> Budget {
         let architecture = self.architecture();
-        let small = match self.preset {
-            Some(Preset::Tiny) => architecture.tiny_budget(),
-            None => architecture.small(),
-        };
-        self.train.budget(small, || architecture.reference())
+        self.train.budget(|recipe| match (recipe, self.preset) {
+            (Some(Recipe::Reference), _) => architecture.reference(),
+            (Some(Recipe::Common), _) => architecture.common(),
+            (None, Some(Preset::Tiny)) => architecture.tiny_budget(),
+            (None, None) => architecture.small(),
+        })
     }
 
     /// What is minimised.

@@ -16,7 +16,7 @@ const BATCHES: usize = 64;
 
 /// Gives the weights in the folder `out` statistics of real images of `train`, as training sees them: the
 /// means over batches of `batch` images of their means and variances. `forward` computes the network on
-/// prepared images as training does.
+/// prepared images as training does, and is given the number of the batch.
 ///
 /// Done again it leaves the same bytes.
 ///
@@ -27,7 +27,7 @@ pub fn of_real<L: Learner>(
     train: &BoxDataset,
     batch: usize,
     out: &Path,
-    forward: impl Fn(L::Batch) -> Result<()>,
+    forward: impl Fn(L::Batch, u64) -> Result<()>,
 ) -> Result<()> {
     let params = learner.params();
     weights::load(&out.join(WEIGHTS), params)?;
@@ -54,7 +54,8 @@ pub fn of_real<L: Learner>(
         for (_, buffer) in &buffers {
             buffer.set(&buffer.zeros_like()?)?;
         }
-        forward(learner.prepare(samples, number as u64)?)?;
+        let number = number as u64;
+        forward(learner.prepare(samples, number)?, number)?;
         for (sum, (_, buffer)) in sums.iter_mut().zip(&buffers) {
             let found = (buffer.as_detached_tensor() / (BatchNorm::MOMENTUM * all))?;
             *sum = Some(match sum.take() {

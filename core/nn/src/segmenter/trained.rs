@@ -63,17 +63,23 @@ impl<L: Learned> Model<L> {
         let description = Description::<L::Architecture>::read(folder)?;
         let path = folder.join(WEIGHTS);
         description.check_stored::<L>(&path)?;
+        L::check_stored(options, &description)?;
         let model = Model::new(description, options, Params::new(device, seed), seed)?;
         weights::load(&path, &model.params)?;
         Ok(model)
     }
 
     /// What its network is asked with.
-    fn setting(&self) -> Setting<'_, L::Architecture> {
+    fn setting<'a>(
+        &'a self,
+        go_on: &'a (dyn Fn() -> Result<()> + Sync),
+    ) -> Setting<'a, L::Architecture> {
         Setting {
             description: &self.description,
             options: &self.options,
             seed: self.seed,
+            validates: false,
+            go_on,
         }
     }
 
@@ -93,9 +99,14 @@ impl<L: Learned> Model<L> {
     }
 
     /// An answer for each image, of the image's size; the first is number `first` of all.
-    fn segment(&self, first: usize, images: &[ImageRef<'_>]) -> Result<Vec<Segmentation>> {
-        let (setting, seeds) = (self.setting(), self.seeds(images));
-        let answer = self.net.answer(&setting, &self.see(images)?, &seeds)?;
+    fn segment(
+        &self,
+        setting: &Setting<'_, L::Architecture>,
+        first: usize,
+        images: &[ImageRef<'_>],
+    ) -> Result<Vec<Segmentation>> {
+        let seeds = self.seeds(images);
+        let answer = self.net.answer(setting, &self.see(images)?, &seeds)?;
         let mut seen = Witnesses::default();
         seen.note((), &answer.raw)?;
         seen.note((), &answer.probabilities)?;
@@ -165,15 +176,20 @@ impl<L: Learned> Learner for Model<L> {
             dropping: dropping.as_ref(),
             recompute: self.options.train.recompute,
         };
-        let setting = self.setting();
+        let setting = self.setting(&|| Ok(()));
         self.net.loss(&setting, &images, batch.targets, &pass, step)
     }
 
     fn score(&self, validation: &BoxDataset, reporter: &Reporter<'_>) -> Result<f64> {
         let labels = self.description.labels();
         let batch = self.options.images_at_once;
+        let go_on = || going_on(reporter);
+        let setting = Setting {
+            validates: true,
+            ..self.setting(&go_on)
+        };
         segmenting::validation_dice(validation, &labels, batch, reporter, |images| {
-            self.segment(0, images)
+            self.segment(&setting, 0, images)
         })
     }
 
@@ -223,6 +239,14 @@ impl<L: Learned> Model<L> {
     }
 }
 
+/// An error once the user wants to stop.
+fn going_on(reporter: &Reporter<'_>) -> Result<()> {
+    match reporter.cancelled() {
+        true => Err(Error::cancelled()),
+        false => Ok(()),
+    }
+}
+
 impl<L: Learned> FromConfig for Trained<L> {
     type Config = Options<L::Architecture>;
 
@@ -241,7 +265,10 @@ impl<L: Learned> FromConfig for Trained<L> {
         let load = |folder| Model::load(folder, &options, &device, seed);
         let trained = options.weights.as_deref().map(load).transpose();
         Ok(Trained {
-            trained: trained.map_err(|error| error.at("weights"))?,
+            trained: trained.map_err(|error| match error.field.is_empty() {
+                true => error.at("weights"),
+                false => error,
+            })?,
             options,
             device,
             seed,
@@ -277,8 +304,10 @@ impl<L: Learned> Stage for Trained<L> {
             .at("weights"));
         };
         let mut first = 0;
+        let go_on = || going_on(reporter);
+        let setting = network.setting(&go_on);
         segmenting::in_batches(&images, self.options.images_at_once, reporter, |part| {
-            let answers = network.segment(first, part)?;
+            let answers = network.segment(&setting, first, part)?;
             first += part.len();
             Ok(answers)
         })
@@ -294,7 +323,10 @@ impl<L: Learned> Stage for Trained<L> {
         let targets = segmenting::targets(&train.info()?)?;
         let input = segmenting::input_size(train, self.options.size)?;
         let options = &self.options;
-        let description = Description::new(options.architecture(), targets, input);
+        let description = Description {
+            sampling: L::sampling(options),
+            ..Description::new(options.architecture(), targets, input)
+        };
         let params = Params::new(&self.device, self.seed);
         let model = Model::<L>::new(description, options, params, self.seed)?;
         let out = Path::new(out.as_str());
@@ -318,8 +350,8 @@ impl<L: Learned> Stage for Trained<L> {
             &model, &settings, &described, train, validation, out, reporter,
         )?;
         if options.train.real_statistics {
-            statistics::of_real(&model, train, budget.batch, out, |batch| {
-                model.loss(batch, 0).map(drop)
+            statistics::of_real(&model, train, budget.batch, out, |batch, number| {
+                model.loss(batch, number).map(drop)
             })?;
         }
         Ok(report)

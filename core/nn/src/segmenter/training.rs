@@ -241,6 +241,17 @@ impl Budget {
     }
 }
 
+impl Budget {
+    /// The same, validated after every tenth epoch alone: for networks whose answers take long.
+    #[must_use]
+    pub fn rarely_validated(self) -> Self {
+        Budget {
+            evaluate_epochs: 10,
+            ..self
+        }
+    }
+}
+
 impl Loss {
     /// Weights of Dice and cross-entropy.
     pub fn weights(self) -> (f32, f32) {
@@ -259,14 +270,9 @@ impl Loss {
 }
 
 impl Train {
-    /// All numbers: those that are set, the others from the recipe; `reference` is that of the network,
-    /// `small` counts where no recipe is named.
-    pub fn budget(&self, small: Budget, reference: impl FnOnce() -> Budget) -> Budget {
-        let from = match self.recipe {
-            None => small,
-            Some(Recipe::Common) => Budget::common(),
-            Some(Recipe::Reference) => reference(),
-        };
+    /// All numbers: those that are set, the others `of` the recipe.
+    pub fn budget(&self, of: impl FnOnce(Option<Recipe>) -> Budget) -> Budget {
+        let from = of(self.recipe);
         let optimizer = self.optimizer.unwrap_or(from.optimizer);
         Budget {
             epochs: self.epochs.unwrap_or(from.epochs),

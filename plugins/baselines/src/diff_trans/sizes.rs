@@ -160,8 +160,19 @@ impl Sizes for Architecture {
             weight_decay: 1e-2,
             clip: 0.0,
             patience: 0,
+            evaluate_epochs: u64::MAX,
+            evaluate_every: 5_000,
+            checkpoint_every: 1_000,
             ..Budget::default()
         }
+    }
+
+    fn small(&self) -> Budget {
+        Budget::default().rarely_validated()
+    }
+
+    fn common(&self) -> Budget {
+        Budget::common().rarely_validated()
     }
 
     fn activations(&self, load: &Load) -> Activations {

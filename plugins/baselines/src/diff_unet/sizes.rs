@@ -119,7 +119,8 @@ impl Sizes for Architecture {
     }
 
     /// AdamW at 1e-4 with weight decay 1e-3, which rises for 30 of 300 epochs (of 33 steps) and then falls along
-    /// a cosine, eight images a step (the reference's `BraTS2020/train.py` on its four graphics cards).
+    /// a cosine, eight images a step (the reference's `BraTS2020/train.py` on its four graphics cards). Of a larger
+    /// set the 990 steps of the rise are fewer epochs: set `train.warmup`.
     fn reference(&self) -> Budget {
         Budget {
             epochs: 300,
@@ -132,6 +133,18 @@ impl Sizes for Architecture {
             evaluate_epochs: 10,
             ..Budget::default()
         }
+    }
+
+    fn small(&self) -> Budget {
+        Budget::default().rarely_validated()
+    }
+
+    fn common(&self) -> Budget {
+        Budget::common().rarely_validated()
+    }
+
+    fn smallest(&self) -> u32 {
+        32
     }
 
     fn head(&self) -> &'static str {

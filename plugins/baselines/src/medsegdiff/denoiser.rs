@@ -1,7 +1,8 @@
 //! The network that takes the noise out of masks: the U-Net of guided-diffusion (Dhariwal & Nichol, 2021), in
 //! which the timestep is added in every block, resolutions change by convolutions, and one head attends.
 
-use super::{replayed, sizes::DenoiserSizes};
+use super::sizes::DenoiserSizes;
+use crate::unit;
 use candle_core::{Result, Tensor, bail};
 use diffaug_nn::{
     diffusion::{Upsample, sinusoids},
@@ -296,7 +297,7 @@ impl Block {
 
     fn run(&self, x: &Tensor, time: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         let block = self.clone();
-        replayed(pass, &[x, time], move |inputs| {
+        unit::run(&[x, time], pass, move |inputs| {
             block.forward(&inputs[0], &inputs[1])
         })
     }
@@ -337,7 +338,7 @@ impl PixelAttention {
 
     fn run(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         let attention = self.clone();
-        replayed(pass, &[x], move |inputs| attention.forward(&inputs[0]))
+        unit::run(&[x], pass, move |inputs| attention.forward(&inputs[0]))
     }
 }
 

@@ -1,7 +1,8 @@
 //! The U-Net of the image alone, in the manner of nnU-Net: its answer is the calibration, its maps guide the
 //! denoiser, and in the first MedSegDiff those of the denoiser guide it.
 
-use super::{replayed, sizes::HighwaySizes};
+use super::sizes::HighwaySizes;
+use crate::unit;
 use candle_core::{DType, Result, Tensor, bail};
 use diffaug_nn::{
     layers::{BatchNorm, Mode},
@@ -100,7 +101,7 @@ impl Highway {
             skips.push(handed);
             if let Some(gate) = self.gates.get(level) {
                 let gate = gate.clone();
-                x = replayed(pass, &[&x, &halved[level]], move |inputs| {
+                x = unit::run(&[&x, &halved[level]], pass, move |inputs| {
                     gate.forward(&inputs[0], &inputs[1])
                 })?;
             }
@@ -185,14 +186,14 @@ impl Layer {
         let (layer, mode) = (self.clone(), pass.mode);
         let dropping = pass.dropping.filter(|_| dropping && mode == Mode::Train);
         let Some(dropping) = dropping else {
-            return replayed(pass, &[x], move |inputs| {
+            return unit::run(&[x], pass, move |inputs| {
                 layer.forward(&inputs[0], None, mode)
             });
         };
         // Drawn outside of what may be computed twice.
         let ones = (x.dim(0)?, self.channels, 1, 1);
         let kept = dropping.next_maps(&Tensor::ones(ones, x.dtype(), x.device())?)?;
-        replayed(pass, &[x, &kept], move |inputs| {
+        unit::run(&[x, &kept], pass, move |inputs| {
             layer.forward(&inputs[0], Some(&inputs[1]), mode)
         })
     }

@@ -1,7 +1,7 @@
 //! What the networks are trained with, and what becomes of a drawn mask.
 
 use super::Output;
-use crate::learned_range::{Answered, LearnedRange};
+use crate::learned_range::LearnedRange;
 use candle_core::{D, DType, Result, Tensor, bail};
 use diffaug_nn::ops::{self, SoftDice};
 
@@ -47,15 +47,12 @@ pub fn loss(
             None => Ok(error),
         },
         Rule::Released => {
-            let Some(calibration) = &output.calibration else {
-                bail!("the loss needs a calibration");
+            let (Some(calibration), Some(variance)) = (&output.calibration, &output.variance)
+            else {
+                bail!("the loss needs a calibration and variances");
             };
             let calibration = ops::mse(&calibration.to_dtype(DType::F32)?, &clean)?;
-            let answered = Answered {
-                noise: &output.noise,
-                variance: output.variance.as_ref(),
-            };
-            let bound = schedule.variational_bound(answered, &clean, &noisy, t)?;
+            let bound = schedule.variational_bound(&output.noise, variance, &clean, &noisy, t)?;
             (error + bound.mean_all()?)? + (calibration * CALIBRATION)?
         }
     }

@@ -26,11 +26,7 @@ pub use loss::{Rule, fuse, loss};
 pub use sizes::{DenoiserSizes, HighwaySizes};
 
 use candle_core::{Result, Tensor, bail};
-use diffaug_nn::{
-    layers::Mode,
-    recompute,
-    segmenter::{Budget, Optimizer, Pass, Schedule},
-};
+use diffaug_nn::segmenter::{Budget, Optimizer, Schedule};
 
 /// What a network says of noisy masks `[n, masks, height, width]`.
 #[derive(Clone, Debug)]
@@ -74,20 +70,11 @@ fn reference() -> Budget {
         clip: 0.0,
         ema: 0.9999,
         patience: 0,
+        evaluate_epochs: u64::MAX,
+        evaluate_every: 5_000,
+        checkpoint_every: 1_000,
         ..Budget::default()
     }
-}
-
-/// `f` of `inputs`, computed again in the backward pass where `pass` says so.
-fn replayed<F>(pass: &Pass<'_>, inputs: &[&Tensor], f: F) -> Result<Tensor>
-where
-    F: Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static,
-{
-    if pass.recompute && pass.mode == Mode::Train {
-        return recompute::checkpointed(inputs, f);
-    }
-    let inputs: Vec<Tensor> = inputs.iter().map(|input| (*input).clone()).collect();
-    f(&inputs)
 }
 
 /// Checks what a network is given: images `[n, 3, height, width]`, masks of their sides and number, a

@@ -21,10 +21,8 @@
 //! The map of pairs has the square of the lowest resolution's frequencies, 40 of them at 8×8 and 544 at 32×32,
 //! so that the filter is what takes time and memory where the lowest resolution is a high one.
 
-use super::{
-    replayed,
-    sizes::{self, DenoiserSizes},
-};
+use super::sizes::{self, DenoiserSizes};
+use crate::unit;
 use candle_core::{DType, Device, Result, Tensor};
 use diffaug_nn::{
     layers::{Conv2d, GroupNorm, Linear},
@@ -220,7 +218,7 @@ impl SpectrumTransformer {
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
         let transformer = self.clone();
-        replayed(pass, &[image, noise, time], move |inputs| {
+        unit::run(&[image, noise, time], pass, move |inputs| {
             transformer.forward(&inputs[0], &inputs[1], &inputs[2])
         })
     }

@@ -76,6 +76,14 @@ impl Sizes for Architecture {
         reference()
     }
 
+    fn small(&self) -> Budget {
+        Budget::default().rarely_validated()
+    }
+
+    fn common(&self) -> Budget {
+        Budget::common().rarely_validated()
+    }
+
     fn activations(&self, load: &Load) -> Activations {
         let highway = self.highway.values(self.denoiser.halvings());
         let gates = self.highway.values_of_gates(self.denoiser.halvings());

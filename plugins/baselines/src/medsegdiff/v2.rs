@@ -144,6 +144,14 @@ impl Sizes for Architecture {
         }
     }
 
+    fn small(&self) -> Budget {
+        Budget::default().rarely_validated()
+    }
+
+    fn common(&self) -> Budget {
+        Budget::common().rarely_validated()
+    }
+
     fn activations(&self, load: &Load) -> Activations {
         let halvings = self.denoiser.halvings();
         let both = self.denoiser.values() + self.highway.values(halvings);

@@ -35,10 +35,23 @@ pub(super) fn begin(params: &Params, file: &Path, device: &Device) -> Result<Str
     let taken = taken.or_error(ErrorKind::Model, || {
         format!("`{shown}` does not fit the network")
     })?;
+    // Of a network with fewer layers there would be more of them.
+    let left = source.0.names().into_iter().find(|name| is_layer(name));
+    if let Some(left) = left {
+        return Err(Error::model(format!(
+            "`{shown}` does not fit the network: it has no place for array `{left}`"
+        )));
+    }
     let values = taken.set()?;
     Ok(format!(
         "the residual network and the transformer, {values} values"
     ))
+}
+
+/// Whether an array of that name is one of the layers that networks have different numbers of.
+fn is_layer(name: &str) -> bool {
+    name.starts_with("Transformer/encoderblock_")
+        || (name.starts_with("block") && name.contains("/unit"))
 }
 
 /// Google's name of our tensor; `None` for those of the way up.

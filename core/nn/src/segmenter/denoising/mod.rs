@@ -23,6 +23,10 @@ use std::path::Path;
 const MOST_STEPS: usize = 1000;
 /// Most masks that are drawn for an image: as many as STAPLE joins.
 const MOST_RUNS: usize = 64;
+/// Most maps of an image that are kept where the way of joining looks at all steps of all runs.
+const MOST_KEPT: usize = 1000;
+/// Most steps of a mask that is drawn to choose weights by.
+const VALIDATION_STEPS: usize = 50;
 
 /// A network that goes from noise to masks, a channel for each target class, guided by an image.
 pub trait MaskNetwork: Send + Sync + Sized + 'static {
@@ -82,11 +86,6 @@ pub trait MaskNetwork: Send + Sync + Sized + 'static {
     fn fuse(diffusion: &Diffusion, runs: &[Run]) -> Result<Tensor> {
         mean(diffusion, runs)
     }
-
-    /// How many classes the last layer of a published checkpoint has, for so many channels.
-    fn masks(_architecture: &Self::Architecture, channels: usize) -> usize {
-        channels
-    }
 }
 
 /// Noise, and the way back from it.
@@ -118,6 +117,10 @@ impl Diffusion {
         };
         let mut config = SchedulerConfig::new(sampler);
         config.prediction_type = Some(prediction.to_owned());
+        // What is drawn begins with noise alone, which is what the last timestep holds, and no other.
+        if matches!(sampler, SamplerName::Ddim | SamplerName::Ddpm) {
+            config.timestep_spacing = Some("trailing".to_owned());
+        }
         match sampler {
             // As guided-diffusion has it.
             SamplerName::Ddim => config.use_clipped_model_output = Some(true),
@@ -127,6 +130,72 @@ impl Diffusion {
             _ => {}
         }
         config
+    }
+
+    /// What a sampler is given: masks that were predicted are cut off at -1 and 1, which not all samplers do.
+    fn limited(&self, output: Tensor) -> candle_core::Result<Tensor> {
+        match self.prediction {
+            Prediction::Sample => output.clamp(-1f32, 1f32),
+            Prediction::Epsilon | Prediction::Velocity => Ok(output),
+        }
+    }
+
+    /// The options that say this.
+    fn sampling(&self) -> Sampling {
+        Sampling {
+            sampler: Some(self.sampler),
+            steps: Some(self.steps),
+            runs: Some(self.runs),
+            fusion: Some(self.fusion),
+        }
+    }
+
+    /// One mask in few steps, for a validation while training.
+    fn quick(self) -> Self {
+        Diffusion {
+            sampler: match self.sampler {
+                SamplerName::Ddpm => SamplerName::Ddim,
+                other => other,
+            },
+            steps: self.steps.min(VALIDATION_STEPS),
+            runs: 1,
+            fusion: Fusion::Mean,
+            ..self
+        }
+    }
+
+    /// Checks that masks can be drawn so; `keeps` where joining them looks at all steps.
+    ///
+    /// # Errors
+    /// Naming the option.
+    fn check(&self, keeps: bool) -> Result<()> {
+        for (field, value, most) in [
+            ("steps", self.steps, MOST_STEPS),
+            ("runs", self.runs, MOST_RUNS),
+        ] {
+            if !(1..=most).contains(&value) {
+                let field = format!("sampling.{field}");
+                let message = format!("`{field}` is {value}, expected 1 to {most}");
+                return Err(Error::config(message).at(&field));
+            }
+        }
+        let (steps, runs) = (self.steps, self.runs);
+        if keeps && self.fusion == Fusion::Published && steps * runs > MOST_KEPT {
+            return Err(Error::config(format!(
+                "`sampling.steps` times `sampling.runs` is {}, expected at most {MOST_KEPT} where the fusion is `published`, which looks at all of them",
+                steps * runs
+            ))
+            .at("sampling.steps"));
+        }
+        // Not every sampler can take any number of steps.
+        let sampler = Sampler::new(&self.scheduler(self.sampler), steps);
+        sampler.map(drop).map_err(|error| {
+            let message = format!(
+                "with {steps} steps of `{}`: {}",
+                self.sampler, error.message
+            );
+            Error::config(message).at("sampling.steps")
+        })
     }
 
     /// With what the user said in place of what was published.
@@ -236,6 +305,26 @@ pub struct Run {
     pub steps: Vec<Tensor>,
     /// The last step's [`Predicted::logits`].
     pub logits: Option<Tensor>,
+    /// The sum of all that the network answered for each image, `[n]`: in it shows what is no number.
+    sum: Tensor,
+}
+
+impl Run {
+    /// The run without what lies beside the first `width` and `height` pixels.
+    fn content(self, (width, height): (u32, u32)) -> candle_core::Result<Self> {
+        let content = |x: Tensor| {
+            x.narrow(2, 0, height as usize)?
+                .narrow(3, 0, width as usize)?
+                .contiguous()
+        };
+        let steps = self.steps.into_iter().map(content);
+        Ok(Run {
+            drawn: content(self.drawn)?,
+            steps: steps.collect::<candle_core::Result<_>>()?,
+            logits: self.logits.map(content).transpose()?,
+            sum: self.sum,
+        })
+    }
 }
 
 /// The mean of what was drawn, as probabilities.
@@ -255,19 +344,28 @@ pub struct Denoising<N> {
 }
 
 impl<N: MaskNetwork> Denoising<N> {
-    /// How masks are drawn with these options. The preset draws fewer and takes fewer steps.
-    fn diffusion(options: &Options<N::Architecture>, architecture: &N::Architecture) -> Diffusion {
+    /// How masks are drawn with these options, by a network of which `stored` says how they were drawn when
+    /// its weights were chosen. The preset draws fewer and takes fewer steps.
+    fn diffusion(
+        options: &Options<N::Architecture>,
+        architecture: &N::Architecture,
+        stored: Option<&Sampling>,
+    ) -> Diffusion {
         let published = N::diffusion(architecture);
-        let from = match options.preset {
-            Some(Preset::Tiny) => Diffusion {
+        let from = match (stored, options.preset) {
+            (Some(stored), _) => published.with(stored),
+            (None, Some(Preset::Tiny)) => Diffusion {
                 sampler: SamplerName::Ddim,
                 steps: published.steps.min(10),
                 runs: published.runs.min(3),
                 ..published
             },
-            None => published,
+            (None, None) => published,
         };
-        from.with(options.sampling.as_ref().unwrap_or(&Sampling::default()))
+        match &options.sampling {
+            Some(sampling) => from.with(sampling),
+            None => from,
+        }
     }
 
     /// Draws one mask for each image.
@@ -277,31 +375,42 @@ impl<N: MaskNetwork> Denoising<N> {
         images: &Tensor,
         condition: &N::Condition,
         draws: &Draws<'_>,
+        go_on: &dyn Fn() -> Result<()>,
     ) -> Result<Run> {
         let config = diffusion.scheduler(diffusion.sampler);
         let learned = config.variance_type.is_some();
         let mut sampler = Sampler::new(&config, diffusion.steps)?;
         let timesteps = sampler.timesteps().to_vec();
         let mut x = (draws.next("mask", 0)? * sampler.init_noise_sigma())?;
+        let keeps = N::FUSES_STEPS && diffusion.fusion == Fusion::Published;
         let (mut steps, mut logits) = (Vec::new(), None);
+        let mut sum = Tensor::zeros(images.dim(0)?, DType::F32, images.device())?;
         for (i, t) in timesteps.iter().enumerate() {
+            go_on()?;
             let input = sampler.scale_input(&x, i)?.to_dtype(images.dtype())?;
             let t = Tensor::full(*t as f32, images.dim(0)?, images.device())?;
             let pass = Pass::ANSWER;
             let predicted = self.net.predict(images, &input, &t, condition, &pass)?;
             // Without `detach` the graph of every step would be kept until the last.
             let predicted = predicted.map(|x| Ok(x.to_dtype(DType::F32)?.detach()))?;
+            // Samplers cut off what is infinite and, on some devices, what is no number.
+            sum = (sum + predicted.output.flatten_from(1)?.sum(1)?)?;
             let noise = || draws.next("step", i as u64);
-            x = sampler.step(&predicted.channels(learned)?, i, &x, noise)?.x;
-            if N::FUSES_STEPS {
-                steps.push(predicted.output);
+            if keeps {
+                steps.push(predicted.output.clone());
             }
-            logits = predicted.logits;
+            logits = predicted.logits.clone();
+            let output = Predicted {
+                output: diffusion.limited(predicted.output)?,
+                ..predicted
+            };
+            x = sampler.step(&output.channels(learned)?, i, &x, noise)?.x;
         }
         Ok(Run {
             drawn: x,
             steps,
             logits,
+            sum,
         })
     }
 }
@@ -345,11 +454,6 @@ impl<N: MaskNetwork> Learned for Denoising<N> {
     }
 
     fn check(options: &Options<N::Architecture>) -> Result<()> {
-        let fail = |field: &str, value: usize, most: usize| {
-            let field = format!("sampling.{field}");
-            let message = format!("`{field}` is {value}, expected 1 to {most}");
-            Err(Error::config(message).at(&field))
-        };
         if options.train.loss.is_some() {
             let message = format!(
                 "`train.loss` is for segmenters that answer at once; `{}` denoises masks and has a loss of its own",
@@ -357,22 +461,21 @@ impl<N: MaskNetwork> Learned for Denoising<N> {
             );
             return Err(Error::config(message).at("train.loss"));
         }
-        let sampling = options.sampling.clone().unwrap_or_default();
-        if let Some(steps) = sampling.steps
-            && !(1..=MOST_STEPS).contains(&steps)
-        {
-            return fail("steps", steps, MOST_STEPS);
-        }
-        if let Some(runs) = sampling.runs
-            && !(1..=MOST_RUNS).contains(&runs)
-        {
-            return fail("runs", runs, MOST_RUNS);
-        }
-        // Not every sampler can take any number of steps.
-        options.architecture().check()?;
-        let diffusion = Self::diffusion(options, &options.architecture());
-        let sampler = Sampler::new(&diffusion.scheduler(diffusion.sampler), diffusion.steps);
-        sampler.map(drop).map_err(|error| error.at("sampling"))
+        let architecture = options.architecture();
+        architecture.check()?;
+        Self::diffusion(options, &architecture, None).check(N::FUSES_STEPS)
+    }
+
+    fn sampling(options: &Options<N::Architecture>) -> Option<Sampling> {
+        Some(Self::diffusion(options, &options.architecture(), None).sampling())
+    }
+
+    fn check_stored(
+        options: &Options<N::Architecture>,
+        description: &Description<N::Architecture>,
+    ) -> Result<()> {
+        let stored = description.sampling.as_ref();
+        Self::diffusion(options, &description.architecture, stored).check(N::FUSES_STEPS)
     }
 
     fn loss(
@@ -427,9 +530,15 @@ impl<N: MaskNetwork> Learned for Denoising<N> {
         seeds: &[u64],
     ) -> Result<Answer> {
         let description = setting.description;
-        let diffusion = Self::diffusion(setting.options, &description.architecture);
+        let (architecture, stored) = (&description.architecture, description.sampling.as_ref());
+        let mut diffusion = Self::diffusion(setting.options, architecture, stored);
+        if setting.validates {
+            diffusion = diffusion.quick();
+        }
         let condition = self.net.condition(images, &Pass::ANSWER)?;
         let (_, _, height, width) = images.dims4()?;
+        // Padding is not looked at when masks are joined.
+        let content = description.frame().content;
         let run = |run| {
             let draws = Draws {
                 seeds,
@@ -437,16 +546,20 @@ impl<N: MaskNetwork> Learned for Denoising<N> {
                 shape: [description.classes.len(), height, width],
                 device: images.device(),
             };
-            self.run(&diffusion, images, &condition, &draws)
+            let run = self.run(&diffusion, images, &condition, &draws, &setting.go_on)?;
+            Ok(run.content(content)?)
         };
         let runs = (0..diffusion.runs).map(run).collect::<Result<Vec<_>>>()?;
-        let drawn: Vec<&Tensor> = runs.iter().map(|run| &run.drawn).collect();
-        let raw = Tensor::cat(&drawn, 1)?;
+        let sums: Vec<&Tensor> = runs.iter().map(|run| &run.sum).collect();
+        let raw = Tensor::stack(&sums, 1)?;
         let masks = match diffusion.fusion {
             Fusion::Mean => mean(&diffusion, &runs)?,
             Fusion::Staple => joined(&diffusion, &runs)?,
             Fusion::Published => N::fuse(&diffusion, &runs)?,
         };
+        let masks = masks
+            .pad_with_zeros(2, 0, height - content.1 as usize)?
+            .pad_with_zeros(3, 0, width - content.0 as usize)?;
         let probabilities = match masks.dim(1)? {
             1 => masks,
             // The background is as probable as the likeliest class is not.
@@ -462,8 +575,8 @@ impl<N: MaskNetwork> Learned for Denoising<N> {
         Err(super::no_published_part::<N::Architecture>(file))
     }
 
-    fn outputs(architecture: &N::Architecture, channels: usize) -> Outputs {
-        Outputs::Masks(N::masks(architecture, channels))
+    fn outputs(_: &N::Architecture, channels: usize) -> Outputs {
+        Outputs::Masks(channels)
     }
 }
 

@@ -64,6 +64,10 @@ impl Architecture for Kind {
         self.multiple
     }
 
+    fn smallest(&self) -> u32 {
+        if self.multiple == 8 { 12 } else { 1 }
+    }
+
     fn activations(&self, load: &super::super::Load) -> Activations {
         Activations::of_values(load, 1)
     }
@@ -150,6 +154,8 @@ fn answer(options: &Options<Kind>, masks: usize, images: &Tensor, seeds: &[u64])
         description: &description,
         options,
         seed: 0,
+        validates: false,
+        go_on: &|| Ok(()),
     };
     net.answer(&setting, images, seeds).unwrap()
 }
@@ -252,6 +258,7 @@ fn masks_of_several_runs_are_joined() {
             .unwrap(),
         steps: Vec::new(),
         logits: None,
+        sum: Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap(),
     };
     let runs = [
         run([1.0, 1.0, -1.0, -1.0]),
@@ -289,6 +296,8 @@ fn a_network_that_knows_has_no_loss_and_padding_is_not_judged() {
             description: &description,
             options: &options,
             seed: 3,
+            validates: false,
+            go_on: &|| Ok(()),
         };
         let (width, height) = description.frame().whole;
         let images = images(2, height as usize, width as usize);
@@ -340,18 +349,36 @@ fn a_wrong_option_is_named() {
     assert_eq!(field(r#"{"sampling": {"steps": 1001}}"#), "sampling.steps");
     assert_eq!(field(r#"{"sampling": {"runs": 65}}"#), "sampling.runs");
     assert_eq!(field(r#"{"train": {"loss": "dice"}}"#), "train.loss");
+    let many = r#"{"sampling": {"steps": 500, "runs": 3, "fusion": "published"}}"#;
+    assert_eq!(field(many), "sampling.steps");
+    let steps = r#"{"sampling": {"steps": 1000, "sampler": "dpmpp-2m"}}"#;
+    let error = Denoising::<Knows>::check(&options(steps)).unwrap_err();
+    assert_eq!(error.field, "sampling.steps");
+    assert!(
+        error.message.starts_with("with 1000 steps of `dpmpp-2m`: "),
+        "{error}"
+    );
 }
 
 #[test]
 fn the_preset_draws_little_unless_told_otherwise() {
     let drawn = |json: &str| {
         let options = options(json);
-        let diffusion = Denoising::<Knows>::diffusion(&options, &options.architecture());
+        let diffusion = Denoising::<Knows>::diffusion(&options, &options.architecture(), None);
         (diffusion.steps, diffusion.runs, diffusion.sampler)
     };
     assert_eq!(drawn("{}"), (10, 2, SamplerName::Ddim));
     let own = r#"{"preset": "tiny", "sampling": {"steps": 3, "sampler": "euler"}}"#;
     assert_eq!(drawn(own), (3, 2, SamplerName::Euler));
+    // What weights were chosen by counts before what was published, and what is said before that.
+    let stored = Sampling {
+        steps: Some(7),
+        runs: Some(1),
+        ..Sampling::default()
+    };
+    let options = options(r#"{"sampling": {"runs": 5}}"#);
+    let diffusion = Denoising::<Knows>::diffusion(&options, &options.architecture(), Some(&stored));
+    assert_eq!((diffusion.steps, diffusion.runs), (7, 5));
 }
 
 #[test]
@@ -359,4 +386,127 @@ fn the_channels_of_a_checkpoint_are_masks() {
     let kind = Kind::default();
     let outputs = <Denoising<Knows> as Learned>::outputs(&kind, 2);
     assert_eq!(outputs, Outputs::Masks(2));
+}
+
+#[test]
+fn what_is_drawn_begins_where_there_is_noise_alone() {
+    for sampler in [SamplerName::Ddim, SamplerName::Ddpm] {
+        for steps in [1, 2, 7, 10, 350, 600, 1000] {
+            let config = Kind::default().diffusion().scheduler(sampler);
+            let sampler = Sampler::new(&config, steps).unwrap();
+            assert_eq!(sampler.timesteps()[0], 999.0, "{steps}");
+        }
+    }
+}
+
+#[test]
+fn a_validation_draws_one_mask_in_few_steps() {
+    let published = Diffusion {
+        sampler: SamplerName::Ddpm,
+        steps: 1000,
+        runs: 5,
+        fusion: Fusion::Staple,
+        ..Kind::default().diffusion()
+    };
+    let quick = published.quick();
+    assert_eq!(
+        (quick.sampler, quick.steps, quick.runs),
+        (SamplerName::Ddim, 50, 1)
+    );
+    assert_eq!(quick.fusion, Fusion::Mean);
+}
+
+#[test]
+fn drawing_ends_when_it_is_to_stop() {
+    let options = options("{}");
+    let (net, description) = described(&options, 1);
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let go_on = || match asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+        0..3 => Ok(()),
+        _ => Err(Error::cancelled()),
+    };
+    let setting = Setting {
+        description: &description,
+        options: &options,
+        seed: 0,
+        validates: false,
+        go_on: &go_on,
+    };
+    let error = net.answer(&setting, &images(1, 5, 6), &[1]).unwrap_err();
+    assert_eq!(error.kind, diffaug::ErrorKind::Cancelled);
+    assert_eq!(asked.into_inner(), 4);
+}
+
+#[test]
+fn what_is_no_number_shows_though_it_was_cut_off() {
+    let options = options("{}");
+    for value in [f32::NAN, f32::INFINITY] {
+        let images = images(2, 5, 6);
+        // The second image's mask is no number.
+        let second = Tensor::full(value, (1, 3, 5, 6), &Device::Cpu).unwrap();
+        let images = Tensor::cat(&[&images.narrow(0, 0, 1).unwrap(), &second], 0).unwrap();
+        let (net, description) = described(&options, 1);
+        let net = Denoising {
+            net: Broken(net.net),
+            schedule: net.schedule,
+        };
+        let setting = Setting {
+            description: &description,
+            options: &options,
+            seed: 0,
+            validates: false,
+            go_on: &|| Ok(()),
+        };
+        let raw = net.answer(&setting, &images, &[1, 2]).unwrap().raw;
+        let raw: Vec<Vec<f32>> = raw.to_vec2().unwrap();
+        assert!(raw[0].iter().all(|v| v.is_finite()), "{raw:?}");
+        assert!(raw[1].iter().any(|v| !v.is_finite()), "{raw:?}");
+    }
+}
+
+/// Answers with the first channel of the image.
+struct Broken(Knows);
+
+impl MaskNetwork for Broken {
+    type Architecture = Kind;
+    type Condition = Tensor;
+
+    fn new(
+        scope: Scope<'_>,
+        kind: &Kind,
+        masks: usize,
+        size: (u32, u32),
+    ) -> candle_core::Result<Self> {
+        Knows::new(scope, kind, masks, size).map(Broken)
+    }
+
+    fn diffusion(kind: &Kind) -> Diffusion {
+        kind.diffusion()
+    }
+
+    fn condition(&self, images: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
+        self.0.condition(images, pass)
+    }
+
+    fn predict(
+        &self,
+        images: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Pass<'_>,
+    ) -> candle_core::Result<Predicted> {
+        Ok(images.narrow(1, 0, 1)?.into())
+    }
+}
+
+#[test]
+fn small_images_are_padded_to_what_the_network_needs() {
+    let kind = Kind {
+        multiple: 8,
+        ..Kind::default()
+    };
+    let frame = Description::new(kind, vec![(1, "x".to_owned())], (6, 20)).frame();
+    // `smallest` is 12 here, and sides are multiples of 8.
+    assert_eq!((frame.content, frame.whole), ((6, 20), (16, 24)));
 }
