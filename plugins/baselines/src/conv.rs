@@ -10,13 +10,15 @@ use diffaug_nn::{
 };
 
 /// What the weights of a convolution are drawn from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Draw {
     /// Normal numbers that keep the variance of gradients behind a ReLU (He et al., 2015).
     KaimingNormal,
     /// Even numbers that keep the variance of values behind a ReLU (He et al., 2015).
     KaimingUniform,
-    /// Even numbers between both without a ReLU (Glorot & Bengio, 2010); the bias begins with 0.
+    /// Normal numbers that keep the variance of values behind a leaky ReLU of this slope (He et al., 2015).
+    Leaky(f32),
+    /// Even numbers between both without a ReLU (Glorot & Bengio, 2010).
     Xavier,
     /// PyTorch's default.
     Default,
@@ -38,38 +40,60 @@ impl Conv {
 
     /// `inputs` to `outputs` channels, a window of `side` × `side`, without bias.
     pub fn new(
+        scope: Scope<'_>,
+        channels: [usize; 2],
+        side: usize,
+        spec: Convolution,
+        draw: Draw,
+    ) -> Result<Self> {
+        Conv::build(scope, channels, side, spec, draw, false)
+    }
+
+    /// The same with a bias, which begins with zeros.
+    pub fn biased(
+        scope: Scope<'_>,
+        channels: [usize; 2],
+        side: usize,
+        spec: Convolution,
+        draw: Draw,
+    ) -> Result<Self> {
+        Conv::build(scope, channels, side, spec, draw, true)
+    }
+
+    fn build(
         mut scope: Scope<'_>,
         [inputs, outputs]: [usize; 2],
         side: usize,
         spec: Convolution,
         draw: Draw,
+        bias: bool,
     ) -> Result<Self> {
         let shape = [outputs, inputs, side, side];
         let (fan_in, fan_out) = (inputs * side * side, outputs * side * side);
         let root = |square: f32, fan: usize| (square / fan.max(1) as f32).sqrt();
-        let weight = match draw {
-            Draw::KaimingNormal => scope.drawn("weight", &shape, |seed| {
-                let deviation = root(2.0, fan_out);
+        let normal = |deviation: f32| {
+            move |seed| {
                 let values = noise::normal(seed, "kaiming", 0, shape.iter().product());
                 values.into_iter().map(|v| v * deviation).collect()
-            }),
+            }
+        };
+        let weight = match draw {
+            Draw::KaimingNormal => scope.drawn("weight", &shape, normal(root(2.0, fan_out))),
+            Draw::Leaky(slope) => {
+                let gain = 2.0 / (1.0 + slope * slope);
+                scope.drawn("weight", &shape, normal(root(gain, fan_in)))
+            }
             Draw::KaimingUniform => scope.uniform("weight", &shape, root(6.0, fan_in)),
             Draw::Xavier => scope.uniform("weight", &shape, root(6.0, fan_in + fan_out)),
             Draw::Default => scope.uniform("weight", &shape, root(1.0, fan_in)),
         }?;
+        let bias = bias.then(|| scope.constant("bias", &[outputs], 0.0));
         Ok(Conv {
             weight,
-            bias: None,
+            bias: bias.transpose()?,
             spec,
             standard: None,
         })
-    }
-
-    /// The same with a bias, which begins with zeros.
-    pub fn with_bias(mut self, mut scope: Scope<'_>) -> Result<Self> {
-        let outputs = self.weight.dim(0)?;
-        self.bias = Some(scope.constant("bias", &[outputs], 0.0)?);
-        Ok(self)
     }
 
     /// The same where the weights of each output have mean 0 and variance 1 when they are used (Qiao et al.,
@@ -94,7 +118,8 @@ impl Conv {
                 like(&rows.reshape(self.weight.shape())?, x)?
             }
         };
-        self.spec.forward(x, &weight, self.bias.as_ref())
+        let bias = self.bias.as_ref().map(|bias| like(bias, x)).transpose()?;
+        self.spec.forward(x, &weight, bias.as_ref())
     }
 }
 
@@ -117,6 +142,7 @@ mod tests {
         for (draw, expected) in [
             (Draw::KaimingNormal, (2.0f64 / (32.0 * 9.0)).sqrt()),
             (Draw::KaimingUniform, (2.0f64 / (48.0 * 9.0)).sqrt()),
+            (Draw::Leaky(0.5), (1.6f64 / (48.0 * 9.0)).sqrt()),
             (Draw::Xavier, (2.0f64 / (80.0 * 9.0)).sqrt()),
             (Draw::Default, (1.0f64 / (3.0 * 48.0 * 9.0)).sqrt()),
         ] {

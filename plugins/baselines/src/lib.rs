@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod begin;
+mod check;
 mod conv;
 pub mod diff_trans;
 pub mod diff_unet;

@@ -1,13 +1,13 @@
 //! The segmenter `unet`: the U-Net of Ronneberger et al. (2015) in its usual present-day form, with batch
 //! normalisation and windows that keep the size (`milesial/Pytorch-UNet`).
 
+use crate::check::{affordable, refuse, within};
 use candle_core::{Result, Tensor};
-use diffaug::Error;
 use diffaug_nn::{
     budget::F32,
     layers::{BatchNorm, Conv2d, ConvTranspose2x2, Mode},
-    limits, ops,
-    params::{Scope, Shapes},
+    ops,
+    params::Scope,
     precision::Precision,
     recompute,
     segmenter::{
@@ -67,33 +67,18 @@ impl Sizes for Architecture {
     }
 
     fn check(&self) -> diffaug::Result<()> {
-        let fail = |name: &str, value: &dyn std::fmt::Display, expected: &str| {
-            let field = format!("architecture.{name}");
-            Err(Error::config(format!("`{field}` is {value}, expected {expected}")).at(&field))
-        };
-        if !(1..=1024).contains(&self.width) {
-            return fail("width", &self.width, "1 to 1024");
-        }
+        within("width", self.width, 1..=1024)?;
         if self.bilinear && !self.width.is_multiple_of(2) {
-            return fail(
+            return refuse(
                 "width",
-                &self.width,
+                self.width,
                 "an even number, for `bilinear` halves it",
             );
         }
-        if !(1..=5).contains(&self.depth) {
-            return fail("depth", &self.depth, "1 to 5");
-        }
-        let shapes = Shapes::of(|scope| UNet::new(scope, self, 1, (0, 0)))?;
-        let parameters = shapes.parameters();
-        if u128::from(parameters) > limits::PARAMETERS {
-            let expected = format!(
-                "a `width` and `depth` of at most {} parameters, not {parameters}",
-                limits::PARAMETERS
-            );
-            return fail("width", &self.width, &expected);
-        }
-        Ok(())
+        within("depth", self.depth, 1..=5)?;
+        affordable("width", self.width, |scope| {
+            UNet::new(scope, self, 1, (0, 0))
+        })
     }
 
     fn multiple(&self) -> u32 {
@@ -358,6 +343,7 @@ impl Network for UNet {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use diffaug_nn::params::Shapes;
     use diffaug_nn::{Device, params::Params, testing};
 
     fn shapes(architecture: &Architecture, outputs: usize) -> Shapes {

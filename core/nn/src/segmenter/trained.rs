@@ -60,12 +60,13 @@ impl<L: Learned> Model<L> {
         device: &Device,
         seed: u64,
     ) -> Result<Self> {
-        let description = Description::<L::Architecture>::read(folder)?;
+        let at_weights = |error: Error| error.at("weights");
         let path = folder.join(WEIGHTS);
-        description.check_stored::<L>(&path)?;
+        let description = Description::<L::Architecture>::read(folder).map_err(at_weights)?;
+        description.check_stored::<L>(&path).map_err(at_weights)?;
         L::check_stored(options, &description)?;
         let model = Model::new(description, options, Params::new(device, seed), seed)?;
-        weights::load(&path, &model.params)?;
+        weights::load(&path, &model.params).map_err(at_weights)?;
         Ok(model)
     }
 
@@ -265,10 +266,7 @@ impl<L: Learned> FromConfig for Trained<L> {
         let load = |folder| Model::load(folder, &options, &device, seed);
         let trained = options.weights.as_deref().map(load).transpose();
         Ok(Trained {
-            trained: trained.map_err(|error| match error.field.is_empty() {
-                true => error.at("weights"),
-                false => error,
-            })?,
+            trained: trained?,
             options,
             device,
             seed,

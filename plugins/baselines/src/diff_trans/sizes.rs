@@ -1,16 +1,14 @@
 //! The sizes of Diff-Trans and the memory that its maps take.
 
 use super::Net;
-use diffaug::Error;
+use crate::check::{affordable, refuse};
 use diffaug_nn::{
     budget::F32,
     limits,
-    params::Shapes,
     segmenter::{Activations, Architecture as Sizes, Budget, Load, Scaling, Schedule},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::fmt::Display;
 
 /// Levels at most.
 const LEVELS: usize = 6;
@@ -105,11 +103,6 @@ impl Architecture {
     }
 }
 
-fn refuse(name: &str, value: impl Display, expected: &str) -> diffaug::Result<()> {
-    let field = format!("architecture.{name}");
-    Err(Error::config(format!("`{field}` is {value}, expected {expected}")).at(&field))
-}
-
 impl Sizes for Architecture {
     const PLUGIN: &'static str = "diff-trans";
 
@@ -129,16 +122,7 @@ impl Sizes for Architecture {
         }
         self.check_lists()?;
         self.check_width()?;
-        let shapes = Shapes::of(|scope| Net::new(scope, self, 1))?;
-        let parameters = shapes.parameters();
-        if u128::from(parameters) > limits::PARAMETERS {
-            let expected = format!(
-                "a `width` and `depths` of at most {} parameters, not {parameters}",
-                limits::PARAMETERS
-            );
-            return refuse("width", self.width, &expected);
-        }
-        Ok(())
+        affordable("width", self.width, |scope| Net::new(scope, self, 1))
     }
 
     fn multiple(&self) -> u32 {

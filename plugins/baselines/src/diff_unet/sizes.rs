@@ -1,17 +1,14 @@
 //! The sizes of Diff-UNet, the names of its published tensors, and the memory that its maps take.
 
 use super::Net;
-use diffaug::Error;
+use crate::check::{affordable, refuse};
 use diffaug_nn::{
     budget::F32,
-    limits,
-    params::Shapes,
     precision::Precision,
     segmenter::{Activations, Architecture as Sizes, Budget, Load},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::fmt::Display;
 
 /// Resolutions.
 pub(super) const LEVELS: usize = 5;
@@ -77,11 +74,6 @@ impl Architecture {
     }
 }
 
-fn refuse(name: &str, value: impl Display, expected: &str) -> diffaug::Result<()> {
-    let field = format!("architecture.{name}");
-    Err(Error::config(format!("`{field}` is {value}, expected {expected}")).at(&field))
-}
-
 impl Sizes for Architecture {
     const PLUGIN: &'static str = "diff-unet";
 
@@ -102,16 +94,9 @@ impl Sizes for Architecture {
             let expected = format!("a multiple of 8 from 16 to {WIDEST}");
             return refuse("time", self.time, &expected);
         }
-        let shapes = Shapes::of(|scope| Net::new(scope, self, 1))?;
-        let parameters = shapes.parameters();
-        if u128::from(parameters) > limits::PARAMETERS {
-            let expected = format!(
-                "such that there are at most {} parameters, not {parameters}",
-                limits::PARAMETERS
-            );
-            return refuse("widths", format!("{:?}", self.widths), &expected);
-        }
-        Ok(())
+        affordable("widths", format!("{:?}", self.widths), |scope| {
+            Net::new(scope, self, 1)
+        })
     }
 
     fn multiple(&self) -> u32 {

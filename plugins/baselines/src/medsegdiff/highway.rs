@@ -2,14 +2,16 @@
 //! denoiser, and in the first MedSegDiff those of the denoiser guide it.
 
 use super::sizes::HighwaySizes;
-use crate::unit;
+use crate::{
+    conv::{Conv, Draw},
+    unit,
+};
 use candle_core::{DType, Result, Tensor, bail};
 use diffaug_nn::{
     layers::{BatchNorm, Mode},
     noise,
     ops::{self, Convolution, FourierNorm},
     params::Scope,
-    precision::like,
     segmenter::Pass,
 };
 
@@ -25,7 +27,7 @@ pub struct Highway {
     gates: Vec<Gate>,
     bottleneck: [Layer; 2],
     up: Vec<[Layer; 2]>,
-    head: HeConv,
+    head: Conv,
 }
 
 /// What the network found in images.
@@ -75,7 +77,7 @@ impl Highway {
         }
         let head = scope.child("seg_outputs.0");
         Ok(Highway {
-            head: HeConv::new(head, [sizes.channels(0), masks], 1, false)?,
+            head: plain(head, [sizes.channels(0), masks], 1)?,
             gates: gates(&mut scope, sizes, pools, gated)?,
             down,
             bottleneck,
@@ -160,7 +162,7 @@ fn through(layers: &[Layer; 2], x: &Tensor, pass: &Pass<'_>, dropping: bool) -> 
 /// A 3×3 convolution, dropout of maps, batch normalisation, and the leaky ReLU.
 #[derive(Clone, Debug)]
 struct Layer {
-    conv: HeConv,
+    conv: Conv,
     norm: BatchNorm,
     channels: usize,
 }
@@ -168,7 +170,7 @@ struct Layer {
 impl Layer {
     fn new(mut scope: Scope<'_>, inputs: usize, outputs: usize) -> Result<Self> {
         Ok(Layer {
-            conv: HeConv::new(scope.child("conv"), [inputs, outputs], 3, true)?,
+            conv: biased(scope.child("conv"), [inputs, outputs], 3)?,
             norm: BatchNorm::new(scope.child("instnorm"), outputs)?,
             channels: outputs,
         })
@@ -203,9 +205,9 @@ impl Layer {
 /// pixel and of each channel stays.
 #[derive(Clone, Debug)]
 struct Gate {
-    enter: HeConv,
+    enter: Conv,
     filter: FourierFilter,
-    pixels: HeConv,
+    pixels: Conv,
 }
 
 impl Gate {
@@ -217,10 +219,10 @@ impl Gate {
     ) -> Result<Self> {
         let filter = FourierFilter::new(scope.child(&format!("ffparser.{level}")), own, sides)?;
         let enter = scope.child(&format!("conv_trans_blocks_a.{level}"));
-        let enter = HeConv::new(enter, [theirs, own], 1, true)?;
+        let enter = biased(enter, [theirs, own], 1)?;
         let pixels = scope.child(&format!("conv_trans_blocks_b.{level}"));
         Ok(Gate {
-            pixels: HeConv::new(pixels, [own, 1], 1, true)?,
+            pixels: biased(pixels, [own, 1], 1)?,
             enter,
             filter,
         })
@@ -264,47 +266,24 @@ impl FourierFilter {
     }
 }
 
-/// A convolution that keeps the size and begins as He et al. (2015) say for the leaky ReLU, with biases of 0.
-#[derive(Clone, Debug)]
-pub struct HeConv {
-    weight: Tensor,
-    bias: Option<Tensor>,
-    spec: Convolution,
+/// A convolution that keeps the size, with a bias.
+fn biased(scope: Scope<'_>, channels: [usize; 2], side: usize) -> Result<Conv> {
+    Conv::biased(
+        scope,
+        channels,
+        side,
+        Convolution::same(side),
+        Draw::Leaky(SLOPE),
+    )
 }
 
-impl HeConv {
-    /// `inputs` to `outputs` channels, a window of `side` × `side`.
-    ///
-    /// # Errors
-    /// When the device has no room for it, or a given tensor does not fit.
-    pub fn new(
-        mut scope: Scope<'_>,
-        [inputs, outputs]: [usize; 2],
-        side: usize,
-        bias: bool,
-    ) -> Result<Self> {
-        let shape = [outputs, inputs, side, side];
-        let values = shape.iter().product();
-        let gain = 2.0 / (1.0 + SLOPE * SLOPE);
-        let deviation = (gain / (inputs * side * side) as f32).sqrt();
-        let weight = scope.drawn("weight", &shape, |seed| {
-            let normal = noise::normal(seed, "normal", 0, values);
-            normal.into_iter().map(|value| deviation * value).collect()
-        })?;
-        let bias = bias.then(|| scope.constant("bias", &[outputs], 0.0));
-        Ok(HeConv {
-            weight,
-            bias: bias.transpose()?,
-            spec: Convolution::same(side),
-        })
-    }
-
-    /// `[n, inputs, height, width]` to `[n, outputs, height, width]`.
-    ///
-    /// # Errors
-    /// When `x` does not fit.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let bias = self.bias.as_ref().map(|bias| like(bias, x)).transpose()?;
-        self.spec.forward(x, &like(&self.weight, x)?, bias.as_ref())
-    }
+/// The same without a bias.
+fn plain(scope: Scope<'_>, channels: [usize; 2], side: usize) -> Result<Conv> {
+    Conv::new(
+        scope,
+        channels,
+        side,
+        Convolution::same(side),
+        Draw::Leaky(SLOPE),
+    )
 }

@@ -21,8 +21,8 @@
 //! The map of pairs has the square of the lowest resolution's frequencies, 40 of them at 8×8 and 544 at 32×32,
 //! so that the filter is what takes time and memory where the lowest resolution is a high one.
 
-use super::sizes::{self, DenoiserSizes};
-use crate::unit;
+use super::sizes::DenoiserSizes;
+use crate::{check, unit};
 use candle_core::{DType, Device, Result, Tensor};
 use diffaug_nn::{
     layers::{Conv2d, GroupNorm, Linear},
@@ -78,16 +78,16 @@ impl TransformerSizes {
 
     /// Checks what the types cannot.
     pub fn check(&self, groups: usize) -> diffaug::Result<()> {
-        sizes::within("transformer.blocks", self.blocks, 1..=limits::LAYERS)?;
+        check::within("transformer.blocks", self.blocks, 1..=limits::LAYERS)?;
         let blocks = self.filter_blocks;
-        sizes::within("transformer.filter_blocks", blocks, 1..=limits::LAYERS)?;
+        check::within("transformer.filter_blocks", blocks, 1..=limits::LAYERS)?;
         let width = self.filter_width;
-        sizes::within("transformer.filter_width", width, 1..=limits::CHANNELS)?;
+        check::within("transformer.filter_width", width, 1..=limits::CHANNELS)?;
         match width.is_multiple_of(groups) {
             true => Ok(()),
             false => {
                 let expected = format!("a multiple of `denoiser.groups`, {groups}");
-                sizes::fail("transformer.filter_width", width, &expected)
+                check::refuse("transformer.filter_width", width, &expected)
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The sizes of the two networks, what they may be, and how many values their maps have.
 
-use diffaug::{Error, Result};
+use crate::check::{refuse, within};
+use diffaug::Result;
 use diffaug_nn::{
     budget::F32,
     limits,
@@ -8,7 +9,6 @@ use diffaug_nn::{
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::{fmt::Display, ops::RangeInclusive};
 
 /// The network that takes the noise out of masks.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -62,36 +62,6 @@ impl Default for HighwaySizes {
     }
 }
 
-/// An error that names a field of the architecture and what it may be.
-pub fn fail<T>(name: &str, value: impl Display, expected: &str) -> Result<T> {
-    let field = format!("architecture.{name}");
-    Err(Error::config(format!("`{field}` is {value}, expected {expected}")).at(&field))
-}
-
-/// Checks that a field lies in `range`.
-pub fn within(name: &str, value: usize, range: RangeInclusive<usize>) -> Result<()> {
-    match range.contains(&value) {
-        true => Ok(()),
-        false => fail(
-            name,
-            value,
-            &format!("{} to {}", range.start(), range.end()),
-        ),
-    }
-}
-
-/// Checks that a network of so many parameters is none that was made to fill memory.
-pub fn affordable(parameters: u64) -> Result<()> {
-    if u128::from(parameters) <= limits::PARAMETERS {
-        return Ok(());
-    }
-    Err(Error::config(format!(
-        "`architecture.denoiser.width` and the sizes beside it make {parameters} parameters, expected at most {}",
-        limits::PARAMETERS
-    ))
-    .at("architecture.denoiser.width"))
-}
-
 impl DenoiserSizes {
     /// One for tests and first looks.
     pub fn tiny() -> Self {
@@ -135,12 +105,12 @@ impl DenoiserSizes {
     pub fn check(&self) -> Result<()> {
         within("denoiser.width", self.width, 2..=limits::CHANNELS)?;
         if !self.width.is_multiple_of(2) {
-            return fail("denoiser.width", self.width, "an even number");
+            return refuse("denoiser.width", self.width, "an even number");
         }
         let levels = self.multipliers.len();
         if !(2..=limits::LEVELS).contains(&levels) {
             let expected = format!("2 to {} numbers", limits::LEVELS);
-            return fail(
+            return refuse(
                 "denoiser.multipliers",
                 format!("{levels} numbers"),
                 &expected,
@@ -155,7 +125,7 @@ impl DenoiserSizes {
         }
         if self.groups == 0 || !self.width.is_multiple_of(self.groups) {
             let expected = format!("a number that divides `denoiser.width`, {}", self.width);
-            return fail("denoiser.groups", self.groups, &expected);
+            return refuse("denoiser.groups", self.groups, &expected);
         }
         Ok(())
     }
@@ -186,11 +156,11 @@ impl HighwaySizes {
                 self.width,
                 limits::CHANNELS
             );
-            return fail("highway.most", self.most, &expected);
+            return refuse("highway.most", self.most, &expected);
         }
         match (0.0..1.0).contains(&self.dropout) {
             true => Ok(()),
-            false => fail(
+            false => refuse(
                 "highway.dropout",
                 self.dropout,
                 "a number from 0 to below 1",

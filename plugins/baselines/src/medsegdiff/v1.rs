@@ -12,11 +12,12 @@ use super::{
     Denoiser, Findings, Highway, Output, fits, reference,
     sizes::{self, DenoiserSizes, HighwaySizes},
 };
+use crate::check;
 use candle_core::{Result, Tensor, bail};
 use diffaug_nn::{
     layers::Conv2d,
     ops,
-    params::{Scope, Shapes},
+    params::Scope,
     segmenter::{Activations, Architecture as Sizes, Budget, Load, Pass},
 };
 use schemars::JsonSchema;
@@ -60,8 +61,9 @@ impl Sizes for Architecture {
         self.denoiser.check()?;
         self.highway.check()?;
         let side = 2 * self.multiple() as usize;
-        let shapes = Shapes::of(|scope| Net::new(scope, self, 1, [side; 2]))?;
-        sizes::affordable(shapes.parameters())
+        check::affordable("denoiser.width", self.denoiser.width, |scope| {
+            Net::new(scope, self, 1, [side; 2])
+        })
     }
 
     fn multiple(&self) -> u32 {
@@ -186,6 +188,7 @@ impl Net {
 mod tests {
     use super::super::{Rule, testing};
     use super::*;
+    use diffaug_nn::params::Shapes;
     use diffaug_nn::{Device, layers::Mode, ops::Dropping, params::Params, precision::Precision};
 
     /// That of the fixture.

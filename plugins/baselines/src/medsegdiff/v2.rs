@@ -13,11 +13,12 @@ use super::{
     Denoiser, Highway, Output, Rule, fits, published, reference, sides,
     sizes::{self, DenoiserSizes, HighwaySizes},
 };
+use crate::check;
 use candle_core::{Result, Tensor, bail};
 use diffaug_nn::{
     diffusion::scheduler::Prediction,
     ops,
-    params::{Scope, Shapes},
+    params::Scope,
     segmenter::{Activations, Architecture as Sizes, Budget, Load, Pass},
 };
 use published::{SpectrumTransformer, UncertainAttention};
@@ -61,12 +62,12 @@ impl Architecture {
         if self.prediction != Prediction::Epsilon {
             let expected = "`epsilon` for the variant `released`";
             let found = serde_json::to_string(&self.prediction)?;
-            return sizes::fail("prediction", found, expected);
+            return check::refuse("prediction", found, expected);
         }
         if self.denoiser.halvings() < 3 {
             let levels = format!("{} numbers", self.denoiser.multipliers.len());
             let expected = "at least 4 numbers for the variant `released`";
-            return sizes::fail("denoiser.multipliers", levels, expected);
+            return check::refuse("denoiser.multipliers", levels, expected);
         }
         let (width, denoiser) = (self.highway.width, self.denoiser.width);
         if 4 * width != denoiser || self.highway.most < 2 * width {
@@ -74,7 +75,7 @@ impl Architecture {
                 "a quarter of `denoiser.width`, {denoiser}, and at most half of `highway.most`, {}, for the variant `released`",
                 self.highway.most
             );
-            return sizes::fail("highway.width", width, &expected);
+            return check::refuse("highway.width", width, &expected);
         }
         Ok(())
     }
@@ -121,8 +122,9 @@ impl Sizes for Architecture {
             Variant::Published => self.transformer.check(self.denoiser.groups)?,
             Variant::Released => self.check_released()?,
         }
-        let shapes = Shapes::of(|scope| Net::new(scope, self, 1))?;
-        sizes::affordable(shapes.parameters())
+        check::affordable("denoiser.width", self.denoiser.width, |scope| {
+            Net::new(scope, self, 1)
+        })
     }
 
     fn multiple(&self) -> u32 {
@@ -332,6 +334,7 @@ impl Net {
 mod tests {
     use super::super::testing;
     use super::*;
+    use diffaug_nn::params::Shapes;
     use diffaug_nn::{Device, params::Params, testing::close};
 
     /// That of the fixture.

@@ -12,21 +12,21 @@ mod transformer;
 #[cfg(test)]
 mod tests;
 
+use crate::check::{affordable, refuse, within};
 use crate::maps::Maps;
 use candle_core::{Device, Result, Tensor, bail};
 use decoder::Decoder;
-use diffaug::Error;
 use diffaug_nn::{
     layers::Conv2d,
     limits, ops,
-    params::{Params, Scope, Shapes},
+    params::{Params, Scope},
     segmenter::{
         Activations, Architecture as Sizes, Budget, Load, Loss, Network, Optimizer, Pass, Schedule,
     },
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::{fmt::Display, ops::RangeInclusive, path::Path};
+use std::path::Path;
 use stem::Stem;
 use transformer::Transformer;
 
@@ -116,17 +116,9 @@ impl Sizes for Architecture {
         if !(0.0..1.0).contains(&self.dropout) {
             return refuse("dropout", self.dropout, "0 to below 1");
         }
-        let shapes = Shapes::of(|scope| TransUNet::new(scope, self, 1, (SIDE, SIDE)))?;
-        let (parameters, most) = (shapes.parameters(), limits::PARAMETERS);
-        match u128::from(parameters) > most {
-            true => {
-                let expected = format!(
-                    "a `width` and `hidden` of at most {most} parameters, not {parameters}"
-                );
-                refuse("hidden", self.hidden, &expected)
-            }
-            false => Ok(()),
-        }
+        affordable("hidden", self.hidden, |scope| {
+            TransUNet::new(scope, self, 1, (SIDE, SIDE))
+        })
     }
 
     fn multiple(&self) -> u32 {
@@ -169,21 +161,6 @@ impl Sizes for Architecture {
         // Images, and the few forms of what comes out.
         maps.plain(3 + 4 * load.outputs as u128, load.pixels());
         maps.activations(load)
-    }
-}
-
-fn refuse(name: &str, value: impl Display, expected: &str) -> diffaug::Result<()> {
-    let field = format!("architecture.{name}");
-    Err(Error::config(format!("`{field}` is {value}, expected {expected}")).at(&field))
-}
-
-fn within(name: &str, value: usize, range: RangeInclusive<usize>) -> diffaug::Result<()> {
-    match range.contains(&value) {
-        true => Ok(()),
-        false => {
-            let expected = format!("{} to {}", range.start(), range.end());
-            refuse(name, value, &expected)
-        }
     }
 }
 

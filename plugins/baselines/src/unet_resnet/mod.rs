@@ -4,6 +4,7 @@
 
 use crate::{
     begin,
+    check::{affordable, refuse, within},
     conv::{Conv, Draw},
     maps::Maps,
     unit::{self, run},
@@ -14,7 +15,7 @@ use diffaug_nn::{
     layers::{BatchNorm, Mode},
     limits,
     ops::{self, Convolution},
-    params::{Params, Scope, Shapes},
+    params::{Params, Scope},
     segmenter::{
         Activations, Architecture as Sizes, Budget, Load, Loss, Network, Pass, Scaling, Schedule,
     },
@@ -22,7 +23,7 @@ use diffaug_nn::{
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::{fmt::Display, path::Path};
+use std::path::Path;
 
 /// How often height and width are halved.
 const HALVED: usize = 5;
@@ -109,32 +110,19 @@ impl Sizes for Architecture {
     }
 
     fn check(&self) -> diffaug::Result<()> {
-        let fail = |name: &str, value: &dyn Display, expected: &str| {
-            let field = format!("architecture.{name}");
-            Err(Error::config(format!("`{field}` is {value}, expected {expected}")).at(&field))
-        };
-        if !(1..=512).contains(&self.width) {
-            return fail("width", &self.width, "1 to 512");
-        }
+        within("width", self.width, 1..=512)?;
         let most = limits::CHANNELS;
         if let Some(channels) = self.decoder.iter().find(|c| !(1..=most).contains(*c)) {
             let expected = format!("five numbers of channels, 1 to {most} each");
-            return fail(
+            return refuse(
                 "decoder",
-                &format_args!("{:?}, with {channels}", self.decoder),
+                format_args!("{:?}, with {channels}", self.decoder),
                 &expected,
             );
         }
-        let shapes = Shapes::of(|scope| UNet::new(scope, self, 1, (0, 0)))?;
-        let parameters = shapes.parameters();
-        if u128::from(parameters) > limits::PARAMETERS {
-            let expected = format!(
-                "a `width` and `decoder` of at most {} parameters, not {parameters}",
-                limits::PARAMETERS
-            );
-            return fail("width", &self.width, &expected);
-        }
-        Ok(())
+        affordable("width", self.width, |scope| {
+            UNet::new(scope, self, 1, (0, 0))
+        })
     }
 
     fn multiple(&self) -> u32 {
@@ -418,12 +406,12 @@ impl Network for UNet {
         let up = up.collect::<Result<_>>()?;
         let [.., last] = architecture.decoder;
         let (place, spec) = (architecture.head(), Convolution::same(3));
-        let head = Conv::new(scope.child(place), [last, outputs], 3, spec, Draw::Xavier)?;
+        let head = Conv::biased(scope.child(place), [last, outputs], 3, spec, Draw::Xavier)?;
         Ok(UNet {
             stem,
             levels,
             up,
-            head: head.with_bias(scope.child(place))?,
+            head,
         })
     }
 

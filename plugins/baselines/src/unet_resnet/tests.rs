@@ -6,6 +6,7 @@ use super::*;
 use crate::fixture::{
     Fixture, learning, same_elsewhere, same_when_recomputed, vast, wide_and_narrow,
 };
+use diffaug_nn::params::Shapes;
 use diffaug_nn::testing;
 use std::fs;
 
