@@ -309,5 +309,5 @@ fn every_plugin_of_the_repository_is_linked_in() {
         .iter()
         .map(|(kind, n)| format!("{kind} {n}"))
         .collect();
-    assert_snapshot!(listed.join(", "), @"dataset 5, generator 2, prompts 3, segmenter 3, validator 3");
+    assert_snapshot!(listed.join(", "), @"dataset 5, generator 2, prompts 3, segmenter 10, validator 3");
 }
