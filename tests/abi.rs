@@ -311,3 +311,25 @@ fn every_plugin_of_the_repository_is_linked_in() {
         .collect();
     assert_snapshot!(listed.join(", "), @"dataset 5, generator 2, prompts 3, segmenter 10, validator 3");
 }
+
+/// The numbers of the papers and of their code, for one class and images of 256x256; the small autoencoders that
+/// `sdseg` and `latent-seg` train first are counted as well.
+#[test]
+fn segmenters_are_listed_with_their_parameters() {
+    let listed = Sandbox::new().run("plugins segmenter --json").ok().json();
+    let count = |name: &str| {
+        let entries = listed.as_array().unwrap().iter();
+        let entry = entries.clone().find(|entry| entry["name"] == name);
+        entry.unwrap()["parameters"].as_u64().unwrap()
+    };
+    assert_eq!(count("unet"), 31_037_633);
+    assert_eq!(count("unet-resnet50"), 32_521_105);
+    assert_eq!(count("transunet"), 105_322_001);
+    assert_eq!(count("medsegdiff-v1"), 130_527_814 + 246_272);
+    assert_eq!(count("medsegdiff-v2"), 138_163_367);
+    assert_eq!(count("diff-unet"), 13_785_089);
+    assert_eq!(count("diff-trans"), 58_647_164);
+    assert_eq!(count("mean-mask"), 256 * 256);
+    let autoencoder = count("latent-seg") - 296_237_140;
+    assert_eq!(count("sdseg"), 294_973_828 + 34_163_628 + autoencoder);
+}

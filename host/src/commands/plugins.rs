@@ -1,7 +1,8 @@
 //! `diffaug plugins`: what is there, and the options of one.
 
+use super::doctor::grouped;
 use crate::{cli::Global, ui::Ui};
-use diffaug::{Backend, Error};
+use diffaug::{Backend, Context, Error};
 use diffaug_run::{
     escape,
     failure::{Failure, listed, nearest},
@@ -11,6 +12,11 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 
 const KINDS: [&str; 5] = ["dataset", "prompts", "generator", "segmenter", "validator"];
+
+/// Column of the number of parameters.
+const PARAMETERS: usize = 4;
+/// Side of the images that parameters are counted for; the size of some networks depends on it.
+const SIDE: u32 = 256;
 
 /// Lists plugins, or the options of one.
 pub fn plugins(
@@ -43,49 +49,80 @@ pub fn plugins(
     }
 }
 
+/// Lists all plugins, or those of a kind, and of these how many parameters their models have.
 fn list(registry: &Registry, kind: Option<&str>, ui: Ui) {
     let all = registry.list();
-    let chosen: Vec<&Listing<'_>> = all
+    let chosen = all
         .iter()
-        .filter(|l| kind.is_none_or(|kind| kind == l.kind))
+        .filter(|l| kind.is_none_or(|kind| kind == l.kind));
+    let chosen: Vec<(&Listing<'_>, Option<u64>)> = chosen
+        .map(|l| (l, kind.and_then(|_| parameters(registry, l))))
         .collect();
     let text = || {
-        let rows: Vec<Vec<String>> = chosen.iter().map(|l| row(l)).collect();
-        // The kind leads and everything is read from the left.
-        let widths: Vec<usize> = (0..5)
+        let counted = chosen.iter().any(|(_, count)| count.is_some());
+        let rows = chosen.iter().map(|(l, count)| row(l, counted, *count));
+        let rows: Vec<Vec<String>> = rows.collect();
+        // The kind leads and everything is read from the left, but for numbers.
+        let columns = rows.first().map_or(0, Vec::len);
+        let widths: Vec<usize> = (0..columns)
             .map(|c| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0))
             .collect();
         let lines = rows.iter().map(|row| {
-            let cells = row.iter().zip(&widths);
-            let cells: Vec<String> = cells.map(|(cell, &w)| format!("{cell:w$}")).collect();
-            cells.join("  ").trim_end().to_owned()
+            let cells = row.iter().zip(&widths).enumerate();
+            let cells = cells.map(|(c, (cell, &w))| match counted && c == PARAMETERS {
+                true => format!("{cell:>w$}"),
+                false => format!("{cell:w$}"),
+            });
+            cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
         });
         lines.collect::<Vec<_>>().join("\n")
     };
     let json: Vec<Value> = chosen
         .iter()
-        .map(|l| {
-            json!({
+        .map(|(l, count)| {
+            let mut entry = json!({
                 "kind": l.kind,
                 "name": l.name,
                 "version": l.version,
                 "backend": registry::backend_name(l.backend),
                 "origin": l.origin.to_string(),
                 "summary": l.summary,
-            })
+            });
+            if let Some(count) = count {
+                entry["parameters"] = json!(count);
+            }
+            entry
         })
         .collect();
     ui.result(text, &Value::Array(json));
 }
 
-fn row(l: &Listing<'_>) -> Vec<String> {
+/// Parameters of the model that a stage has without any options, for images of [`SIDE`]; `None` where it has no
+/// model, or needs options to have one.
+fn parameters(registry: &Registry, l: &Listing<'_>) -> Option<u64> {
+    let offer = registry.find_any(l.kind, l.name, registry::backend_name(l.backend));
+    let context = Context {
+        size: SIDE,
+        ..Context::default()
+    };
+    let needs = offer.ok()?.inspect(&json!({}), &context).ok()?;
+    let counts = needs.components.iter().map(|part| part.parameters);
+    Some(counts.sum()).filter(|count| *count > 0)
+}
+
+fn row(l: &Listing<'_>, counted: bool, count: Option<u64>) -> Vec<String> {
     let name = match l.backend {
         Backend::Cpu => l.name.to_owned(),
         other => format!("{} ({})", l.name, registry::backend_name(other)),
     };
     let origin = l.origin.to_string();
     let cells = [l.kind, &name, l.version, &origin, l.summary];
-    cells.map(|cell| escape::line(cell).into_owned()).to_vec()
+    let mut cells = cells.map(|cell| escape::line(cell).into_owned()).to_vec();
+    if counted {
+        let text = count.map(|count| format!("{} parameters", grouped(count)));
+        cells.insert(PARAMETERS, text.unwrap_or_default());
+    }
+    cells
 }
 
 fn one(registry: &Registry, kind: &str, name: &str, ui: Ui) -> Result<(), Failure> {
