@@ -38,29 +38,8 @@ impl Conv {
     /// Added to the variance of a window's weights.
     const EPSILON: f32 = 1e-5;
 
-    /// `inputs` to `outputs` channels, a window of `side` × `side`, without bias.
+    /// `inputs` to `outputs` channels, a window of `side` × `side`; a bias begins with zeros.
     pub fn new(
-        scope: Scope<'_>,
-        channels: [usize; 2],
-        side: usize,
-        spec: Convolution,
-        draw: Draw,
-    ) -> Result<Self> {
-        Conv::build(scope, channels, side, spec, draw, false)
-    }
-
-    /// The same with a bias, which begins with zeros.
-    pub fn biased(
-        scope: Scope<'_>,
-        channels: [usize; 2],
-        side: usize,
-        spec: Convolution,
-        draw: Draw,
-    ) -> Result<Self> {
-        Conv::build(scope, channels, side, spec, draw, true)
-    }
-
-    fn build(
         mut scope: Scope<'_>,
         [inputs, outputs]: [usize; 2],
         side: usize,
@@ -148,7 +127,7 @@ mod tests {
         ] {
             let mut params = Params::new(&Device::Cpu, 1);
             let spec = Convolution::same(3);
-            let conv = Conv::new(params.root(), [48, 32], 3, spec, draw).unwrap();
+            let conv = Conv::new(params.root(), [48, 32], 3, spec, draw, false).unwrap();
             let found = deviation(&conv.weight);
             assert!((found / expected - 1.0).abs() < 0.03, "{draw:?}: {found}");
         }
@@ -158,7 +137,7 @@ mod tests {
     fn standardised_weights_have_mean_0_and_variance_1() {
         let mut params = Params::new(&Device::Cpu, 1);
         let spec = Convolution::square(2, 1);
-        let conv = Conv::new(params.root(), [3, 2], 3, spec, Draw::Default).unwrap();
+        let conv = Conv::new(params.root(), [3, 2], 3, spec, Draw::Default, false).unwrap();
         let conv = conv.standardised().unwrap();
         // Eleven times the weights, and any number more, are the same.
         let x = testing::random("x", &[2, 3, 9, 8]);

@@ -290,7 +290,7 @@ pub trait Learned: Send + Sync + Sized + 'static {
     /// When the device has no room for it, or a given tensor does not fit.
     fn new(scope: Scope<'_>, description: &Description<Self::Architecture>) -> Result<Self>;
 
-    /// Checks options that not all segmenters have.
+    /// Checks options that not all segmenters have, after all others.
     ///
     /// # Errors
     /// Naming the option.

@@ -256,8 +256,8 @@ impl<L: Learned> FromConfig for Trained<L> {
     }
 
     fn validate(options: &Self::Config) -> Result<()> {
-        L::check(options)?;
-        options.check()
+        options.check()?;
+        L::check(options)
     }
 
     fn from_config(options: Self::Config, context: &Context) -> Result<Self> {

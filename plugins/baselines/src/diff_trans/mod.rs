@@ -21,7 +21,6 @@
 
 mod blocks;
 mod sizes;
-mod stage;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -31,11 +30,15 @@ pub use sizes::Architecture;
 use blocks::{Block, Cross, Grow, Merge, Norm, Patches, Refine};
 use candle_core::{Result, Tensor, bail};
 use diffaug_nn::{
-    diffusion::{TimestepEmbedding, sinusoids},
+    diffusion::{
+        TimestepEmbedding,
+        scheduler::{Prediction, SamplerName},
+        sinusoids,
+    },
     layers::{Conv2d, Linear},
     ops,
     params::Scope,
-    segmenter::Pass,
+    segmenter::{Diffusion, Fusion, MaskNetwork, Pass, Predicted},
 };
 
 /// Channels of an image.
@@ -159,12 +162,17 @@ pub struct Net {
     masks: usize,
 }
 
-impl Net {
-    /// For so many masks at once, in `scope`.
-    ///
-    /// # Errors
-    /// When the device has no room for it, or a given tensor does not fit.
-    pub fn new(mut scope: Scope<'_>, architecture: &Architecture, masks: usize) -> Result<Self> {
+impl MaskNetwork for Net {
+    type Architecture = Architecture;
+    /// The maps of the images, `[n, rows, columns, channels]` for each level from the highest down.
+    type Condition = Vec<Tensor>;
+
+    fn new(
+        mut scope: Scope<'_>,
+        architecture: &Architecture,
+        masks: usize,
+        _: (u32, u32),
+    ) -> Result<Self> {
         let encoder = Encoder::new(scope.child("image"), architecture)?;
         let (width, time) = (architecture.width, architecture.time());
         let pixel = architecture.pixel();
@@ -198,29 +206,33 @@ impl Net {
         })
     }
 
-    /// The maps of images `[n, 3, height, width]`, a tensor `[n, rows, columns, channels]` for each level from
-    /// the highest down: what does not depend on noise or timestep.
-    ///
-    /// # Errors
-    /// When the sides are no multiples of the patch at the lowest level.
-    pub fn condition(&self, images: &Tensor, pass: &Pass<'_>) -> Result<Vec<Tensor>> {
+    /// The mean of five masks of a hundred steps each. The paper says none of it.
+    fn diffusion(_: &Architecture) -> Diffusion {
+        Diffusion {
+            prediction: Prediction::Epsilon,
+            values: (-1.0, 1.0),
+            learned_variance: false,
+            sampler: SamplerName::Ddim,
+            steps: 100,
+            runs: 5,
+            fusion: Fusion::Mean,
+        }
+    }
+
+    fn condition(&self, images: &Tensor, pass: &Pass<'_>) -> Result<Vec<Tensor>> {
         self.check(images, IMAGE)?;
         self.encoder.forward(images, pass)
     }
 
-    /// The noise in `noisy` masks `[n, masks, height, width]`, given their timesteps `t` `[n]`, 0 to 999, and the
-    /// [`Net::condition`] of the images.
-    ///
-    /// # Errors
-    /// When the shapes do not fit, or the sides are no multiples of the patch at the lowest level.
-    pub fn predict(
+    /// The noise in the masks.
+    fn predict(
         &self,
         images: &Tensor,
         noisy: &Tensor,
         t: &Tensor,
-        condition: &[Tensor],
+        condition: &Vec<Tensor>,
         pass: &Pass<'_>,
-    ) -> Result<Tensor> {
+    ) -> Result<Predicted> {
         self.check(images, IMAGE)?;
         self.check(noisy, self.masks)?;
         if t.dims() != [noisy.dim(0)?] || condition.len() != self.down.len() {
@@ -247,9 +259,11 @@ impl Net {
         }
         let pixels = self.grow.forward(&self.norm.forward(&x, Some(told))?)?;
         let pixels = self.refine.forward(&pixels, &[images, noisy], told)?;
-        self.head.forward(&pixels)
+        Ok(self.head.forward(&pixels)?.into())
     }
+}
 
+impl Net {
     /// Checks that maps of that many channels can be cut into patches, and these be halved as often as they are.
     fn check(&self, x: &Tensor, channels: usize) -> Result<()> {
         let (_, found, height, width) = x.dims4()?;

@@ -5,7 +5,7 @@ use crate::check::{affordable, refuse};
 use diffaug_nn::{
     budget::F32,
     limits,
-    segmenter::{Activations, Architecture as Sizes, Budget, Load, Scaling, Schedule},
+    segmenter::{Activations, Architecture as Sizes, Budget, Load, MaskNetwork, Scaling, Schedule},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -122,7 +122,9 @@ impl Sizes for Architecture {
         }
         self.check_lists()?;
         self.check_width()?;
-        affordable("width", self.width, |scope| Net::new(scope, self, 1))
+        affordable("width", self.width, |scope| {
+            Net::new(scope, self, 1, (0, 0))
+        })
     }
 
     fn multiple(&self) -> u32 {

@@ -11,7 +11,6 @@
 
 mod fusion;
 mod sizes;
-mod stage;
 #[cfg(test)]
 mod tests;
 
@@ -20,11 +19,12 @@ pub use sizes::Architecture;
 
 use candle_core::{DType, Result, Tensor, bail};
 use diffaug_nn::{
+    diffusion::scheduler::{Prediction, SamplerName},
     layers::{Conv2d, ConvTranspose2x2, GroupNorm, Linear, Mode},
     ops,
     params::Scope,
     recompute,
-    segmenter::Pass,
+    segmenter::{Diffusion, Fusion, MaskNetwork, Noised, Pass, Predicted, Run},
 };
 use sizes::LEVELS;
 
@@ -177,12 +177,18 @@ pub struct Net {
     masks: usize,
 }
 
-impl Net {
-    /// For so many masks at once, in `scope`.
-    ///
-    /// # Errors
-    /// When the device has no room for it, or a given tensor does not fit.
-    pub fn new(mut scope: Scope<'_>, architecture: &Architecture, masks: usize) -> Result<Self> {
+impl MaskNetwork for Net {
+    type Architecture = Architecture;
+    /// The maps of the images, a tensor for each level from the highest down.
+    type Condition = Vec<Tensor>;
+    const FUSES_STEPS: bool = true;
+
+    fn new(
+        mut scope: Scope<'_>,
+        architecture: &Architecture,
+        masks: usize,
+        _: (u32, u32),
+    ) -> Result<Self> {
         let encoder = Net::encoder(scope.child("encoder"), architecture)?;
         let mut scope = scope.child("denoiser");
         let Architecture { widths, time, .. } = architecture;
@@ -211,23 +217,21 @@ impl Net {
         })
     }
 
-    fn encoder(mut scope: Scope<'_>, architecture: &Architecture) -> Result<Vec<Block>> {
-        let mut inputs = IMAGE;
-        let mut blocks = Vec::with_capacity(LEVELS);
-        for (level, width) in architecture.widths.iter().enumerate() {
-            let mut scope = scope.child(&place(level));
-            blocks.push(Block::new(&mut scope, inputs, *width)?);
-            inputs = *width;
+    /// Four runs of ten steps, as the reference tests; its steps are at other timesteps: 999, 888 to 0, where
+    /// these are at 999, 899 to 99.
+    fn diffusion(_: &Architecture) -> Diffusion {
+        Diffusion {
+            prediction: Prediction::Sample,
+            values: (-1.0, 1.0),
+            learned_variance: false,
+            sampler: SamplerName::Ddim,
+            steps: 10,
+            runs: 4,
+            fusion: Fusion::Published,
         }
-        Ok(blocks)
     }
 
-    /// The maps of images `[n, 3, height, width]`, a tensor for each level from the highest down: what does not
-    /// depend on noise or timestep.
-    ///
-    /// # Errors
-    /// When the sides are no multiples of 16 from 32 on.
-    pub fn condition(&self, images: &Tensor, pass: &Pass<'_>) -> Result<Vec<Tensor>> {
+    fn condition(&self, images: &Tensor, pass: &Pass<'_>) -> Result<Vec<Tensor>> {
         check(images, IMAGE)?;
         let mut maps: Vec<Tensor> = Vec::with_capacity(LEVELS);
         for block in &self.encoder {
@@ -240,19 +244,15 @@ impl Net {
         Ok(maps)
     }
 
-    /// Logits of the clean masks, `[n, masks, height, width]`, given `noisy` ones of that shape (whose clean
-    /// values are -1 and 1), their timesteps `t` `[n]`, 0 to 999, and the [`Net::condition`] of the images.
-    ///
-    /// # Errors
-    /// When the shapes do not fit, or the sides are no multiples of 16 from 32 on.
-    pub fn predict(
+    /// Logits of the clean masks.
+    fn predict(
         &self,
         images: &Tensor,
         noisy: &Tensor,
         t: &Tensor,
-        condition: &[Tensor],
+        condition: &Vec<Tensor>,
         pass: &Pass<'_>,
-    ) -> Result<Tensor> {
+    ) -> Result<Predicted> {
         check(images, IMAGE)?;
         check(noisy, self.masks)?;
         if condition.len() != LEVELS {
@@ -280,7 +280,31 @@ impl Net {
                 .block
                 .run(&Tensor::cat(&[skip, &grown], 1)?, &embedding, pass)?;
         }
-        self.head.forward(&x)
+        Ok(self.head.forward(&x)?.into())
+    }
+
+    fn loss(&self, predicted: &Predicted, noised: &Noised<'_>) -> diffaug::Result<Tensor> {
+        Ok(loss(&predicted.output, &noised.masks)?)
+    }
+
+    fn fuse(_: &Diffusion, runs: &[Run]) -> diffaug::Result<Tensor> {
+        let steps: Vec<Vec<Tensor>> = runs.iter().map(|run| run.steps.clone()).collect();
+        // The sum over all maps as their mean, of whose sigmoids none is 1: the same pixels are above 0.5.
+        let maps: usize = steps.iter().map(Vec::len).sum();
+        Ok(ops::sigmoid(&(fuse(&steps)? / maps as f64)?)?)
+    }
+}
+
+impl Net {
+    fn encoder(mut scope: Scope<'_>, architecture: &Architecture) -> Result<Vec<Block>> {
+        let mut inputs = IMAGE;
+        let mut blocks = Vec::with_capacity(LEVELS);
+        for (level, width) in architecture.widths.iter().enumerate() {
+            let mut scope = scope.child(&place(level));
+            blocks.push(Block::new(&mut scope, inputs, *width)?);
+            inputs = *width;
+        }
+        Ok(blocks)
     }
 }
 

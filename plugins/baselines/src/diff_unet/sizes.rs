@@ -5,7 +5,7 @@ use crate::check::{affordable, refuse};
 use diffaug_nn::{
     budget::F32,
     precision::Precision,
-    segmenter::{Activations, Architecture as Sizes, Budget, Load},
+    segmenter::{Activations, Architecture as Sizes, Budget, Load, MaskNetwork},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -95,7 +95,7 @@ impl Sizes for Architecture {
             return refuse("time", self.time, &expected);
         }
         affordable("widths", format!("{:?}", self.widths), |scope| {
-            Net::new(scope, self, 1)
+            Net::new(scope, self, 1, (0, 0))
         })
     }
 

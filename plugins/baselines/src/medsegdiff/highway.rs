@@ -77,7 +77,7 @@ impl Highway {
         }
         let head = scope.child("seg_outputs.0");
         Ok(Highway {
-            head: plain(head, [sizes.channels(0), masks], 1)?,
+            head: conv(head, [sizes.channels(0), masks], 1, false)?,
             gates: gates(&mut scope, sizes, pools, gated)?,
             down,
             bottleneck,
@@ -170,7 +170,7 @@ struct Layer {
 impl Layer {
     fn new(mut scope: Scope<'_>, inputs: usize, outputs: usize) -> Result<Self> {
         Ok(Layer {
-            conv: biased(scope.child("conv"), [inputs, outputs], 3)?,
+            conv: conv(scope.child("conv"), [inputs, outputs], 3, true)?,
             norm: BatchNorm::new(scope.child("instnorm"), outputs)?,
             channels: outputs,
         })
@@ -219,10 +219,10 @@ impl Gate {
     ) -> Result<Self> {
         let filter = FourierFilter::new(scope.child(&format!("ffparser.{level}")), own, sides)?;
         let enter = scope.child(&format!("conv_trans_blocks_a.{level}"));
-        let enter = biased(enter, [theirs, own], 1)?;
+        let enter = conv(enter, [theirs, own], 1, true)?;
         let pixels = scope.child(&format!("conv_trans_blocks_b.{level}"));
         Ok(Gate {
-            pixels: biased(pixels, [own, 1], 1)?,
+            pixels: conv(pixels, [own, 1], 1, true)?,
             enter,
             filter,
         })
@@ -266,24 +266,8 @@ impl FourierFilter {
     }
 }
 
-/// A convolution that keeps the size, with a bias.
-fn biased(scope: Scope<'_>, channels: [usize; 2], side: usize) -> Result<Conv> {
-    Conv::biased(
-        scope,
-        channels,
-        side,
-        Convolution::same(side),
-        Draw::Leaky(SLOPE),
-    )
-}
-
-/// The same without a bias.
-fn plain(scope: Scope<'_>, channels: [usize; 2], side: usize) -> Result<Conv> {
-    Conv::new(
-        scope,
-        channels,
-        side,
-        Convolution::same(side),
-        Draw::Leaky(SLOPE),
-    )
+/// A convolution that keeps the size.
+fn conv(scope: Scope<'_>, channels: [usize; 2], side: usize, bias: bool) -> Result<Conv> {
+    let (spec, draw) = (Convolution::same(side), Draw::Leaky(SLOPE));
+    Conv::new(scope, channels, side, spec, draw, bias)
 }

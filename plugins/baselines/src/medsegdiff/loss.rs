@@ -1,9 +1,11 @@
 //! What the networks are trained with, and what becomes of a drawn mask.
 
-use super::Output;
 use crate::learned_range::LearnedRange;
 use candle_core::{D, DType, Result, Tensor, bail};
-use diffaug_nn::ops::{self, SoftDice};
+use diffaug_nn::{
+    ops::{self, SoftDice},
+    segmenter::{Noised, Predicted},
+};
 
 /// Weight of the calibration's error in [`Rule::Released`].
 const CALIBRATION: f64 = 10.0;
@@ -24,46 +26,40 @@ pub enum Rule {
     Published,
 }
 
-/// The loss of an answer to `noisy` `[n, masks, height, width]`, which is made of `clean` (0 and 1) and `noise`
-/// at the steps `t`: a mean over the images.
+/// The loss of what a network says of noisy masks of 0 and 1: a mean over the images.
 ///
 /// # Errors
-/// When the shapes do not fit each other, a step is none of the schedule, or there is no calibration.
-pub fn loss(
-    rule: Rule,
-    output: &Output,
-    clean: &Tensor,
-    noisy: &Tensor,
-    noise: &Tensor,
-    t: &[u32],
-    schedule: &LearnedRange,
-) -> Result<Tensor> {
-    let [clean, noisy, noise] = [clean, noisy, noise].map(|x| x.to_dtype(DType::F32));
-    let (clean, noisy, noise) = (clean?, noisy?, noise?);
-    let error = ops::mse(&output.noise.to_dtype(DType::F32)?.contiguous()?, &noise)?;
-    match rule {
-        Rule::Published => match anchor(output, &clean, t)? {
+/// When the shapes do not fit each other, or there are no logits or variances where `rule` asks for them.
+pub fn loss(rule: Rule, predicted: &Predicted, noised: &Noised<'_>) -> Result<Tensor> {
+    let (clean, t) = (&noised.clean, noised.t);
+    let error = ops::mse(&wide(&predicted.output)?, &noised.target()?)?;
+    let Some(logits) = &predicted.logits else {
+        bail!("the loss needs the logits of the calibration");
+    };
+    match (rule, &predicted.variance) {
+        (Rule::Published, _) => match anchor(logits, clean, t)? {
             Some(anchor) => error + anchor,
             None => Ok(error),
         },
-        Rule::Released => {
-            let (Some(calibration), Some(variance)) = (&output.calibration, &output.variance)
-            else {
-                bail!("the loss needs a calibration and variances");
-            };
-            let calibration = ops::mse(&calibration.to_dtype(DType::F32)?, &clean)?;
-            let bound = schedule.variational_bound(&output.noise, variance, &clean, &noisy, t)?;
+        (Rule::Released, Some(variance)) => {
+            let calibration = ops::mse(&wide(&ops::sigmoid(logits)?)?, clean)?;
+            let schedule = LearnedRange::of_alpha_bars(noised.schedule.alpha_bars())?;
+            let (noise, noisy) = (&predicted.output, &noised.noisy);
+            let bound = schedule.variational_bound(noise, variance, clean, noisy, t)?;
             (error + bound.mean_all()?)? + (calibration * CALIBRATION)?
         }
+        (Rule::Released, None) => bail!("the loss needs variances"),
     }
+}
+
+/// As f32, one value behind the other.
+fn wide(x: &Tensor) -> Result<Tensor> {
+    x.to_dtype(DType::F32)?.contiguous()
 }
 
 /// The loss of the image's own answer, a mean over all images, of which those count whose steps are multiples
 /// of [`INTERVAL`]; `None` where there are none.
-fn anchor(output: &Output, clean: &Tensor, t: &[u32]) -> Result<Option<Tensor>> {
-    let Some(logits) = &output.logits else {
-        bail!("the loss needs the calibration's logits");
-    };
+fn anchor(logits: &Tensor, clean: &Tensor, t: &[u32]) -> Result<Option<Tensor>> {
     let counted: Vec<u32> = (0u32..)
         .zip(t)
         .filter(|(_, t)| *t % INTERVAL == 0)
@@ -110,6 +106,12 @@ pub fn fuse(sample: &Tensor, calibration: &Tensor) -> Result<Tensor> {
     apart.where_cond(&doubting, &trusting)?.clamp(0f32, 1f32)
 }
 
+/// The square of the mean of several masks: what the reference's function of this name makes of them, which weighs
+/// each by the mean and takes the mean again. A pixel is above 0.5 where the mean is above 0.71.
+pub fn staple(masks: &[Tensor]) -> Result<Tensor> {
+    Tensor::stack(masks, 0)?.mean(0)?.sqr()
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -129,13 +131,11 @@ mod tests {
         let [logits, noise] = ["logits", "noise"].map(|name| random(name, &[2, 1, 4, 4]));
         let clean = random("clean", &[2, 1, 4, 4]).gt(0f32).unwrap();
         let clean = clean.to_dtype(DType::F32).unwrap();
-        let output = Output::new(&noise, 1, &logits).unwrap();
+        let output = super::super::predicted(&noise, 1, &logits).unwrap();
         assert!(output.variance.is_none());
-        let schedule = LearnedRange::linear(1000).unwrap();
         let of = |t: [u32; 2]| {
-            let rule = Rule::Published;
-            let loss = loss(rule, &output, &clean, &noise, &noise, &t, &schedule);
-            loss.unwrap().to_scalar::<f32>().unwrap()
+            let judged = testing::judged(Rule::Published, &output, &clean, &noise, &noise, &t);
+            judged.unwrap().to_scalar::<f32>().unwrap()
         };
         assert_eq!(of([1, 999]), 0.0);
         let (first, second, both) = (of([0, 1]), of([1, 5]), of([10, 995]));

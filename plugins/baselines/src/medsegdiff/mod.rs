@@ -5,15 +5,14 @@
 //! noisy mask, and a U-Net of the image alone ([`Highway`]), whose own answer is the calibration. Names of
 //! tensors are those of the published checkpoints.
 //!
-//! Images are 0 to 1, masks 0 and 1; these become noisy under [`LearnedRange`](crate::learned_range::LearnedRange); the loss
-//! and what becomes of a drawn mask stand in [`loss`] and [`fuse`].
+//! Images are 0 to 1, masks 0 and 1; the loss and what becomes of drawn masks stand in [`loss`], [`fuse`] and
+//! [`staple`].
 
 mod denoiser;
 mod highway;
 mod loss;
 mod published;
 mod sizes;
-mod stage;
 pub mod v1;
 pub mod v2;
 
@@ -22,38 +21,22 @@ mod testing;
 
 pub use denoiser::{Denoiser, Descent};
 pub use highway::{Findings, Highway};
-pub use loss::{Rule, fuse, loss};
+pub use loss::{Rule, fuse, loss, staple};
 pub use sizes::{DenoiserSizes, HighwaySizes};
 
 use candle_core::{Result, Tensor, bail};
-use diffaug_nn::segmenter::{Budget, Optimizer, Schedule};
+use diffaug_nn::segmenter::{Budget, Optimizer, Predicted, Schedule};
 
-/// What a network says of noisy masks `[n, masks, height, width]`.
-#[derive(Clone, Debug)]
-pub struct Output {
-    /// The noise in them, of their shape.
-    pub noise: Tensor,
-    /// Where between the two variances that of a step lies, -1 to 1; networks that learn no variance say
-    /// nothing.
-    pub variance: Option<Tensor>,
-    /// How probable each pixel is by the image alone, of the shape of the masks.
-    pub calibration: Option<Tensor>,
-    /// What [`Output::calibration`] is the sigmoid of.
-    pub logits: Option<Tensor>,
-}
-
-impl Output {
-    /// Of a denoiser's answer: noise, then variance if there are as many channels again.
-    fn new(answer: &Tensor, masks: usize, logits: &Tensor) -> Result<Self> {
-        let part = |first: usize| answer.narrow(1, first, masks)?.contiguous();
-        let variance = (answer.dim(1)? == 2 * masks).then(|| part(masks));
-        Ok(Output {
-            noise: part(0)?,
-            variance: variance.transpose()?,
-            calibration: Some(diffaug_nn::ops::sigmoid(logits)?),
-            logits: Some(logits.clone()),
-        })
-    }
+/// What a network says of noisy masks: of a denoiser's `answer` the noise, then variances if there are as many
+/// channels again; and `logits` of the masks by the image alone, whose sigmoid is the calibration.
+fn predicted(answer: &Tensor, masks: usize, logits: &Tensor) -> Result<Predicted> {
+    let part = |first: usize| answer.narrow(1, first, masks)?.contiguous();
+    let variance = (answer.dim(1)? == 2 * masks).then(|| part(masks));
+    Ok(Predicted {
+        output: part(0)?,
+        variance: variance.transpose()?,
+        logits: Some(logits.clone()),
+    })
 }
 
 /// The training of the reference on images of 256x256: AdamW at a steady 1e-4 without decay, 8 images and

@@ -2,23 +2,23 @@
 
 #![allow(clippy::unwrap_used)]
 
-use super::{Output, Rule, loss};
-use crate::learned_range::LearnedRange;
+use super::{Rule, loss};
 use candle_core::{DType, Result, Tensor, Var, backprop::GradStore};
 use diffaug_nn::{
     Device,
+    diffusion::scheduler::{NoiseSchedule, Prediction, SamplerName, SchedulerConfig},
     layers::Mode,
     ops::{self, Dropping},
     params::Params,
     recompute,
-    segmenter::{Architecture, Pass},
+    segmenter::{Architecture, Noised, Pass, Predicted},
     testing::{assert_all_trained, close, random},
     weights,
 };
 use std::{collections::HashMap, path::Path};
 
 /// Answers to images, noisy masks and timesteps.
-pub type Answer<'a> = dyn Fn(&Tensor, &Tensor, &Tensor, &Pass<'_>) -> Result<Output> + 'a;
+pub type Answer<'a> = dyn Fn(&Tensor, &Tensor, &Tensor, &Pass<'_>) -> Result<Predicted> + 'a;
 
 pub const TRAIN: Pass<'static> = Pass {
     mode: Mode::Train,
@@ -73,12 +73,39 @@ pub fn steps(t: &Tensor) -> Vec<u32> {
     t.iter().map(|t| *t as u32).collect()
 }
 
+/// How probable each pixel is by the image alone.
+pub fn calibration(output: &Predicted) -> Tensor {
+    ops::sigmoid(output.logits.as_ref().unwrap()).unwrap()
+}
+
+/// The loss of an answer to `noisy` masks, made of `clean` ones and `noise` at the steps `t`.
+pub fn judged(
+    rule: Rule,
+    output: &Predicted,
+    clean: &Tensor,
+    noisy: &Tensor,
+    noise: &Tensor,
+    t: &[u32],
+) -> Result<Tensor> {
+    let schedule = NoiseSchedule::new(&SchedulerConfig::new(SamplerName::Ddpm)).unwrap();
+    let noised = Noised {
+        masks: clean.clone(),
+        clean: clean.clone(),
+        noise: noise.clone(),
+        noisy: noisy.clone(),
+        t,
+        schedule: &schedule,
+        prediction: Prediction::Epsilon,
+    };
+    loss(rule, output, &noised)
+}
+
 /// Asserts that an answer is the reference's.
-pub fn assert_answers(output: &Output, fixture: &HashMap<String, Tensor>) {
+pub fn assert_answers(output: &Predicted, fixture: &HashMap<String, Tensor>) {
     let parts = [
-        (&output.noise, "noise"),
+        (&output.output, "noise"),
         (output.variance.as_ref().unwrap(), "variance"),
-        (output.calibration.as_ref().unwrap(), "calibration"),
+        (&calibration(output), "calibration"),
     ];
     for (ours, name) in parts {
         close(ours, &fixture[&format!("eval.{name}")], 1e-5);
@@ -95,10 +122,8 @@ pub fn assert_trains<A: Architecture>(
     let get = |name: &str| &fixture[name];
     let (noisy, t) = (get("noisy"), get("t"));
     let output = answer(get("images"), noisy, t, &TRAIN).unwrap();
-    let schedule = LearnedRange::linear(1000).unwrap();
     let (clean, noise) = (get("clean"), get("noise"));
-    let rule = Rule::Released;
-    let loss = loss(rule, &output, clean, noisy, noise, &steps(t), &schedule).unwrap();
+    let loss = judged(Rule::Released, &output, clean, noisy, noise, &steps(t)).unwrap();
     close(&loss.reshape(1).unwrap(), get("loss"), 1e-5);
     let grads = loss.backward().unwrap();
     let vars: HashMap<&str, &Var> = params.all().collect();
@@ -137,8 +162,7 @@ fn gradients(
     let clean = random("clean", noisy.dims()).gt(0f32).unwrap();
     let clean = clean.to_dtype(DType::F32).unwrap();
     let noise = random("noise", noisy.dims());
-    let schedule = LearnedRange::linear(1000).unwrap();
-    let loss = loss(rule, &output, &clean, &noisy, &noise, &steps(&t), &schedule);
+    let loss = judged(rule, &output, &clean, &noisy, &noise, &steps(&t));
     recompute::backward(&loss.unwrap()).unwrap()
 }
 
@@ -199,8 +223,9 @@ fn assert_types(masks: usize, sides: [usize; 2], answer: &Answer<'_>) {
     let run = |dtype: DType| {
         let [images, noisy] = [&images, &noisy].map(|x| x.to_dtype(dtype).unwrap());
         let output = answer(&images, &noisy, &t, &Pass::ANSWER).unwrap();
-        assert_eq!(output.noise.dtype(), dtype);
-        let parts = [output.noise, output.calibration.unwrap()];
+        assert_eq!(output.output.dtype(), dtype);
+        let found = calibration(&output);
+        let parts = [output.output, found];
         parts.map(|part| part.to_dtype(DType::F32).unwrap())
     };
     let (narrow, wide) = (run(DType::BF16), run(DType::F32));

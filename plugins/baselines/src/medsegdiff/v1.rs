@@ -9,16 +9,21 @@
 //! which begins with zeros.
 
 use super::{
-    Denoiser, Findings, Highway, Output, fits, reference,
+    Denoiser, Findings, Highway, Rule, fits, fuse, loss, predicted, reference,
     sizes::{self, DenoiserSizes, HighwaySizes},
+    staple,
 };
 use crate::check;
 use candle_core::{Result, Tensor, bail};
 use diffaug_nn::{
+    diffusion::scheduler::{Prediction, SamplerName},
     layers::Conv2d,
     ops,
     params::Scope,
-    segmenter::{Activations, Architecture as Sizes, Budget, Load, Pass},
+    segmenter::{
+        Activations, Architecture as Sizes, Budget, Diffusion, Fusion, Load, MaskNetwork, Noised,
+        Pass, Predicted, Run,
+    },
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -60,9 +65,9 @@ impl Sizes for Architecture {
     fn check(&self) -> diffaug::Result<()> {
         self.denoiser.check()?;
         self.highway.check()?;
-        let side = 2 * self.multiple() as usize;
+        let side = 2 * self.multiple();
         check::affordable("denoiser.width", self.denoiser.width, |scope| {
-            Net::new(scope, self, 1, [side; 2])
+            Net::new(scope, self, 1, (side, side))
         })
     }
 
@@ -109,19 +114,18 @@ pub struct Net {
     multiple: usize,
 }
 
-impl Net {
-    /// The network in `scope` for so many target classes, each a mask of its own, and images of `[height,
-    /// width]`.
-    ///
-    /// # Errors
-    /// When the sides are no multiples of [`Sizes::multiple`], the device has no room for it, or a given tensor
-    /// does not fit.
-    pub fn new(
+impl MaskNetwork for Net {
+    type Architecture = Architecture;
+    /// The network of the image sees what the other has found: nothing follows from the image alone.
+    type Condition = ();
+
+    fn new(
         mut scope: Scope<'_>,
         architecture: &Architecture,
         masks: usize,
-        sides: [usize; 2],
+        (width, height): (u32, u32),
     ) -> Result<Self> {
+        let sides = [height as usize, width as usize];
         let Architecture {
             denoiser, highway, ..
         } = architecture;
@@ -150,18 +154,31 @@ impl Net {
         })
     }
 
-    /// What the network says of the masks `noisy` `[n, masks, height, width]` of `images` `[n, 3, height,
-    /// width]` at the timesteps `t` `[n]`.
-    ///
-    /// # Errors
-    /// When the shapes do not fit each other, or the images are of another size than the network is for.
-    pub fn forward(
+    /// Five masks of a thousand steps each, as the reference tests.
+    fn diffusion(_: &Architecture) -> Diffusion {
+        Diffusion {
+            prediction: Prediction::Epsilon,
+            values: (0.0, 1.0),
+            learned_variance: true,
+            sampler: SamplerName::Ddpm,
+            steps: 1000,
+            runs: 5,
+            fusion: Fusion::Published,
+        }
+    }
+
+    fn condition(&self, _: &Tensor, _: &Pass<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn predict(
         &self,
         images: &Tensor,
         noisy: &Tensor,
         t: &Tensor,
+        (): &(),
         pass: &Pass<'_>,
-    ) -> Result<Output> {
+    ) -> Result<Predicted> {
         fits(images, noisy, t, self.masks, self.multiple)?;
         let (_, _, height, width) = images.dims4()?;
         if [height, width] != self.sides {
@@ -179,14 +196,27 @@ impl Net {
             None => descent.deepest,
         };
         let answer = self.denoiser.ascend(&lowest, descent.skips, &time, pass)?;
-        Output::new(&answer, self.masks, &logits)
+        predicted(&answer, self.masks, &logits)
+    }
+
+    fn loss(&self, predicted: &Predicted, noised: &Noised<'_>) -> diffaug::Result<Tensor> {
+        Ok(loss(Rule::Released, predicted, noised)?)
+    }
+
+    /// Each mask with what the network of the image says beside it, joined by [`staple`].
+    fn fuse(_: &Diffusion, runs: &[Run]) -> diffaug::Result<Tensor> {
+        let fused = runs.iter().map(|run| match &run.logits {
+            Some(logits) => fuse(&run.drawn, &ops::sigmoid(logits)?),
+            None => run.drawn.clamp(0f32, 1f32),
+        });
+        Ok(staple(&fused.collect::<Result<Vec<_>>>()?)?)
     }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::{Rule, testing};
+    use super::super::testing;
     use super::*;
     use diffaug_nn::params::Shapes;
     use diffaug_nn::{Device, layers::Mode, ops::Dropping, params::Params, precision::Precision};
@@ -215,7 +245,7 @@ mod tests {
         let published = Architecture::default();
         let count = |architecture: &Architecture, masks: usize| {
             let shapes =
-                Shapes::of(|scope| Net::new(scope, architecture, masks, [256; 2])).unwrap();
+                Shapes::of(|scope| Net::new(scope, architecture, masks, (256, 256))).unwrap();
             let of = |shape: &Vec<usize>| shape.iter().product::<usize>();
             let highway = shapes.trainable.iter();
             let highway = highway.filter(|(name, _)| name.starts_with("hwm."));
@@ -246,9 +276,9 @@ mod tests {
         let (images, noisy, t) = (&fixture["images"], &fixture["noisy"], &fixture["t"]);
 
         let mut params = Params::frozen(&Device::Cpu, tensors.clone());
-        let net = Net::new(params.root(), &architecture, 1, [32, 48]).unwrap();
+        let net = Net::new(params.root(), &architecture, 1, (48, 32)).unwrap();
         assert!(params.left_over().is_empty());
-        let output = net.forward(images, noisy, t, &Pass::ANSWER).unwrap();
+        let output = net.predict(images, noisy, t, &(), &Pass::ANSWER).unwrap();
         testing::assert_answers(&output, &fixture);
 
         // What was published has no layer between the two networks.
@@ -259,14 +289,14 @@ mod tests {
         let mut published = tensors.clone();
         published.retain(|name, _| !name.starts_with("hwm.embedding"));
         let mut params = Params::frozen(&Device::Cpu, published);
-        Net::new(params.root(), &without, 1, [32, 48]).unwrap();
+        Net::new(params.root(), &without, 1, (48, 32)).unwrap();
         assert!(params.left_over().is_empty());
 
         let mut params = Params::new(&Device::Cpu, 0);
-        let net = Net::new(params.root(), &architecture, 1, [32, 48]).unwrap();
+        let net = Net::new(params.root(), &architecture, 1, (48, 32)).unwrap();
         testing::fill(&params, &tensors);
         let answer = |images: &Tensor, noisy: &Tensor, t: &Tensor, pass: &Pass<'_>| {
-            net.forward(images, noisy, t, pass)
+            net.predict(images, noisy, t, &(), pass)
         };
         testing::assert_trains(&architecture, &params, &fixture, &answer);
     }
@@ -275,13 +305,15 @@ mod tests {
     fn it_is_sound() {
         for (masks, architecture) in [(1, narrow()), (2, Architecture::tiny())] {
             let mut params = Params::new(&Device::Cpu, 0);
-            let net = Net::new(params.root(), &architecture, masks, [32, 64]).unwrap();
+            let net = Net::new(params.root(), &architecture, masks, (64, 32)).unwrap();
             let answer = |images: &Tensor, noisy: &Tensor, t: &Tensor, pass: &Pass<'_>| {
-                net.forward(images, noisy, t, pass)
+                net.predict(images, noisy, t, &(), pass)
             };
             testing::assert_sound(Rule::Released, &params, masks, [32, 64], &answer);
             let [images, noisy, t] = testing::inputs(masks, [64, 32]);
-            let error = net.forward(&images, &noisy, &t, &Pass::ANSWER).unwrap_err();
+            let error = net
+                .predict(&images, &noisy, &t, &(), &Pass::ANSWER)
+                .unwrap_err();
             assert!(
                 error
                     .to_string()
@@ -293,24 +325,26 @@ mod tests {
     #[test]
     fn a_network_that_was_not_trained_answers_with_no_noise() {
         let mut params = Params::new(&Device::Cpu, 0);
-        let net = Net::new(params.root(), &Architecture::tiny(), 1, [16; 2]).unwrap();
+        let net = Net::new(params.root(), &Architecture::tiny(), 1, (16, 16)).unwrap();
         let [images, noisy, t] = testing::inputs(1, [16; 2]);
-        let output = net.forward(&images, &noisy, &t, &Pass::ANSWER).unwrap();
+        let output = net
+            .predict(&images, &noisy, &t, &(), &Pass::ANSWER)
+            .unwrap();
         let sum = |x: &Tensor| x.abs()?.sum_all()?.to_scalar::<f32>();
-        assert_eq!(sum(&output.noise).unwrap(), 0.0);
-        assert!(sum(&output.calibration.unwrap()).unwrap() > 0.0);
+        assert_eq!(sum(&output.output).unwrap(), 0.0);
+        assert!(sum(&testing::calibration(&output)).unwrap() > 0.0);
     }
 
     #[test]
     fn nothing_falls_out_of_an_answer() {
         let mut params = Params::new(&Device::Cpu, 0);
-        let net = Net::new(params.root(), &Architecture::tiny(), 1, [16; 2]).unwrap();
+        let net = Net::new(params.root(), &Architecture::tiny(), 1, (16, 16)).unwrap();
         testing::stir(&params);
         let [images, noisy, t] = testing::inputs(1, [16; 2]);
         let dropping = Dropping::new(0.5, 0, 0);
         let answer = |pass: Pass<'_>| {
-            let output = net.forward(&images, &noisy, &t, &pass).unwrap();
-            let noise = output.noise.flatten_all().unwrap();
+            let output = net.predict(&images, &noisy, &t, &(), &pass).unwrap();
+            let noise = output.output.flatten_all().unwrap();
             noise.to_vec1::<f32>().unwrap()
         };
         let given = |mode: Mode, dropping| Pass {
@@ -355,7 +389,7 @@ mod tests {
         ] {
             assert_eq!(refused(json), format!("architecture.{field}"), "{json}");
         }
-        let odd = Shapes::of(|scope| Net::new(scope, &Architecture::default(), 1, [256, 250]));
+        let odd = Shapes::of(|scope| Net::new(scope, &Architecture::default(), 1, (250, 256)));
         assert!(odd.unwrap_err().to_string().contains("multiples of 32"));
     }
 

@@ -39,7 +39,14 @@ impl Layer {
         (groups, epsilon): (usize, f32),
     ) -> Result<Self> {
         let spec = Convolution::square(stride, side / 2);
-        let conv = Conv::new(scope.child(conv), channels, side, spec, Draw::Default)?;
+        let conv = Conv::new(
+            scope.child(conv),
+            channels,
+            side,
+            spec,
+            Draw::Default,
+            false,
+        )?;
         Ok(Layer {
             conv: conv.standardised()?,
             norm: GroupNorm::new(scope.child(norm), groups, channels[1], epsilon)?,

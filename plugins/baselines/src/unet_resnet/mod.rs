@@ -235,7 +235,7 @@ impl Layer {
     ) -> Result<Self> {
         let spec = Convolution::square(stride, side / 2);
         Ok(Layer {
-            conv: Conv::new(scope.child(conv), channels, side, spec, draw)?,
+            conv: Conv::new(scope.child(conv), channels, side, spec, draw, false)?,
             norm: BatchNorm::new(scope.child(norm), channels[1])?,
         })
     }
@@ -406,7 +406,14 @@ impl Network for UNet {
         let up = up.collect::<Result<_>>()?;
         let [.., last] = architecture.decoder;
         let (place, spec) = (architecture.head(), Convolution::same(3));
-        let head = Conv::biased(scope.child(place), [last, outputs], 3, spec, Draw::Xavier)?;
+        let head = Conv::new(
+            scope.child(place),
+            [last, outputs],
+            3,
+            spec,
+            Draw::Xavier,
+            true,
+        )?;
         Ok(UNet {
             stem,
             levels,

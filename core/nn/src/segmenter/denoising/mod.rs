@@ -461,9 +461,7 @@ impl<N: MaskNetwork> Learned for Denoising<N> {
             );
             return Err(Error::config(message).at("train.loss"));
         }
-        let architecture = options.architecture();
-        architecture.check()?;
-        Self::diffusion(options, &architecture, None).check(N::FUSES_STEPS)
+        Self::diffusion(options, &options.architecture(), None).check(N::FUSES_STEPS)
     }
 
     fn sampling(options: &Options<N::Architecture>) -> Option<Sampling> {
