@@ -1,32 +1,30 @@
 //! Networks that denoise masks, guided by an image: their training, and answers drawn from noise once or
 //! several times.
 
+mod diffusion;
+mod masks;
 #[cfg(test)]
 mod tests;
+
+pub use diffusion::Diffusion;
+pub use masks::{Noised, Predicted, Run, mean};
+
+use masks::joined;
 
 use super::{
     Answer, Architecture, Description, Fusion, Learned, Options, Outputs, Pass, Preset, Sampling,
     Setting,
 };
 use crate::{
-    diffusion::scheduler::{NoiseSchedule, Prediction, Sampler, SamplerName, SchedulerConfig},
+    diffusion::scheduler::{NoiseSchedule, Sampler, SamplerName},
     noise,
     params::{Params, Scope},
 };
 use candle_core::{DType, Device, Tensor};
-use diffaug::{Error, Result, rng, staple::staple_of_probabilities};
+use diffaug::{Error, Result, rng};
 use rand::RngExt;
 use rayon::prelude::*;
 use std::path::Path;
-
-/// Most steps from noise to a mask: as many as the schedules of training have.
-const MOST_STEPS: usize = 1000;
-/// Most masks that are drawn for an image: as many as STAPLE joins.
-const MOST_RUNS: usize = 64;
-/// Most maps of an image that are kept where the way of joining looks at all steps of all runs.
-const MOST_KEPT: usize = 1000;
-/// Most steps of a mask that is drawn to choose weights by.
-const VALIDATION_STEPS: usize = 50;
 
 /// A network that goes from noise to masks, a channel for each target class, guided by an image.
 pub trait MaskNetwork: Send + Sync + Sized + 'static {
@@ -86,255 +84,6 @@ pub trait MaskNetwork: Send + Sync + Sized + 'static {
     fn fuse(diffusion: &Diffusion, runs: &[Run]) -> Result<Tensor> {
         mean(diffusion, runs)
     }
-}
-
-/// Noise, and the way back from it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Diffusion {
-    /// What the network predicts.
-    pub prediction: Prediction,
-    /// Values of a mask, outside and inside: -1 and 1, or 0 and 1.
-    pub values: (f64, f64),
-    /// Whether the network predicts variances as well, in as many channels again.
-    pub learned_variance: bool,
-    /// What goes back from noise to a mask.
-    pub sampler: SamplerName,
-    /// Steps from noise to a mask.
-    pub steps: usize,
-    /// Masks that are drawn for an image.
-    pub runs: usize,
-    /// What becomes of several masks.
-    pub fusion: Fusion,
-}
-
-impl Diffusion {
-    /// Noise that grows linearly from 1e-4 to 0.02 over 1,000 timesteps (Ho et al., 2020), sampled by `sampler`.
-    pub fn scheduler(&self, sampler: SamplerName) -> SchedulerConfig {
-        let prediction = match self.prediction {
-            Prediction::Epsilon => "epsilon",
-            Prediction::Velocity => "v_prediction",
-            Prediction::Sample => "sample",
-        };
-        let mut config = SchedulerConfig::new(sampler);
-        config.prediction_type = Some(prediction.to_owned());
-        // What is drawn begins with noise alone, which is what the last timestep holds, and no other.
-        if matches!(sampler, SamplerName::Ddim | SamplerName::Ddpm) {
-            config.timestep_spacing = Some("trailing".to_owned());
-        }
-        match sampler {
-            // As guided-diffusion has it.
-            SamplerName::Ddim => config.use_clipped_model_output = Some(true),
-            SamplerName::Ddpm if self.learned_variance => {
-                config.variance_type = Some("learned_range".to_owned());
-            }
-            _ => {}
-        }
-        config
-    }
-
-    /// What a sampler is given: masks that were predicted are cut off at -1 and 1, which not all samplers do.
-    fn limited(&self, output: Tensor) -> candle_core::Result<Tensor> {
-        match self.prediction {
-            Prediction::Sample => output.clamp(-1f32, 1f32),
-            Prediction::Epsilon | Prediction::Velocity => Ok(output),
-        }
-    }
-
-    /// The options that say this.
-    fn sampling(&self) -> Sampling {
-        Sampling {
-            sampler: Some(self.sampler),
-            steps: Some(self.steps),
-            runs: Some(self.runs),
-            fusion: Some(self.fusion),
-        }
-    }
-
-    /// One mask in few steps, for a validation while training.
-    fn quick(self) -> Self {
-        Diffusion {
-            sampler: match self.sampler {
-                SamplerName::Ddpm => SamplerName::Ddim,
-                other => other,
-            },
-            steps: self.steps.min(VALIDATION_STEPS),
-            runs: 1,
-            fusion: Fusion::Mean,
-            ..self
-        }
-    }
-
-    /// Checks that masks can be drawn so; `keeps` where joining them looks at all steps.
-    ///
-    /// # Errors
-    /// Naming the option.
-    fn check(&self, keeps: bool) -> Result<()> {
-        for (field, value, most) in [
-            ("steps", self.steps, MOST_STEPS),
-            ("runs", self.runs, MOST_RUNS),
-        ] {
-            if !(1..=most).contains(&value) {
-                let field = format!("sampling.{field}");
-                let message = format!("`{field}` is {value}, expected 1 to {most}");
-                return Err(Error::config(message).at(&field));
-            }
-        }
-        let (steps, runs) = (self.steps, self.runs);
-        if keeps && self.fusion == Fusion::Published && steps * runs > MOST_KEPT {
-            return Err(Error::config(format!(
-                "`sampling.steps` times `sampling.runs` is {}, expected at most {MOST_KEPT} where the fusion is `published`, which looks at all of them",
-                steps * runs
-            ))
-            .at("sampling.steps"));
-        }
-        // Not every sampler can take any number of steps.
-        let sampler = Sampler::new(&self.scheduler(self.sampler), steps);
-        sampler.map(drop).map_err(|error| {
-            let message = format!(
-                "with {steps} steps of `{}`: {}",
-                self.sampler, error.message
-            );
-            Error::config(message).at("sampling.steps")
-        })
-    }
-
-    /// With what the user said in place of what was published.
-    fn with(self, sampling: &Sampling) -> Self {
-        Diffusion {
-            sampler: sampling.sampler.unwrap_or(self.sampler),
-            steps: sampling.steps.unwrap_or(self.steps),
-            runs: sampling.runs.unwrap_or(self.runs),
-            fusion: sampling.fusion.unwrap_or(self.fusion),
-            ..self
-        }
-    }
-
-    /// Masks of 0 and 1 as noise is added to them.
-    fn scaled(&self, masks: &Tensor) -> candle_core::Result<Tensor> {
-        masks.affine(self.values.1 - self.values.0, self.values.0)
-    }
-
-    /// How probable the classes are in what was drawn.
-    ///
-    /// # Errors
-    /// Those of candle.
-    pub fn probabilities(&self, drawn: &Tensor) -> candle_core::Result<Tensor> {
-        let (outside, inside) = self.values;
-        let width = inside - outside;
-        drawn
-            .affine(1.0 / width, -outside / width)?
-            .clamp(0f32, 1f32)
-    }
-}
-
-/// What a network answers.
-#[derive(Clone, Debug)]
-pub struct Predicted {
-    /// What it predicts, `[n, masks, height, width]`.
-    pub output: Tensor,
-    /// Where the logarithm of the variance lies between its bounds, -1 to 1; of the same shape.
-    pub variance: Option<Tensor>,
-    /// Logits of the masks that a part of it finds by the image alone, of the same shape.
-    pub logits: Option<Tensor>,
-}
-
-impl From<Tensor> for Predicted {
-    fn from(output: Tensor) -> Self {
-        Predicted {
-            output,
-            variance: None,
-            logits: None,
-        }
-    }
-}
-
-impl Predicted {
-    /// What a scheduler is given.
-    fn channels(&self, learned: bool) -> candle_core::Result<Tensor> {
-        match &self.variance {
-            Some(variance) if learned => Tensor::cat(&[&self.output, variance], 1),
-            _ => Ok(self.output.clone()),
-        }
-    }
-
-    fn map(&self, f: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> candle_core::Result<Self> {
-        Ok(Predicted {
-            output: f(&self.output)?,
-            variance: self.variance.as_ref().map(&f).transpose()?,
-            logits: self.logits.as_ref().map(&f).transpose()?,
-        })
-    }
-}
-
-/// Masks of a step of training, all f32 `[n, masks, height, width]` and without padding.
-#[derive(Debug)]
-pub struct Noised<'a> {
-    /// 0 and 1.
-    pub masks: Tensor,
-    /// The same at the values of [`Diffusion::values`].
-    pub clean: Tensor,
-    /// What was added.
-    pub noise: Tensor,
-    /// What the network saw.
-    pub noisy: Tensor,
-    /// Timestep of each image.
-    pub t: &'a [u32],
-    /// How much noise the timesteps hold.
-    pub schedule: &'a NoiseSchedule,
-    /// What is predicted.
-    pub prediction: Prediction,
-}
-
-impl Noised<'_> {
-    /// What a network should predict.
-    ///
-    /// # Errors
-    /// Those of [`NoiseSchedule::target`].
-    pub fn target(&self) -> candle_core::Result<Tensor> {
-        self.schedule
-            .target(self.prediction, &self.clean, &self.noise, self.t)
-    }
-}
-
-/// A mask that was drawn for each image.
-#[derive(Clone, Debug)]
-pub struct Run {
-    /// What came out in the end, at the values of [`Diffusion::values`], `[n, masks, height, width]`.
-    pub drawn: Tensor,
-    /// What the network predicted in each step, where the fusion of the network asks for it.
-    pub steps: Vec<Tensor>,
-    /// The last step's [`Predicted::logits`].
-    pub logits: Option<Tensor>,
-    /// The sum of all that the network answered for each image, `[n]`: in it shows what is no number.
-    sum: Tensor,
-}
-
-impl Run {
-    /// The run without what lies beside the first `width` and `height` pixels.
-    fn content(self, (width, height): (u32, u32)) -> candle_core::Result<Self> {
-        let content = |x: Tensor| {
-            x.narrow(2, 0, height as usize)?
-                .narrow(3, 0, width as usize)?
-                .contiguous()
-        };
-        let steps = self.steps.into_iter().map(content);
-        Ok(Run {
-            drawn: content(self.drawn)?,
-            steps: steps.collect::<candle_core::Result<_>>()?,
-            logits: self.logits.map(content).transpose()?,
-            sum: self.sum,
-        })
-    }
-}
-
-/// The mean of what was drawn, as probabilities.
-///
-/// # Errors
-/// When there is no run.
-pub fn mean(diffusion: &Diffusion, runs: &[Run]) -> Result<Tensor> {
-    let drawn = runs.iter().map(|run| diffusion.probabilities(&run.drawn));
-    let drawn = drawn.collect::<candle_core::Result<Vec<_>>>()?;
-    Ok(Tensor::stack(&drawn, 0)?.mean(0)?)
 }
 
 /// A network that denoises masks.
@@ -585,24 +334,4 @@ fn planes(targets: &Tensor, masks: usize, device: &Device) -> candle_core::Resul
     let planes = (1..=masks).map(plane);
     let planes = planes.collect::<candle_core::Result<Vec<_>>>()?;
     Tensor::stack(&planes, 1)?.to_device(device)
-}
-
-/// Probabilities that STAPLE forms of the masks of all runs, each image and class alone.
-fn joined(diffusion: &Diffusion, runs: &[Run]) -> Result<Tensor> {
-    let first = &runs[0].drawn;
-    let maps = runs.iter().map(|run| {
-        let maps = diffusion.probabilities(&run.drawn)?;
-        maps.to_device(&Device::Cpu)?
-            .flatten(0, 1)?
-            .flatten_from(1)?
-            .to_vec2::<f32>()
-    });
-    let maps: Vec<Vec<Vec<f32>>> = maps.collect::<candle_core::Result<_>>()?;
-    let join = |plane: usize| {
-        let maps: Vec<&[f32]> = maps.iter().map(|run| run[plane].as_slice()).collect();
-        Ok(staple_of_probabilities(&maps)?.probability)
-    };
-    let planes = (0..maps[0].len()).into_par_iter().map(join);
-    let values = planes.collect::<Result<Vec<Vec<f32>>>>()?.concat();
-    Ok(Tensor::from_vec(values, first.shape(), first.device())?)
 }

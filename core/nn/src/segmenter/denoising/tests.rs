@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::diffusion::scheduler::Prediction;
 use crate::{layers::Mode, segmenter::Activations, testing::close};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -1,12 +1,17 @@
 //! The options of `latent-seg` and `sdseg`. What a preset decides is left open here and filled in by
 //! [`Options::resolved`].
 
+mod architecture;
+#[cfg(test)]
+mod tests;
+
+pub use architecture::Architecture;
+
 use diffaug::{Error, Result};
 use diffaug_models::compressor::AutoencoderTraining;
 use diffaug_nn::{
     diffusion::scheduler::Prediction,
     fit::Settings,
-    limits,
     segmenter::{Budget, Recipe, Schedule, Train},
 };
 use schemars::JsonSchema;
@@ -142,84 +147,6 @@ pub enum Init {
     All,
     /// Of the denoising network only the way down and the middle; the way up begins anew.
     EncoderOnly,
-}
-
-/// The networks. Defaults are those of the published models.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Architecture {
-    /// Channels of the denoising network's first resolution.
-    pub width: usize,
-    /// What `width` is multiplied by at each resolution; every one but the first halves the sides.
-    pub multipliers: Vec<usize>,
-    /// Residual blocks at each resolution.
-    pub layers: usize,
-    /// Heads of an attention.
-    pub heads: usize,
-    /// How often smaller than the latent a map with attention is.
-    pub attention: Vec<usize>,
-    /// Groups of the denoising network's normalisations.
-    pub groups: usize,
-    /// Channels of the vision encoder at each resolution; without it those of Stable Diffusion's
-    /// autoencoder for pixels, 128 for latents, and fewer where the preset is small. Pixels need as many resolutions as bring them to the
-    /// latent's size, latents one.
-    pub vision: Option<Vec<usize>>,
-    /// Residual blocks of the vision encoder at each resolution.
-    pub vision_layers: usize,
-    /// Whether the vision encoder has attention at its lowest resolution.
-    pub vision_attention: bool,
-    /// Channels that the vision encoder answers with (d' of Eq. 9).
-    pub features: usize,
-    /// Channels of the small autoencoder at each resolution, where `vae` names none; every one but
-    /// the first halves the sides.
-    pub autoencoder: Vec<usize>,
-    /// Residual blocks of the small autoencoder at each resolution.
-    pub autoencoder_layers: usize,
-    /// Channels of its latent.
-    pub latent: usize,
-    /// Share of values that are dropped in the residual blocks when it learns.
-    pub dropout: f32,
-}
-
-impl Architecture {
-    /// A small one: latents of a quarter of the images' sides.
-    fn tiny() -> Self {
-        Architecture {
-            width: 32,
-            multipliers: vec![1, 2],
-            layers: 1,
-            heads: 4,
-            attention: vec![2],
-            groups: 8,
-            vision_layers: 1,
-            vision_attention: false,
-            features: 8,
-            autoencoder: vec![16, 24, 32],
-            dropout: 0.0,
-            ..Architecture::default()
-        }
-    }
-}
-
-impl Default for Architecture {
-    fn default() -> Self {
-        Architecture {
-            width: 192,
-            multipliers: vec![1, 2, 2, 4, 4],
-            layers: 2,
-            heads: 8,
-            attention: vec![1, 2, 4, 8],
-            groups: 32,
-            vision: None,
-            vision_layers: 2,
-            vision_attention: true,
-            features: 4,
-            autoencoder: vec![32, 64, 96, 96],
-            autoencoder_layers: 1,
-            latent: 4,
-            dropout: 0.2,
-        }
-    }
 }
 
 /// What is minimised.
@@ -395,7 +322,8 @@ impl Options {
                 "`prediction` to be `v_prediction` or `sample`, for noise alone says nothing of the latent",
             );
         }
-        self.check_architecture()?;
+        let input = self.resolved().vision_input;
+        self.architecture().check(input, &self.vision())?;
         self.check_objective()?;
         self.autoencoder().check("autoencoder")?;
         self.check_train()
@@ -431,87 +359,6 @@ impl Options {
         }
         self.train.check()?;
         self.train.check_together(&self.budget())
-    }
-
-    fn check_architecture(&self) -> Result<()> {
-        let a = &self.architecture();
-        if !(0.0..1.0).contains(&a.dropout) {
-            return refuse(
-                "architecture.dropout",
-                a.dropout,
-                "a number from 0 to below 1",
-            );
-        }
-        for (name, value) in [
-            ("width", a.width),
-            ("layers", a.layers),
-            ("heads", a.heads),
-            ("groups", a.groups),
-            ("vision_layers", a.vision_layers),
-            ("features", a.features),
-            ("autoencoder_layers", a.autoencoder_layers),
-            ("latent", a.latent),
-        ] {
-            within(&format!("architecture.{name}"), value, 1, 4096)?;
-        }
-        for (name, value) in [
-            ("layers", a.layers),
-            ("vision_layers", a.vision_layers),
-            ("autoencoder_layers", a.autoencoder_layers),
-        ] {
-            within(&format!("architecture.{name}"), value, 1, limits::LAYERS)?;
-        }
-        let vision = self.vision();
-        for (name, list) in [
-            ("multipliers", &a.multipliers),
-            ("vision", &vision),
-            ("autoencoder", &a.autoencoder),
-        ] {
-            let sizes = 1..=if name == "multipliers" {
-                64
-            } else {
-                limits::CHANNELS
-            };
-            if !(1..=8).contains(&list.len()) || list.iter().any(|n| !sizes.contains(n)) {
-                let field = format!("architecture.{name}");
-                let expected = format!("one to eight numbers from 1 to {}", sizes.end());
-                return refuse(&field, format!("{list:?}"), &expected);
-            }
-        }
-        let widest = a.multipliers.iter().map(|multiplier| a.width * multiplier);
-        let widest: Vec<usize> = widest.collect();
-        for (name, channels, layers) in [
-            ("width", &widest, a.layers),
-            ("vision", &vision, a.vision_layers),
-            ("autoencoder", &a.autoencoder, a.autoencoder_layers),
-        ] {
-            let most = limits::at_most(channels, layers);
-            if most > limits::PARAMETERS {
-                let field = format!("architecture.{name}");
-                let limit = limits::PARAMETERS;
-                let expected = format!("a network of at most {limit} parameters, not {most}");
-                return refuse(&field, format!("{channels:?} channels"), &expected);
-            }
-        }
-        if a.attention.len() > 16 {
-            let shown = format!("{} numbers", a.attention.len());
-            return refuse("architecture.attention", shown, "at most 16");
-        }
-        for multiplier in &a.multipliers {
-            let channels = a.width * multiplier;
-            for (name, value) in [("groups", a.groups), ("heads", a.heads)] {
-                if !channels.is_multiple_of(value) {
-                    let field = format!("architecture.{name}");
-                    return refuse(&field, value, &format!("a divisor of {channels}"));
-                }
-            }
-        }
-        if self.resolved().vision_input == VisionInput::Latent && vision.len() != 1 {
-            let shown = format!("{vision:?}");
-            let expected = "one number, as `vision_input` is `latent`";
-            return refuse("architecture.vision", shown, expected);
-        }
-        Ok(())
     }
 
     /// All numbers of the training.
@@ -581,82 +428,4 @@ fn within<T: PartialOrd + Display>(field: &str, value: T, low: T, high: T) -> Re
 
 fn refuse(field: &str, value: impl Display, expected: &str) -> Result<()> {
     Err(Error::config(format!("`{field}` is {value}, expected {expected}")).at(field))
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn defaults_are_fine_and_a_wrong_value_names_its_option() {
-        Options::default().check().unwrap();
-        let field = |json: &str| {
-            let options: Options = serde_json::from_str(json).unwrap();
-            options.check().unwrap_err().field.to_string()
-        };
-        assert_eq!(field(r#"{"steps": 0}"#), "steps");
-        assert_eq!(field(r#"{"threshold": 1.0}"#), "threshold");
-        assert_eq!(field(r#"{"zero_terminal_snr": true}"#), "zero_terminal_snr");
-        assert_eq!(
-            field(r#"{"architecture": {"heads": 7}}"#),
-            "architecture.heads"
-        );
-        assert_eq!(
-            field(r#"{"architecture": {"vision": [8, 8]}}"#),
-            "architecture.vision"
-        );
-        let dropout = r#"{"architecture": {"dropout": 1.0}}"#;
-        assert_eq!(field(dropout), "architecture.dropout");
-        assert_eq!(field(r#"{"train": {"loss": "bce"}}"#), "train.loss");
-        assert_eq!(field(r#"{"objective": {"last": 2}}"#), "objective.last");
-        let share = r#"{"train": {"synthetic_share": 1.0}}"#;
-        assert_eq!(field(share), "train.synthetic_share");
-        assert_eq!(field(r#"{"train": {"real_last": -1}}"#), "train.real_last");
-        for (name, value) in [
-            ("layers", "1000000000"),
-            ("vision_layers", "65"),
-            ("width", "1000000000"),
-            ("width", "4096"),
-            ("multipliers", "[1, 18446744073709551615]"),
-            ("autoencoder", "[32, 100000]"),
-            ("vision", "[16385]"),
-        ] {
-            let json = format!(r#"{{"architecture": {{"{name}": {value}}}}}"#);
-            assert_eq!(field(&json), format!("architecture.{name}"));
-        }
-        assert_eq!(
-            field(r#"{"train": {"steps": 1000000000000}}"#),
-            "train.steps"
-        );
-        assert_eq!(field(r#"{"train": {"batch": 100000}}"#), "train.batch");
-        assert_eq!(
-            field(r#"{"autoencoder": {"steps": 2000000000}}"#),
-            "autoencoder.steps"
-        );
-        assert_eq!(
-            field(r#"{"autoencoder": {"batch": 0}}"#),
-            "autoencoder.batch"
-        );
-    }
-
-    #[test]
-    fn presets_fill_in_what_is_not_said() {
-        let options = |json: &str| serde_json::from_str::<Options>(json).unwrap();
-        let (ours, theirs) = (options("{}"), options(r#"{"preset": "sdseg"}"#));
-        theirs.check().unwrap();
-        assert_eq!(ours.resolved().vision_input, VisionInput::Latent);
-        assert!(ours.resolved().fused && !theirs.resolved().fused);
-        assert_eq!(theirs.vision().len(), 4);
-        let (a, b) = (ours.settings(0), theirs.settings(0));
-        assert_eq!((a.accumulate, a.learning_rate, a.warmup), (4, 1e-5, 0));
-        assert_eq!((b.accumulate, b.learning_rate, b.warmup), (1, 4e-5, 10_000));
-        assert!(a.ema.is_none());
-        assert_eq!(b.ema.unwrap().only, Some("denoiser."));
-        let said = options(
-            r#"{"preset": "sdseg", "train": {"lr": 0.1}, "objective": {"lambda_dice": 1.0}}"#,
-        );
-        assert_eq!(said.settings(0).learning_rate, 0.1);
-        assert_eq!(said.resolved().lambda_dice, 1.0);
-    }
 }
