@@ -1,6 +1,7 @@
 //! `diffaug doctor`: what a run of a manifest needs, and what of that is missing, as short lists and one
 //! table, all of which can be read without colour.
 
+use super::grouped;
 use crate::{
     cli::{Global, ManifestArgs},
     ui::{Ui, table},
@@ -199,19 +200,6 @@ fn rows(stage: &Stage) -> Vec<Vec<String>> {
     rows
 }
 
-/// A number with commas between thousands.
-pub(super) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 fn plugin(stage: &Stage) -> String {
     let Stage {
         plugin,
@@ -254,22 +242,4 @@ fn aligned<'a>(lines: impl IntoIterator<Item = (&'a str, String)>) -> String {
     let lines = lines.iter();
     let lines = lines.map(|(name, text)| format!("  {name:width$}  {text}"));
     lines.collect::<Vec<_>>().join("\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn thousands_are_set_apart() {
-        let cases = [
-            (0, "0"),
-            (999, "999"),
-            (1000, "1,000"),
-            (2_567_478_084, "2,567,478,084"),
-        ];
-        for (number, text) in cases {
-            assert_eq!(grouped(number), text);
-        }
-    }
 }

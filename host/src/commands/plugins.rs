@@ -1,6 +1,6 @@
 //! `diffaug plugins`: what is there, and the options of one.
 
-use super::doctor::grouped;
+use super::grouped;
 use crate::{cli::Global, ui::Ui};
 use diffaug::{Backend, Context, Error};
 use diffaug_run::{
