@@ -4,8 +4,8 @@
 
 use crate::failure::{Failure, listed, nearest};
 use diffaug::{
-    Backend, BoxDataset, BoxGenerator, BoxPromptBank, BoxSegmenter, BoxValidator, Context, Entry,
-    Error, Inspection, Result, abi,
+    Backend, BoxDataset, BoxGenerator, BoxMeasure, BoxPromptBank, BoxSegmenter, BoxValidator,
+    Context, Entry, Error, Inspection, Result, abi,
 };
 use std::{
     fmt,
@@ -43,7 +43,7 @@ pub struct Offer<S> {
     pub origin: Origin,
 }
 
-/// A kind of stage, so that the code below is written once for all five.
+/// A kind of stage, so that the code below is written once for all six.
 pub trait Kind: Sized {
     /// What it is called in `diffaug plugins` and in messages.
     const NAME: &'static str;
@@ -93,7 +93,7 @@ impl<S: Kind> AnyOffer for Offer<S> {
 
 /// What is known of an entry whatever its kind.
 pub struct Listing<'a> {
-    /// `dataset`, `prompts`, `generator`, `segmenter` or `validator`.
+    /// `dataset`, `prompts`, `generator`, `segmenter`, `validator` or `measure`.
     pub kind: &'static str,
     /// What a manifest calls it.
     pub name: &'a str,
@@ -117,6 +117,7 @@ pub struct Registry {
     generators: Vec<Offer<BoxGenerator>>,
     segmenters: Vec<Offer<BoxSegmenter>>,
     validators: Vec<Offer<BoxValidator>>,
+    measures: Vec<Offer<BoxMeasure>>,
 }
 
 macro_rules! kinds {
@@ -175,6 +176,7 @@ kinds! {
     BoxGenerator "generator" generators;
     BoxSegmenter "segmenter" segmenters;
     BoxValidator "validator" validators;
+    BoxMeasure "measure" measures;
 }
 
 fn add<S: Kind>(table: &mut Vec<Offer<S>>, entry: Entry<S>, origin: &Origin) -> Result<()> {

@@ -27,6 +27,17 @@ pub struct Plugin {
     pub segmenters: extern "C" fn() -> RVec<Entry<BoxSegmenter>>,
     #[sabi(last_prefix_field)]
     pub validators: extern "C" fn() -> RVec<Entry<BoxValidator>>,
+    /// Libraries of before there were measures have none.
+    #[sabi(missing_field(with = no_measures))]
+    pub measures: extern "C" fn() -> RVec<Entry<BoxMeasure>>,
+}
+
+/// What a library offers that knows nothing of measures.
+fn no_measures() -> extern "C" fn() -> RVec<Entry<BoxMeasure>> {
+    extern "C" fn none() -> RVec<Entry<BoxMeasure>> {
+        RVec::new()
+    }
+    none
 }
 
 impl RootModule for Plugin_Ref {
@@ -46,6 +57,7 @@ pub fn root_module() -> Plugin_Ref {
         generators,
         segmenters,
         validators,
+        measures,
     }
     .leak_into_prefix()
 }
@@ -67,4 +79,5 @@ lists! {
     generators: BoxGenerator;
     segmenters: BoxSegmenter;
     validators: BoxValidator;
+    measures: BoxMeasure;
 }

@@ -1,6 +1,6 @@
 //! What a DiffAug plugin is written against.
 //!
-//! A plugin is an ordinary library: implement one of the five stage traits, say how to build it
+//! A plugin is an ordinary library: implement one of the six stage traits, say how to build it
 //! from its options, and register it. Linked into the host it appears among the built-ins; built
 //! as a `cdylib` it is loaded at run time. Nothing else changes.
 //!
@@ -99,8 +99,8 @@ pub mod prelude {
     pub use crate::inspect::{Component, Inspection};
     pub use crate::registry::{Backend, FromConfig};
     pub use crate::stage::{
-        BoxDataset, BoxPromptBank, BoxSegmenter, Context, Dataset, Generator, PromptBank, Reporter,
-        Segmenter, Validator, Watcher,
+        BoxDataset, BoxPromptBank, BoxSegmenter, Context, Dataset, Generator, Measure, PromptBank,
+        Reporter, Segmenter, Validator, Watcher,
     };
     pub use abi_stable::std_types::{RNone, ROption, RSlice, RSome, RStr, RString, RVec};
     pub use schemars::JsonSchema;

@@ -195,12 +195,13 @@ constructors! {
     generator: Generator => BoxGenerator, build_generator;
     segmenter: Segmenter => BoxSegmenter, build_segmenter;
     validator: Validator => BoxValidator, build_validator;
+    measure: Measure => BoxMeasure, build_measure;
 }
 
 /// Registers stages: in the host's own table when linked in, in the library's when loaded.
 ///
 /// `KIND "NAME" => TYPE, "SUMMARY"`, one or more; KIND is `dataset`, `prompts`, `generator`,
-/// `segmenter` or `validator`. `for BACKEND` after the name says what a plugin with models was
+/// `segmenter`, `validator` or `measure`. `for BACKEND` after the name says what a plugin with models was
 /// compiled for.
 ///
 /// ```ignore

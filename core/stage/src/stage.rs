@@ -1,4 +1,4 @@
-//! The five stages, each declared once.
+//! The six kinds of stage, each declared once.
 //!
 //! `stage!` makes four things of a declaration: the trait that authors implement (plain `Result`,
 //! default bodies), its twin for the ABI, an adapter that turns panics into errors, and a box
@@ -385,5 +385,55 @@ stage! {
             segmenters: RSlice<'_, BoxSegmenter>,
             reporter: &Reporter<'_>,
         ) -> Result<RVec<Verdict>>;
+    }
+}
+
+stage! {
+    /// Measures what a run came to.
+    ///
+    /// A measure looks at one [`Subject`] and has a method for it; the others are never called. Figures are
+    /// known by name before anything is measured.
+    pub trait Measure as MeasureAbi, MeasureAbi_TO, BoxMeasure {
+        /// What it compares.
+        fn subject(&self) -> Result<Subject>;
+
+        /// Its figures, in the order of every answer. For [`Subject::Predictions`] each is of one image, and
+        /// its mean over images is reported.
+        fn figures(&self) -> Result<RVec<FigureInfo>>;
+
+        /// The figures of [`Measure::total`], in its order: those of all predictions together.
+        fn totals(&self) -> Result<RVec<FigureInfo>> = Ok(RVec::new());
+
+        /// Of [`Subject::Predictions`]: one answer for each case, which depends on that case alone.
+        ///
+        /// # Errors
+        /// When a case cannot be measured; the message names its id.
+        fn score(&self, cases: RSlice<'_, Case<'_>>) -> Result<RVec<Measured>> =
+            Err(Error::unsupported("this measure does not look at predictions"));
+
+        /// Of [`Subject::Predictions`]: the figures of [`Measure::totals`], from the sums of
+        /// [`Measured::sums`] over `images` images.
+        fn total(&self, sums: RSlice<'_, f64>, images: u64) -> Result<RVec<ROption<f64>>> =
+            Ok(RVec::new());
+
+        /// Of [`Subject::Images`]: compares `synthetic` images with `real` ones.
+        ///
+        /// # Errors
+        /// When an image cannot be read or there are too few.
+        fn compare(
+            &self,
+            real: &BoxDataset,
+            synthetic: &BoxDataset,
+            reporter: &Reporter<'_>,
+        ) -> Result<Findings> =
+            Err(Error::unsupported("this measure does not look at images"));
+
+        /// Of [`Subject::Verdicts`]: what was `judged`, beside the facts of the `real` training lesions.
+        fn judge(
+            &self,
+            judged: RSlice<'_, Judgement>,
+            real: RSlice<'_, Attributes>,
+        ) -> Result<Findings> =
+            Err(Error::unsupported("this measure does not look at verdicts"));
     }
 }

@@ -296,6 +296,7 @@ impl Iou {
             classes: classes.collect(),
             reason: reason.into(),
             measures,
+            found: RSome(found.found.clone()),
         }
     }
 }
@@ -450,6 +451,7 @@ impl Ensemble {
             classes: classes.collect(),
             reason: reason.into(),
             measures,
+            found: RSome(members[0].found.clone()),
         })
     }
 }
@@ -510,6 +512,7 @@ impl Validator for AcceptAll {
             classes: RVec::new(),
             reason: RString::new(),
             measures: Attributes::new(),
+            found: RNone,
         };
         Ok(candidates.iter().map(accept).collect())
     }

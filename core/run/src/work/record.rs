@@ -11,7 +11,7 @@ use crate::{journal::Line, layout, manifest::Preview};
 use diffaug::{
     AttributeKind, Attributes, DatasetInfo, MaskRef, Verdict,
     metrics::mean,
-    prelude::{RString, RVec},
+    prelude::{ROption, RString, RVec},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -185,6 +185,7 @@ impl Record {
             classes: RVec::new(),
             reason: RString::new(),
             measures: Attributes::new(),
+            found: ROption::RNone,
         }
     }
 }
