@@ -27,6 +27,8 @@ pub struct Row {
     pub mean: f64,
     /// Sample standard deviation over trainings of the mean over images.
     pub std: f64,
+    /// `higher`, `lower` or `neither`: which way the figure improves.
+    pub better: String,
     /// This arm less the first, image by image, each the mean over trainings; `None` for the first.
     pub against_first: Option<Comparison>,
     /// The p of the comparison, corrected for their number (Holm).
@@ -36,7 +38,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// `gain`, `loss`, `none` where the interval holds zero, or `unsure` where it does not but trainings differ
+    /// `gain` or `loss` (`more` or `less` of a figure that is neither good nor bad), `none` where the interval holds zero, or `unsure` where it does not but trainings differ
     /// so much that other seeds may turn the difference.
     pub fn verdict(&self) -> &'static str {
         match &self.against_first {
@@ -46,9 +48,18 @@ impl Row {
             {
                 "unsure"
             }
-            Some(found) if found.low > 0.0 => "gain",
-            Some(found) if found.high < 0.0 => "loss",
+            Some(found) if found.low > 0.0 => self.words()[0],
+            Some(found) if found.high < 0.0 => self.words()[1],
             Some(_) => "none",
+        }
+    }
+
+    /// What a rise and a fall of the figure are called.
+    fn words(&self) -> [&'static str; 2] {
+        match self.better.as_str() {
+            "higher" => ["gain", "loss"],
+            "lower" => ["loss", "gain"],
+            _ => ["more", "less"],
         }
     }
 
@@ -107,6 +118,9 @@ pub fn compare(arms: &[Arm], metric: &str, seed: u64) -> Result<Vec<Row>> {
         return Ok(Vec::new());
     };
     let reference = by_image(first, metric)?;
+    let figures = arms.iter().flat_map(|arm| &arm.figures);
+    let figure = figures.into_iter().find(|figure| figure.name == metric);
+    let better = figure.map_or("neither", |figure| &figure.better);
     let mut rows = Vec::new();
     for (index, arm) in arms.iter().enumerate() {
         let against_first = match index {
@@ -124,6 +138,7 @@ pub fn compare(arms: &[Arm], metric: &str, seed: u64) -> Result<Vec<Row>> {
             steps: arm.trainings.iter().map(|t| t.steps).collect(),
             mean: mean(&means).ok_or_else(|| missing(arm, metric))?,
             std: std_dev(&means).unwrap_or(0.0),
+            better: better.to_owned(),
             against_first,
             adjusted_p: None,
             seed_error: None,
@@ -276,6 +291,7 @@ mod tests {
         Arm {
             name: name.to_owned(),
             trainings: dice.iter().enumerate().map(training).collect(),
+            figures: crate::work::scoring::basic(),
         }
     }
 
@@ -291,6 +307,29 @@ mod tests {
         assert!((found.low - 0.2).abs() < 1e-12 && (found.high - 0.2).abs() < 1e-12);
         assert_eq!((found.images, found.clusters), (3, 3));
         assert_eq!(rows[1].verdict(), "gain");
+    }
+
+    #[test]
+    fn less_of_what_is_bad_is_a_gain() {
+        let figure = |arm: Arm| {
+            let rename = |mut training: Training| {
+                for scores in training.images.values_mut() {
+                    let value = scores.figures.remove("dice").unwrap();
+                    scores.figures.insert("fnr".to_owned(), value);
+                }
+                training
+            };
+            let trainings = arm.trainings.into_iter().map(rename).collect();
+            Arm { trainings, ..arm }
+        };
+        let one = figure(arm("one", &[&[0.5, 0.6, 0.7]], &[]));
+        let other = figure(arm("other", &[&[0.2, 0.3, 0.4]], &[]));
+        let rows = compare(&[one.clone(), other.clone()], "fnr", 0).unwrap();
+        assert_eq!(rows[1].verdict(), "gain");
+        assert_eq!(
+            compare(&[other, one], "fnr", 0).unwrap()[1].verdict(),
+            "loss"
+        );
     }
 
     #[test]

@@ -61,6 +61,14 @@ pub const CHECKSUMS: &str = "synthetic.sha256";
 /// Says that the synthesis is done, and what it came to.
 pub const SYNTHESIS: &str = "synthetic.json";
 
+/// What a measure says of the synthetic images or the verdicts of a run.
+pub fn measure(name: &str) -> String {
+    format!("{MEASURES}/{name}.json")
+}
+
+/// Folder of what measures say of synthetic images and of verdicts.
+pub const MEASURES: &str = "measures";
+
 /// What is known of the backgrounds, while they are cleared.
 pub const CLEARING_JOURNAL: &str = "backgrounds/journal.jsonl";
 /// The cleared images.

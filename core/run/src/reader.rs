@@ -1,7 +1,10 @@
 //! Reads finished runs: their arms, the trainings of each, and the scores of every test image.
 
-use crate::layout;
-use diffaug::{Error, Result, ResultExt, error::ErrorKind, files, metrics};
+use crate::{
+    layout,
+    work::{measuring::Figure, scoring},
+};
+use diffaug::{Error, Result, ResultExt, error::ErrorKind, files};
 use serde::Deserialize;
 use serde_json::Value;
 use std::{
@@ -34,6 +37,8 @@ pub struct Arm {
     pub name: String,
     /// Every training that was scored, by seed.
     pub trainings: Vec<Training>,
+    /// Every figure that its images have, in the order of tables.
+    pub figures: Vec<Figure>,
 }
 
 /// A training and the scores of each test image.
@@ -61,6 +66,8 @@ pub struct Scores {
 struct Scored {
     seed: u64,
     fit: Option<Fitted>,
+    #[serde(default)]
+    figures: Vec<Figure>,
 }
 
 #[derive(Deserialize)]
@@ -136,8 +143,15 @@ impl Run {
     /// When there is no such arm or a file of it cannot be read.
     pub fn arm(&self, name: &str) -> Result<Arm> {
         let mut trainings = Vec::new();
+        let mut figures = scoring::basic();
         for files in self.trainings(name)? {
             let scored: Scored = read_json(&self.root.join(files.scores()))?;
+            let new = scored.figures.into_iter();
+            for figure in new {
+                if !figures.iter().any(|known| known.name == figure.name) {
+                    figures.push(figure);
+                }
+            }
             trainings.push(Training {
                 seed: scored.seed,
                 steps: scored.fit.map(|fit| fit.steps),
@@ -155,6 +169,7 @@ impl Run {
         Ok(Arm {
             name: format!("{}:{name}", self.root.display()),
             trainings,
+            figures,
         })
     }
 
@@ -201,7 +216,9 @@ fn read_scores(path: &Path) -> Result<BTreeMap<String, Scores>> {
     let text = files::read_text(path, MOST_BYTES)?;
     let mut reader = csv::Reader::from_reader(text.as_bytes());
     let header = reader.headers().or_error(ErrorKind::Data, failed)?.clone();
-    let figures = metrics::Scores::default().named().map(|(name, _)| name);
+    // Behind the figures stand counts of pixels and facts of images, which may have any name.
+    let end = header.iter().position(|name| name == scoring::PIXELS[0]);
+    let end = end.unwrap_or(header.len());
     let mut images = BTreeMap::new();
     for row in reader.records() {
         let row = row.or_error(ErrorKind::Data, failed)?;
@@ -211,9 +228,8 @@ fn read_scores(path: &Path) -> Result<BTreeMap<String, Scores>> {
             match (place, name, cell.parse::<f64>()) {
                 (0, "id", _) => id = Some(cell.to_owned()),
                 (1, "group", _) => cell.clone_into(&mut scores.group),
-                // Behind the figures stand facts of images, which may have any name.
-                (_, _, Ok(value)) if figures.contains(&name) && value.is_finite() => {
-                    scores.figures.entry(name.to_owned()).or_insert(value);
+                (place, _, Ok(value)) if place < end && value.is_finite() => {
+                    scores.figures.insert(name.to_owned(), value);
                 }
                 _ => {}
             }
@@ -276,12 +292,14 @@ mod tests {
 
     #[test]
     fn facts_that_are_called_like_figures_are_none() {
-        let images = read("id,dice,iou,dice,group,redness\na,0.5,,0.9,7,3\n").unwrap();
+        let images = read("id,dice,iou,true_positive,dice,group\na,0.5,,9,0.9,7\n").unwrap();
         let scores = &images["a"];
         assert_eq!(scores.figures, [("dice".to_owned(), 0.5)].into());
         assert_eq!(scores.group, "");
-        let images = read("id,group,dice,iou,group\na,video 1,0.5,0.4,other\n").unwrap();
+        let text = "id,group,dice,hd95,true_positive,group\na,video 1,0.5,2.5,9,other\n";
+        let images = read(text).unwrap();
         assert_eq!(images["a"].group, "video 1");
+        assert_eq!(images["a"].figures["hd95"], 2.5);
     }
 
     #[test]

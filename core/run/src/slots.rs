@@ -1,6 +1,7 @@
 //! Every table of a manifest that holds a stage, listed once.
 
 use crate::manifest::{Manifest, StageTable};
+use std::borrow::Cow;
 
 /// The table of the dataset.
 pub const DATASET: &str = "dataset";
@@ -16,21 +17,25 @@ pub const VALIDATOR: &str = "validator";
 pub const SEGMENTER: &str = "segmenter";
 /// The table of the segmenter that is trained and scored in the end.
 pub const DOWNSTREAM: &str = "evaluate.segmenter";
+/// The table of the tables of measures.
+pub const MEASURES: &str = "evaluate.measures";
+/// What kind of stage each of them holds.
+pub const MEASURE: &str = "measure";
 
 /// A table that holds a stage.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Slot {
     /// Its path in the manifest, with dots.
-    pub at: &'static str,
-    /// The kind of its stage: `dataset`, `prompts`, `generator`, `segmenter` or `validator`.
+    pub at: Cow<'static, str>,
+    /// The kind of its stage: `dataset`, `prompts`, `generator`, `segmenter`, `validator` or `measure`.
     pub kind: &'static str,
-    /// What the manifest has there.
-    table: fn(&Manifest) -> Option<&StageTable>,
+    /// What the manifest has there; `None` for a measure, which is found by its name.
+    table: Option<fn(&Manifest) -> Option<&StageTable>>,
     /// Whether a run without synthetic images does without it.
     paints: bool,
 }
 
-/// Every slot, in the order in which a run needs them.
+/// Every slot that each manifest has, in the order in which a run needs them.
 pub const SLOTS: [Slot; 7] = [
     slot(DATASET, "dataset", |m| Some(&m.dataset), false),
     slot(PROMPTS, "prompts", |m| Some(&m.prompts), true),
@@ -53,17 +58,33 @@ const fn slot(
     paints: bool,
 ) -> Slot {
     Slot {
-        at,
+        at: Cow::Borrowed(at),
         kind,
-        table,
+        table: Some(table),
         paints,
     }
 }
 
 impl Slot {
+    /// The slot of the measure that a manifest calls `name`.
+    pub fn of_measure(name: &str) -> Self {
+        Slot {
+            at: format!("{MEASURES}.{name}").into(),
+            kind: MEASURE,
+            table: None,
+            paints: false,
+        }
+    }
+
     /// What `manifest` has there.
     pub fn table<'a>(&self, manifest: &'a Manifest) -> Option<&'a StageTable> {
-        (self.table)(manifest)
+        match self.table {
+            Some(table) => table(manifest),
+            None => {
+                let name = self.at.strip_prefix(MEASURES)?.strip_prefix('.')?;
+                manifest.evaluate.measures.get(name)
+            }
+        }
     }
 
     /// Whether a run of `manifest` needs the stage. What is trained in the end is in the place of the
@@ -84,11 +105,21 @@ impl Slot {
     }
 }
 
-/// The stages of a run by the paths that `lock.json` has for them: as [`SLOTS`], but with what is trained in
-/// the end wherever it stands.
+/// The slots of `manifest`: [`SLOTS`] and one for each of its measures.
+pub fn of_manifest(manifest: &Manifest) -> impl Iterator<Item = Slot> {
+    let measures = manifest.evaluate.measures.keys();
+    let measures = measures.map(|name| Slot::of_measure(name));
+    SLOTS.into_iter().chain(measures)
+}
+
+/// The stages of a run by the paths that `lock.json` has for them: as [`of_manifest`], but with what is trained
+/// in the end wherever it stands.
 pub fn of_run(manifest: &Manifest) -> impl Iterator<Item = (Slot, &StageTable)> {
-    SLOTS.into_iter().filter_map(|slot| match slot.at {
-        DOWNSTREAM => Some((slot, manifest.downstream())),
-        _ => Some((slot, slot.table(manifest)?)),
+    of_manifest(manifest).filter_map(|slot| {
+        let table = match &*slot.at {
+            DOWNSTREAM => manifest.downstream(),
+            _ => slot.table(manifest)?,
+        };
+        Some((slot, table))
     })
 }

@@ -8,9 +8,9 @@
 use crate::{
     layout,
     manifest::{Manifest, StageTable},
-    slots::{DOWNSTREAM, GENERATOR, PROMPTS, SEGMENTER, START, VALIDATOR},
+    slots::{DOWNSTREAM, GENERATOR, PROMPTS, SEGMENTER, START, Slot, VALIDATOR},
 };
-use diffaug::files;
+use diffaug::{Subject, files};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -63,6 +63,8 @@ pub struct Known<'a> {
     pub weights: &'a Map<String, Value>,
     /// Hashes of other files, by the option that names them.
     pub files: &'a Map<String, Value>,
+    /// What each measure of the manifest is called and looks at.
+    pub measures: &'a [(String, Subject)],
     /// How many segmenters the validator asks; `None` where nobody paints or judges.
     pub judges: Option<u32>,
 }
@@ -149,7 +151,17 @@ impl Planner<'_> {
                 self.inputs("paint", &self.pool(&needs), m.seed),
             );
         }
-        plan.add(layout::SYNTHETIC, self.inputs("synthesise", &needs, m.seed))
+        let synthetic = plan.add(layout::SYNTHETIC, self.inputs("synthesise", &needs, m.seed));
+        for (name, subject) in self.known.measures {
+            if *subject != Subject::Predictions {
+                let needs = json!({ "synthetic": synthetic, "measure": self.measure(name) });
+                plan.add(
+                    &layout::measure(name),
+                    self.inputs("measure", &needs, m.seed),
+                );
+            }
+        }
+        synthetic
     }
 
     /// What painted images depend on, of all that synthetic ones do: not how they are judged, nor how many
@@ -211,10 +223,27 @@ impl Planner<'_> {
             let files = layout::Training::new(name, seed);
             let inputs = self.training(&stage, seed, Value::Null, synthetic);
             let trained = plan.add(&files.weights(), inputs);
-            let needs = json!({ "trained": trained, "resolution": m.evaluate.resolution });
+            let mut needs = json!({ "trained": trained, "resolution": m.evaluate.resolution });
+            if let Some(measures) = self.measures(Subject::Predictions) {
+                needs["measures"] = measures;
+            }
             let inputs = json!({ "step": "score", "needs": needs });
             plan.add(&files.scores(), inputs);
         }
+    }
+
+    /// The measures that look at `subject`, by their names; `None` of none.
+    fn measures(&self, subject: Subject) -> Option<Value> {
+        let own = self.known.measures.iter();
+        let own = own.filter(|(_, its)| *its == subject);
+        let stages = own.filter_map(|(name, _)| Some((name.clone(), self.measure(name)?)));
+        let stages: Map<String, Value> = stages.collect();
+        (!stages.is_empty()).then(|| stages.into())
+    }
+
+    fn measure(&self, name: &str) -> Option<Value> {
+        let table = self.manifest.evaluate.measures.get(name)?;
+        Some(self.stage(&Slot::of_measure(name).at, table))
     }
 
     /// What the training of a segmenter depends on, whatever it is for.
@@ -321,6 +350,7 @@ use = "unet"
             weights: weights.as_object().unwrap(),
             files: files.as_object().unwrap(),
             judges: Some(1),
+            measures: &[],
         };
         Plan::new(&manifest, &known)
     }
@@ -427,6 +457,7 @@ use = "unet"
                 plugins: &json!({}),
                 weights: &Map::new(),
                 files: files.as_object().unwrap(),
+                measures: &[],
                 judges: Some(1),
             };
             Plan::new(&manifest, &known)

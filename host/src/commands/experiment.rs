@@ -12,7 +12,7 @@ use diffaug_run::{
         cluster::{Call, Scheduler},
         jobs::Jobs,
         outlook::{Planned, outlook},
-        table::{self, Group},
+        table::{self, Group, Table},
         tasks::{self, Task},
     },
     failure::Failure,
@@ -27,6 +27,7 @@ use std::{path::Path, time::SystemTime};
 /// Runs what was asked for of an experiment.
 pub fn experiment(args: &ExperimentArgs, global: &Global, ui: Ui) -> Result<(), Failure> {
     let experiment = Experiment::read(&args.args.manifest, &overrides(&args.args, global))?;
+    check_metric(&experiment, global, ui)?;
     let cluster = scheduler(args);
     if args.shards.is_some() && args.jobs == 1 && cluster.is_none() {
         let message =
@@ -93,6 +94,16 @@ pub fn experiment(args: &ExperimentArgs, global: &Global, ui: Ui) -> Result<(), 
         (false, false) => Err(Error::data(message).into()),
         (false, true) => Err(Error::internal(message).into()),
     }
+}
+
+/// Checks that every cell has the figure that is compared, before any is run for hours.
+fn check_metric(experiment: &Experiment, global: &Global, ui: Ui) -> Result<(), Failure> {
+    for cell in &experiment.cells {
+        let (manifest, document) = (&cell.manifest, &cell.document);
+        let plugins = load(manifest, document, &manifest.device, global, ui)?;
+        experiment.check_metric(&work::figures(manifest, document, &plugins.registry)?)?;
+    }
+    Ok(())
 }
 
 /// Who shall distribute the steps, and the script to write for it.
@@ -225,16 +236,21 @@ fn dry_run(all: &[Planned]) -> (String, serde_json::Value) {
 
 /// Writes and prints the tables.
 fn finish(experiment: &Experiment, failed: &[String], ui: Ui) -> Result<(), Failure> {
-    let groups = table::groups(experiment)?;
+    let all = table::of(experiment)?;
     let metric = &experiment.settings.metric;
-    let markdown = markdown(&groups, metric);
-    let json = json!({ "name": experiment.name, "groups": groups, "failed": failed });
-    let [md, csv, tex, all] = table::paths(&experiment.folder);
+    let markdown = markdown(&all, metric);
+    let json = json!({
+        "name": experiment.name,
+        "figures": all.figures,
+        "groups": all.groups,
+        "failed": failed,
+    });
+    let [md, csv, tex, whole] = table::paths(&experiment.folder);
     files::write_atomic(&md, format!("{markdown}\n").as_bytes())?;
-    files::write_atomic(&csv, table::csv(&groups)?.as_bytes())?;
-    files::write_atomic(&tex, table::latex(&groups, metric).as_bytes())?;
+    files::write_atomic(&csv, table::csv(&all)?.as_bytes())?;
+    files::write_atomic(&tex, table::latex(&all, metric).as_bytes())?;
     let text = serde_json::to_string_pretty(&json).map_err(Error::internal)?;
-    files::write_atomic(&all, format!("{text}\n").as_bytes())?;
+    files::write_atomic(&whole, format!("{text}\n").as_bytes())?;
     ui.result(|| markdown, &json);
     ui.say(format!(
         "\neverything is in {}",
@@ -243,8 +259,8 @@ fn finish(experiment: &Experiment, failed: &[String], ui: Ui) -> Result<(), Fail
     Ok(())
 }
 
-fn markdown(groups: &[Group], metric: &str) -> String {
-    let header = table::header(metric);
+fn markdown(all: &Table, metric: &str) -> String {
+    let header = all.header(metric);
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let one = |group: &Group| {
         let rows = table(&header, &table::rows(group));
@@ -253,6 +269,6 @@ fn markdown(groups: &[Group], metric: &str) -> String {
             name => format!("**{name}**\n\n{rows}"),
         }
     };
-    let all: Vec<String> = groups.iter().map(one).collect();
-    all.join("\n\n")
+    let groups: Vec<String> = all.groups.iter().map(one).collect();
+    groups.join("\n\n")
 }

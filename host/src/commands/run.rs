@@ -10,9 +10,10 @@ use diffaug_run::{
     session::Session,
     work::{
         self, Goal, RunOutcome,
+        pool_figures::Outcome,
         pool_measures::{Pool, SHOWN},
         record::Summary,
-        scoring::Figures,
+        scoring::{self, Figures},
         sizes::Size,
     },
 };
@@ -27,6 +28,7 @@ pub fn run(args: &ManifestArgs, goal: Goal, global: &Global, ui: Ui) -> Result<(
             "folder": outcome.folder,
             "fit": outcome.fit,
             "synthesis": outcome.summary,
+            "measures": outcome.measured,
         })
     });
     ui.result(|| text(&outcome, &result), &result);
@@ -117,8 +119,10 @@ fn text(outcome: &RunOutcome, result: &Value) -> String {
         }
     }
     parts.extend(outcome.summary.iter().map(pool_measures));
+    parts.extend(outcome.measured.iter().map(pool_figures));
     if !outcome.arms.is_empty() {
         parts.push(scores(outcome, result));
+        parts.push(further(outcome, result));
         parts.push(groups(outcome));
     }
     parts.retain(|part| !part.is_empty());
@@ -187,6 +191,78 @@ fn pool_measures(summary: &Summary) -> String {
     .to_vec();
     let mut header = vec!["lesions", "images"];
     header.extend(SHOWN.iter().map(|(_, title)| *title));
+    table(&header, &rows)
+}
+
+/// What a measure says of each pool, a pool a column.
+fn pool_figures((name, outcome): (&String, &Outcome)) -> String {
+    let mut header = vec![name.as_str()];
+    header.extend(outcome.pools.keys().map(String::as_str));
+    let mut rows = vec![vec!["images".to_owned()]];
+    rows[0].extend(outcome.pools.values().map(|pool| pool.images.to_string()));
+    for figure in &outcome.figures {
+        let values = outcome.pools.values();
+        let values = values.map(|pool| pool.figures.get(&figure.name));
+        let mut row = vec![figure.name.clone()];
+        row.extend(values.map(|value| value.map_or("-".into(), |value| format!("{value:.4}"))));
+        rows.push(row);
+    }
+    let notes = outcome
+        .pools
+        .iter()
+        .filter(|(_, pool)| !pool.note.is_empty());
+    let notes = notes.map(|(name, pool)| format!("\n{name}: {}", pool.note));
+    format!(
+        "beside {} real training images:\n{}{}",
+        outcome.real,
+        table(&header, &rows),
+        notes.collect::<String>()
+    )
+}
+
+/// The figures of measures, an arm a column: the mean over images, or of all images together.
+fn further(outcome: &RunOutcome, result: &Value) -> String {
+    let basic: Vec<String> = scoring::basic()
+        .into_iter()
+        .map(|figure| figure.name)
+        .collect();
+    let Some(first) = outcome.arms.first() else {
+        return String::new();
+    };
+    let runs = result["arms"][0]["runs"].as_array().map_or(1, Vec::len);
+    let further = |figures: &Figures| -> Vec<String> {
+        let names = figures.0.keys();
+        names
+            .filter(|name| !basic.contains(name))
+            .cloned()
+            .collect()
+    };
+    let shown = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.4}"));
+    let mut rows = Vec::new();
+    for name in further(&first.mean) {
+        let mut row = vec![format!("{name}, mean over images")];
+        row.extend(outcome.arms.iter().map(|arm| {
+            let spread = arm.std.get(&name).filter(|_| runs > 1);
+            let spread = spread.map_or_else(String::new, |std| format!(" ± {std:.4}"));
+            shown(arm.mean.get(&name)) + &spread
+        }));
+        rows.push(row);
+    }
+    for name in further(&first.dataset_level) {
+        let mut row = vec![format!("{name}, of all images")];
+        row.extend(
+            outcome
+                .arms
+                .iter()
+                .map(|arm| shown(arm.dataset_level.get(&name))),
+        );
+        rows.push(row);
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    let mut header = vec!["measure"];
+    header.extend(outcome.arms.iter().map(|arm| arm.name));
     table(&header, &rows)
 }
 

@@ -5,7 +5,7 @@ use diffaug_run::{
     failure::Failure,
     manifest::Manifest,
     registry::{Listing, Registry},
-    slots::SLOTS,
+    slots::{MEASURE, SLOTS, Slot},
 };
 use serde_json::{Value, json};
 
@@ -27,15 +27,12 @@ fn manifest_schema(registry: &Registry) -> Value {
         .into();
     let all = registry.list();
     for slot in SLOTS {
-        let mut choices: Vec<&Listing<'_>> = all.iter().filter(|l| l.kind == slot.kind).collect();
-        // Built for several devices it is still one choice, and takes the same options.
-        choices.dedup_by_key(|l| l.name);
-        let choices: Vec<Value> = choices.into_iter().map(stage).collect();
-        if let Some(table) = schema.pointer_mut(&slot.pointer()) {
-            let description = table["description"].clone();
-            *table = json!({ "description": description, "oneOf": choices });
-        }
+        fill(&mut schema, &slot.pointer(), slot.kind, &all);
     }
+    // Each has a name of the user's choice.
+    let measures = Slot::of_measure("*").pointer();
+    let measures = measures.replace("/properties/*", "/additionalProperties");
+    fill(&mut schema, &measures, MEASURE, &all);
     // `base` is resolved while reading; editors should still know it.
     schema["properties"]["base"] = json!({
         "type": "string",
@@ -46,6 +43,18 @@ fn manifest_schema(registry: &Registry) -> Value {
         root.remove("required");
     }
     schema
+}
+
+/// Puts the stages of a kind in the place of a table of any stage.
+fn fill(schema: &mut Value, pointer: &str, kind: &str, all: &[Listing<'_>]) {
+    let mut choices: Vec<&Listing<'_>> = all.iter().filter(|l| l.kind == kind).collect();
+    // Built for several devices it is still one choice, and takes the same options.
+    choices.dedup_by_key(|l| l.name);
+    let choices: Vec<Value> = choices.into_iter().map(stage).collect();
+    if let Some(table) = schema.pointer_mut(pointer) {
+        let description = table["description"].clone();
+        *table = json!({ "description": description, "oneOf": choices });
+    }
 }
 
 /// A stage's options with its name fixed.

@@ -52,7 +52,7 @@ pub fn score(args: &ScoreArgs, ui: Ui) -> Result<(), Failure> {
     if let Some(path) = &args.csv {
         scoring::write_csv(path, &scored)?;
     }
-    let report = scoring::report(&scored);
+    let report = scoring::report(&scored, Vec::new());
     let text = || {
         let row = |name: &str, figures: &Figures| {
             let mut row = vec![name.to_owned()];

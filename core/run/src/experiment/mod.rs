@@ -15,6 +15,7 @@ use crate::{
     manifest::{Document, EXPERIMENT, Manifest, fits_name, names_folder},
     results::{self, Lock},
     store,
+    work::measuring::Figure,
 };
 use diffaug::{Error, ErrorKind, Result, ResultExt, files};
 use schemars::JsonSchema;
@@ -41,7 +42,8 @@ pub struct Settings {
     pub seeds: Vec<u64>,
     /// The two arms whose comparison was decided on beforehand: the second against the first.
     pub primary: Option<[String; 2]>,
-    /// The figure that is compared: dice, iou, sensitivity, fnr or specificity.
+    /// The figure that is compared: dice, iou, sensitivity, fnr, specificity, or one of a measure of
+    /// predictions.
     pub metric: String,
 }
 
@@ -65,6 +67,8 @@ pub struct Experiment {
     pub settings: Settings,
     /// Every arm in every group, group by group.
     pub cells: Vec<Cell>,
+    /// Where everything was written.
+    document: Document,
 }
 
 /// An arm under one combination of the matrix.
@@ -117,6 +121,7 @@ impl Experiment {
             folder: PathBuf::new(),
             cells: Vec::new(),
             settings,
+            document: document.clone(),
         };
         let groups = groups(&document)?;
         if groups.len() * arms.len() > MOST_CELLS {
@@ -182,6 +187,23 @@ impl Experiment {
         Ok(())
     }
 
+    /// Checks that a cell whose images will have `figures` has the one that is compared.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub fn check_metric(&self, figures: &[Figure]) -> Result<(), Failure> {
+        let metric = &self.settings.metric;
+        if figures.iter().any(|figure| figure.name == *metric) {
+            return Ok(());
+        }
+        let names: Vec<&str> = figures.iter().map(|figure| figure.name.as_str()).collect();
+        let error = Error::config(format!(
+            "`experiment.metric` is `{metric}`, expected one of {}",
+            names.join(", ")
+        ));
+        Err(self.document.failure("", error.at("experiment.metric")))
+    }
+
     /// Takes the folder of the experiment for this process, and removes what a killed one left half written.
     ///
     /// # Errors
@@ -231,16 +253,6 @@ fn settings(document: &Document) -> Result<Settings, Failure> {
     if settings.seeds.is_empty() || distinct.len() < settings.seeds.len() {
         let error = Error::config("`experiment.seeds` must be one or more seeds that differ");
         return Err(failure(error.at("seeds")));
-    }
-    let named = diffaug::metrics::Scores::default().named();
-    let figures = named.map(|(name, _)| name);
-    if !figures.contains(&settings.metric.as_str()) {
-        let error = Error::config(format!(
-            "`experiment.metric` is `{}`, expected one of {}",
-            settings.metric,
-            figures.join(", ")
-        ));
-        return Err(failure(error.at("metric")));
     }
     Ok(settings)
 }

@@ -4,19 +4,27 @@ use super::{Cell, Experiment};
 use crate::{
     compare::{self, Row},
     layout,
-    reader::Run,
+    reader::{Arm, Run},
+    work::{measuring::Figure, scoring},
 };
 use diffaug::{Error, Result, ResultExt, error::ErrorKind, files};
 use serde::Serialize;
 use serde_json::Value;
 use std::path::Path;
 
-/// The figures of an arm that a table shows, in its order.
-pub const FIGURES: [&str; 5] = ["dice", "iou", "sensitivity", "fnr", "specificity"];
 /// Seed of the resamples of intervals.
 const RESAMPLING: u64 = 0;
 /// No `result.json` is larger.
 const MOST_BYTES: u64 = 1 << 30;
+
+/// Every arm of an experiment that is finished.
+#[derive(Debug, Serialize)]
+pub struct Table {
+    /// The figures that any of them has, in the order of the columns.
+    pub figures: Vec<Figure>,
+    /// The arms, group by group.
+    pub groups: Vec<Group>,
+}
 
 /// The arms of a group.
 #[derive(Debug, Serialize)]
@@ -36,8 +44,8 @@ pub struct Line {
     pub primary: bool,
     /// Training images, real and synthetic.
     pub images: u64,
-    /// Mean and sample standard deviation over trainings of each of [`FIGURES`].
-    pub figures: Vec<(&'static str, Option<f64>, Option<f64>)>,
+    /// Mean and sample standard deviation over trainings of each of [`Table::figures`].
+    pub figures: Vec<(String, Option<f64>, Option<f64>)>,
     /// The figure that is compared.
     pub compared: Row,
 }
@@ -46,41 +54,55 @@ pub struct Line {
 ///
 /// # Errors
 /// When a file of a run is damaged.
-pub fn groups(experiment: &Experiment) -> Result<Vec<Group>> {
-    let groups = experiment.groups().into_iter();
-    let groups = groups.map(|name| group(experiment, name));
-    groups.filter_map(Result::transpose).collect()
+pub fn of(experiment: &Experiment) -> Result<Table> {
+    let mut figures = scoring::basic();
+    let mut read = Vec::new();
+    for name in experiment.groups() {
+        let cells = experiment.of_group(name);
+        let cells: Vec<&Cell> = cells.into_iter().filter(|cell| finished(cell)).collect();
+        let arm = |cell: &&Cell| Run::open(&cell.manifest.output())?.arm(cell.scored());
+        let arms = cells.iter().map(arm).collect::<Result<Vec<Arm>>>()?;
+        for figure in arms.iter().flat_map(|arm| &arm.figures) {
+            if !figures.iter().any(|known| known.name == figure.name) {
+                figures.push(figure.clone());
+            }
+        }
+        read.push((name, cells, arms));
+    }
+    let read = read.into_iter().filter(|(_, cells, _)| !cells.is_empty());
+    let groups = read.map(|(name, cells, arms)| group(experiment, name, &cells, &arms, &figures));
+    let groups = groups.collect::<Result<_>>()?;
+    Ok(Table { figures, groups })
 }
 
-fn group(experiment: &Experiment, name: &str) -> Result<Option<Group>> {
-    let cells = experiment.of_group(name);
-    let cells: Vec<&Cell> = cells.into_iter().filter(|cell| finished(cell)).collect();
-    if cells.is_empty() {
-        return Ok(None);
-    }
-    let read = |cell: &&Cell| Run::open(&cell.manifest.output())?.arm(cell.scored());
-    let arms = cells.iter().map(read).collect::<Result<Vec<_>>>()?;
-    let rows = compare::compare(&arms, &experiment.settings.metric, RESAMPLING)?;
+fn group(
+    experiment: &Experiment,
+    name: &str,
+    cells: &[&Cell],
+    arms: &[Arm],
+    figures: &[Figure],
+) -> Result<Group> {
+    let rows = compare::compare(arms, &experiment.settings.metric, RESAMPLING)?;
     let primary = experiment.settings.primary.as_ref();
-    let lines = cells.into_iter().zip(rows).map(|(cell, mut row)| {
+    let lines = cells.iter().zip(rows).map(|(cell, mut row)| {
         row.arm.clone_from(&cell.arm);
         let arm = scored(cell)?;
-        let figure = |name| {
-            let of = |kind: &str| arm[kind][name].as_f64();
-            (name, of("mean"), of("std"))
+        let figure = |figure: &Figure| {
+            let of = |kind: &str| arm[kind][&figure.name].as_f64();
+            (figure.name.clone(), of("mean"), of("std"))
         };
         Ok(Line {
             arm: cell.arm.clone(),
             primary: primary.is_some_and(|[_, second]| *second == cell.arm),
             images: arm["training_images"].as_u64().unwrap_or_default(),
-            figures: FIGURES.map(figure).to_vec(),
+            figures: figures.iter().map(figure).collect(),
             compared: row,
         })
     });
-    Ok(Some(Group {
+    Ok(Group {
         name: name.to_owned(),
         arms: lines.collect::<Result<_>>()?,
-    }))
+    })
 }
 
 fn finished(cell: &Cell) -> bool {
@@ -98,14 +120,16 @@ fn scored(cell: &Cell) -> Result<Value> {
     arms.next().cloned().ok_or_else(|| Error::data(damaged()))
 }
 
-/// The header of the tables of a metric.
-pub fn header(metric: &str) -> Vec<String> {
-    let mut header = vec!["arm".to_owned(), "images".to_owned(), "n".to_owned()];
-    header.extend(FIGURES.iter().map(|name| (*name).to_owned()));
-    let mut columns = compare::columns();
-    columns[0] += &format!(" in {metric}");
-    header.extend(columns);
-    header
+impl Table {
+    /// The header of the tables of a metric.
+    pub fn header(&self, metric: &str) -> Vec<String> {
+        let mut header = vec!["arm".to_owned(), "images".to_owned(), "n".to_owned()];
+        header.extend(self.figures.iter().map(|figure| figure.name.clone()));
+        let mut columns = compare::columns();
+        columns[0] += &format!(" in {metric}");
+        header.extend(columns);
+        header
+    }
 }
 
 /// The rows of a group, for people: three digits, mean ± deviation.
@@ -135,7 +159,7 @@ fn row(line: &Line) -> Vec<String> {
 ///
 /// # Errors
 /// When it cannot be made.
-pub fn csv(groups: &[Group]) -> Result<String> {
+pub fn csv(table: &Table) -> Result<String> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     let mut header = vec![
         "group".to_owned(),
@@ -143,8 +167,9 @@ pub fn csv(groups: &[Group]) -> Result<String> {
         "images".into(),
         "n".into(),
     ];
-    for name in FIGURES {
-        header.extend([name.to_owned(), format!("{name}_std")]);
+    for figure in &table.figures {
+        let name = &figure.name;
+        header.extend([name.clone(), format!("{name}_std")]);
     }
     header.extend(
         [
@@ -160,7 +185,7 @@ pub fn csv(groups: &[Group]) -> Result<String> {
     );
     writer.write_record(&header).map_err(Error::internal)?;
     let shown = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
-    for group in groups {
+    for group in &table.groups {
         for line in &group.arms {
             let mut row = vec![
                 group.name.clone(),
@@ -189,10 +214,11 @@ pub fn csv(groups: &[Group]) -> Result<String> {
 }
 
 /// All groups as LaTeX, a `tabular` each, for the package `booktabs`.
-pub fn latex(groups: &[Group], metric: &str) -> String {
+pub fn latex(table: &Table, metric: &str) -> String {
     let mut text = String::new();
-    for group in groups {
-        let header: Vec<String> = header(metric).iter().map(|cell| escaped(cell)).collect();
+    for group in &table.groups {
+        let header = table.header(metric);
+        let header: Vec<String> = header.iter().map(|cell| escaped(cell)).collect();
         if !group.name.is_empty() {
             text += &format!("% {}\n", group.name);
         }

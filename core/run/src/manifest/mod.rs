@@ -13,14 +13,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
 /// The tables that make a manifest an experiment.
 pub const EXPERIMENT: [&str; 3] = ["experiment", "arms", "matrix"];
 
-/// A run of DiffAug: five stages and how they work together.
+/// A run of DiffAug: its stages and how they work together.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
@@ -298,6 +298,11 @@ pub struct Evaluate {
     pub baseline: bool,
     /// The size at which masks are compared.
     pub resolution: Resolution,
+    /// What is measured besides Dice, IoU, sensitivity, false negative rate and specificity: stages of the
+    /// kind `measure`, each under a name of its own. A figure is called as the measure calls it where the name
+    /// is that of the plugin, and `NAME.figure` otherwise.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub measures: BTreeMap<String, StageTable>,
 }
 
 impl Default for Evaluate {
@@ -308,6 +313,7 @@ impl Default for Evaluate {
             seeds: None,
             baseline: true,
             resolution: Resolution::Working,
+            measures: BTreeMap::new(),
         }
     }
 }
@@ -422,6 +428,15 @@ impl Manifest {
                 return wrong("evaluate.seeds", "must be one or more seeds that differ");
             }
         }
+        if let Some(name) = self
+            .evaluate
+            .measures
+            .keys()
+            .find(|name| !names_measure(name))
+        {
+            let field = format!("evaluate.measures.{name}");
+            return wrong(&field, "must be called by letters, digits, `-` and `_`");
+        }
         if let Some(bits) = images.bits {
             within("images.bits", bits.into(), 8, 16)?;
         }
@@ -503,6 +518,11 @@ pub fn fits_name(c: char) -> bool {
 /// Whether a text may be the name of a run.
 pub fn names_folder(name: &str) -> bool {
     !name.is_empty() && !name.starts_with('.') && name.chars().all(fits_name)
+}
+
+/// Whether a text may be what a manifest calls a measure: no dot, which stands before the name of a figure.
+fn names_measure(name: &str) -> bool {
+    names_folder(name) && !name.contains('.')
 }
 
 fn within(field: &str, value: u32, least: u32, most: u32) -> Result<(), Error> {

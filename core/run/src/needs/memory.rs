@@ -1,7 +1,10 @@
 //! Whether what the stages need fits into the memory that there is.
 
 use super::{Needs, Stage};
-use crate::{manifest::Manifest, slots::START};
+use crate::{
+    manifest::Manifest,
+    slots::{GENERATOR, START},
+};
 use diffaug::human_bytes;
 
 impl Needs {
@@ -16,13 +19,13 @@ impl Needs {
         let Some((memory, place)) = self.memory() else {
             return;
         };
-        let mut needs: Vec<(&'static str, u64, String)> = Vec::new();
+        let mut needs: Vec<(String, u64, String)> = Vec::new();
         for stage in &self.stages {
             if stage.is_trained {
-                needs.push((stage.stage, stage.train_bytes, "to train".into()));
+                needs.push((stage.stage.clone(), stage.train_bytes, "to train".into()));
             }
             if !stage.is_trained || stage.run_bytes > stage.train_bytes {
-                needs.push((stage.stage, stage.run_bytes, "to run".into()));
+                needs.push((stage.stage.clone(), stage.run_bytes, "to run".into()));
             }
         }
         // Candidates are judged while the generator stays where it is.
@@ -39,17 +42,17 @@ impl Needs {
                 0 => "together with `segmenter`".to_owned(),
                 _ => format!("together with `{START}` and `segmenter`"),
             };
-            needs.push(("generator", all, with));
+            needs.push((GENERATOR.to_owned(), all, with));
         }
         for (stage, bytes, what) in needs {
             if bytes > memory.total {
                 let [bytes, total] = apart(bytes, memory.total);
-                self.miss(stage, format!("needs {bytes} {what}, {place} has {total}"));
+                self.miss(&stage, format!("needs {bytes} {what}, {place} has {total}"));
             } else if bytes > memory.available {
                 let [bytes, free] = apart(bytes, memory.available);
                 let total = human_bytes(memory.total);
                 let text = format!("needs {bytes} {what}, of {total} only {free} are free now");
-                self.note(stage, text);
+                self.note(&stage, text);
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::{
     machine::{self, Gpu, Machine, Memory, NoGpus},
     manifest::{Background, StageTable},
     registry,
-    slots::{self, SLOTS, Slot},
+    slots::{self, Slot},
     work::{self, wire::Wire},
 };
 use diffaug::{Backend, BoxDataset, BoxValidator, Inspection, Validator as _};
@@ -78,7 +78,7 @@ pub struct Data {
 #[derive(Debug, Serialize)]
 pub struct Stage {
     /// Its table: `generator`, `evaluate.segmenter`.
-    pub stage: &'static str,
+    pub stage: String,
     /// The plugin.
     pub plugin: String,
     /// The version of the plugin.
@@ -238,19 +238,18 @@ impl Needs {
     }
 
     fn stages(&mut self, wire: &Wire<'_>) -> Result<(), Failure> {
-        let needed = SLOTS
-            .into_iter()
-            .filter(|slot| slot.is_needed(wire.manifest));
+        let needed = slots::of_manifest(wire.manifest);
+        let needed = needed.filter(|slot| slot.is_needed(wire.manifest));
         for slot in needed {
             if let Some(table) = slot.table(wire.manifest) {
-                self.stage(wire, slot, table)?;
+                self.stage(wire, &slot, table)?;
             }
         }
         Ok(())
     }
 
-    fn stage(&mut self, wire: &Wire<'_>, slot: Slot, table: &StageTable) -> Result<(), Failure> {
-        let at = slot.at;
+    fn stage(&mut self, wire: &Wire<'_>, slot: &Slot, table: &StageTable) -> Result<(), Failure> {
+        let at = &*slot.at;
         let offer = wire.offer(slot, table)?;
         let context = wire.context(wire.manifest.seed);
         let needs = match offer.inspect(&table.json(), &context) {
@@ -290,7 +289,7 @@ impl Needs {
             bytes: c.bytes,
         };
         self.stages.push(Stage {
-            stage: at,
+            stage: at.to_owned(),
             plugin: table.name.clone(),
             version: offer.version().to_owned(),
             backend: registry::backend_name(offer.backend()),

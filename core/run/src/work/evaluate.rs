@@ -2,7 +2,9 @@
 
 use super::{
     data::Data,
+    measuring::{Figure, Measures, Sums, Values},
     once::{Fit, Leaves, Steps},
+    pool_figures::Outcomes,
     scoring::{self, Figures, GroupReport, Report, Scored},
     wire::Wire,
 };
@@ -14,7 +16,7 @@ use crate::{
     slots::{DOWNSTREAM, SEGMENTER},
 };
 use diffaug::{
-    BoxSegmenter, Dataset, Error, ImageRef, Result, Sample, Segmentation, Segmenter,
+    BoxSegmenter, Case, Dataset, Error, ImageRef, Result, Sample, Segmentation, Segmenter,
     metrics::{mean, std_dev},
     view::Shared,
     with_reporter,
@@ -33,6 +35,9 @@ struct Trained {
     fit: Option<Fit>,
     #[serde(flatten)]
     report: Report,
+    /// The figures of measures, where there are any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    figures: Vec<Figure>,
 }
 
 /// The scores of an arm: all trainings, and mean and spread over them.
@@ -62,6 +67,8 @@ pub struct Evaluation<'a> {
     pub steps: &'a Steps<'a>,
     /// The dataset.
     pub data: &'a Data,
+    /// What is measured besides the five figures of every run.
+    pub measures: &'a Measures,
     /// The accepted images, if any.
     pub synthetic: Option<Shared>,
     /// Where the validator's segmenter left its weights, if it was trained in this run: with equal
@@ -156,14 +163,15 @@ impl Evaluation<'_> {
                 None => table.json(),
             };
             let segmenter: BoxSegmenter = self.wire.build(at, table, &options, seed)?;
-            let scored = self
+            let (scored, totals) = self
                 .test(&segmenter, &label)
                 .map_err(|error| self.wire.place(at, table, error))?;
             scoring::write_csv(&self.steps.store.path(&csv), &scored)?;
             Ok(Trained {
                 seed,
                 fit: trained,
-                report: scoring::report(&scored),
+                report: scoring::report(&scored, totals),
+                figures: self.measures.figures().0,
             })
         })
     }
@@ -203,8 +211,8 @@ impl Evaluation<'_> {
         Ok((trained, weights))
     }
 
-    /// Segments and compares every test image.
-    fn test(&self, segmenter: &BoxSegmenter, label: &str) -> Result<Vec<Scored>> {
+    /// Segments and compares every test image; besides, the figures that measures have of all together.
+    fn test(&self, segmenter: &BoxSegmenter, label: &str) -> Result<(Vec<Scored>, Values)> {
         let native = self.manifest().evaluate.resolution == Resolution::Native;
         let test = self.data.test(native)?;
         let targets = self.data.targets();
@@ -212,6 +220,7 @@ impl Evaluation<'_> {
         let total = items.len() as u64;
         let step = self.steps.session.begin(label);
         let mut scored = Vec::new();
+        let mut sums = Sums::default();
         for start in (0..total).step_by(BATCH) {
             self.steps.session.check_stopped()?;
             let end = (start + BATCH as u64).min(total);
@@ -219,8 +228,10 @@ impl Evaluation<'_> {
                 .map(|index| self.test_sample(&test, index, native))
                 .collect::<Result<_>>()?;
             let found = self.steps.session.stage(|| segment(segmenter, &samples))?;
+            let measured = self.measure(&samples, &found, &targets, &mut sums)?;
             let items = &items[start as usize..end as usize];
-            for ((sample, found), item) in samples.into_iter().zip(found).zip(items) {
+            let answers = samples.into_iter().zip(found).zip(measured);
+            for (((sample, found), measured), item) in answers.zip(items) {
                 let mut one = scoring::score(
                     &sample.id,
                     sample.mask.view(),
@@ -229,12 +240,35 @@ impl Evaluation<'_> {
                     sample.attributes,
                 )?;
                 one.group = item.group.to_string();
+                one.measured = measured;
                 scored.push(one);
             }
             step.progress(end, total, "");
         }
         step.finish(&format!("{total} images"));
-        Ok(scored)
+        Ok((scored, self.measures.total(&sums)?))
+    }
+
+    /// What measures say of some predictions.
+    fn measure(
+        &self,
+        samples: &[Sample],
+        found: &[Segmentation],
+        targets: &[u8],
+        sums: &mut Sums,
+    ) -> Result<Vec<Values>> {
+        let cases = samples.iter().zip(found).map(|(sample, found)| Case {
+            id: sample.id.as_rstr(),
+            image: sample.image.view(),
+            truth: sample.mask.view(),
+            found: found.mask.view(),
+            probability: found.probability.as_rslice(),
+            targets: targets.into(),
+        });
+        let cases: Vec<Case<'_>> = cases.collect();
+        self.steps
+            .session
+            .stage(|| self.measures.score(&cases, sums))
     }
 
     fn test_sample(&self, test: &Shared, index: u64, native: bool) -> Result<Sample> {
@@ -248,8 +282,21 @@ impl Evaluation<'_> {
         Ok(sample)
     }
 
+    /// Every figure of an image, in the order of tables.
+    fn figures(&self) -> Vec<Figure> {
+        let mut figures = scoring::basic();
+        figures.extend(self.measures.figures().0);
+        figures
+    }
+
     /// `result.json`: everything that was measured, nothing that depends on time.
-    pub fn result(&self, synthesis: &Value, arms: &[Arm], weights: &Value) -> Value {
+    pub fn result(
+        &self,
+        synthesis: &Value,
+        measured: &Outcomes,
+        arms: &[Arm],
+        weights: &Value,
+    ) -> Value {
         let data = self.data;
         let [train, validation, test] = data.counts();
         let targets = data.info.classes.iter().filter(|c| c.target);
@@ -268,6 +315,8 @@ impl Evaluation<'_> {
             "resolution": self.manifest().evaluate.resolution,
             "segmenter": self.manifest().downstream().name,
             "synthesis": synthesis,
+            "measures": measured,
+            "figures": self.figures(),
             "arms": arms,
             "weights": weights,
         })

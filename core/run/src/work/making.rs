@@ -8,6 +8,7 @@ use super::{
     once::Steps,
     overlap::StopFlag,
     painting::Stages,
+    pool_figures::Outcomes,
     record::{self, Summary},
     shards::Shard,
     sheet,
@@ -18,6 +19,15 @@ use crate::{failure::Failure, layout};
 use diffaug::{Error, Result, image::ReadOptions, view::Shared};
 use std::fs;
 
+/// The synthetic images of a run.
+pub(super) struct Made {
+    pub summary: Summary,
+    /// What measures say of them.
+    pub measured: Outcomes,
+    /// Those that were accepted, if any.
+    pub images: Option<Shared>,
+}
+
 impl Run<'_> {
     /// The synthetic images; joined from shards with `merge`.
     pub(super) fn synthesise(
@@ -25,7 +35,7 @@ impl Run<'_> {
         steps: &Steps<'_>,
         stages: &Stages,
         merge: bool,
-    ) -> Result<(Summary, Option<Shared>), Failure> {
+    ) -> Result<Made, Failure> {
         let m = self.manifest();
         let reading = self.reading();
         let shards = match (merge, self.plan.step(layout::SYNTHETIC)) {
@@ -58,7 +68,11 @@ impl Run<'_> {
                 // This run holds their images now.
                 let _ = fs::remove_dir_all(shards);
             }
-            Ok((summary, synthesis.dataset(reading.max_pixels)?))
+            Ok(Made {
+                summary,
+                measured: self.measure_pools(steps, synthesis)?,
+                images: synthesis.images_of(layout::METADATA, reading.max_pixels)?,
+            })
         })
     }
 
@@ -98,7 +112,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn reading(&self) -> ReadOptions {
+    pub(super) fn reading(&self) -> ReadOptions {
         ReadOptions::from(&self.wire.context(self.manifest().seed))
     }
 

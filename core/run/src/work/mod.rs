@@ -13,6 +13,7 @@ mod evaluate;
 pub mod judges;
 mod judging;
 mod making;
+pub mod measuring;
 mod once;
 mod outside;
 mod overlap;
@@ -20,6 +21,7 @@ mod painting;
 mod placing;
 mod planning;
 mod pool;
+pub mod pool_figures;
 pub mod pool_measures;
 pub mod record;
 pub mod scoring;
@@ -47,10 +49,12 @@ use diffaug::{
 };
 use evaluate::{Arm, Evaluation};
 use judges::{Judges, Training};
+use measuring::{Figure, Measures};
 use once::{Fit, Steps};
 use painting::Stages;
 pub use planning::plan;
 use planning::{describe, open, open_data, validator};
+use pool_figures::Outcomes;
 use record::Summary;
 use serde_json::{Value, json};
 use shards::Shard;
@@ -82,6 +86,8 @@ pub struct RunOutcome {
     pub result: Option<Value>,
     /// The synthesis, when the run went that far.
     pub summary: Option<Summary>,
+    /// What measures say of images and verdicts, when the run went that far.
+    pub measured: Outcomes,
     /// The arms, when the run went that far.
     pub arms: Vec<Arm>,
     /// The training asked for, when the goal was one.
@@ -104,6 +110,7 @@ struct Run<'a> {
     results: Results,
     plan: Plan,
     data: Data,
+    measures: Measures,
     session: &'a Session<'a>,
 }
 
@@ -159,6 +166,25 @@ pub fn divide(dataset: BoxDataset, manifest: &Manifest) -> Result<([usize; 3], S
     Ok((data.counts(), data.info.name.to_string()))
 }
 
+/// The figures that every test image of a run will have.
+///
+/// # Errors
+/// When a measure cannot be built.
+pub fn figures(
+    manifest: &Manifest,
+    document: &Document,
+    registry: &Registry,
+) -> Result<Vec<Figure>, Failure> {
+    let wire = Wire {
+        registry,
+        document,
+        manifest,
+    };
+    let mut figures = scoring::basic();
+    figures.extend(Measures::build(&wire)?.figures().0);
+    Ok(figures)
+}
+
 /// Runs a manifest up to `goal`.
 ///
 /// # Errors
@@ -171,12 +197,13 @@ pub fn run(
     session: &Session<'_>,
 ) -> Result<RunOutcome, Failure> {
     let (wire, data) = open(manifest, document, registry)?;
+    let measures = Measures::build(&wire)?;
     let results = Results::of(&manifest.store());
     let mut described = None;
     let output = match goal {
         // No two processes meet in a folder: each shard has its own, where a merge finds it.
         Goal::Shard(shard) if manifest.paints() => {
-            let (lock, plan) = describe(&wire, &data, goal, session)?;
+            let (lock, plan) = describe(&wire, &data, &measures, goal, session)?;
             let key = plan.step(layout::SYNTHETIC).map(|step| step.key.clone());
             described = Some((lock, plan));
             results
@@ -199,6 +226,7 @@ pub fn run(
         results,
         plan: Plan::default(),
         data,
+        measures,
         session,
     };
     let start = std::time::Instant::now();
@@ -221,7 +249,7 @@ impl Run<'_> {
     fn lock(&mut self, goal: Goal, described: Option<(Value, Plan)>) -> Result<(), Failure> {
         let (lock, plan) = match described {
             Some(described) => described,
-            None => describe(&self.wire, &self.data, goal, self.session)?,
+            None => describe(&self.wire, &self.data, &self.measures, goal, self.session)?,
         };
         let toml = toml::to_string_pretty(self.manifest()).map_err(Error::internal)?;
         self.store.lock(&toml, &lock)?;
@@ -239,7 +267,7 @@ impl Run<'_> {
     fn pins(&self) -> Result<BTreeMap<String, String>> {
         let mut pins = BTreeMap::new();
         for (slot, table) in slots::of_run(self.manifest()) {
-            pins.extend(outside::hub_models(slot.at, table, &[]));
+            pins.extend(outside::hub_models(&slot.at, table, &[]));
         }
         pins.extend(self.store.pins()?);
         Ok(pins)
@@ -266,6 +294,7 @@ impl Run<'_> {
             folder: self.store.root().to_owned(),
             result: None,
             summary: None,
+            measured: Outcomes::new(),
             arms: Vec::new(),
             fit: None,
         };
@@ -319,8 +348,10 @@ impl Run<'_> {
             return Ok(outcome);
         }
         let merge = goal == Goal::Merge;
-        let (summary, synthetic) = self.synthesise(steps, &stages, merge)?;
-        outcome.summary = Some(summary);
+        let made = self.synthesise(steps, &stages, merge)?;
+        let synthetic = made.images;
+        outcome.summary = Some(made.summary);
+        outcome.measured = made.measured;
         if goal == Goal::Scores {
             self.score(steps, &mut outcome, synthetic, weights)?;
         }
@@ -340,6 +371,7 @@ impl Run<'_> {
             wire: &self.wire,
             steps,
             data: &self.data,
+            measures: &self.measures,
             synthetic,
             judge,
         };
@@ -347,7 +379,8 @@ impl Run<'_> {
         let downstream = self.manifest().downstream();
         self.pin(DOWNSTREAM, downstream, &["base"])?;
         let weights = self.trained_weights()?;
-        let result = evaluation.result(&json!(outcome.summary), &outcome.arms, &weights);
+        let summary = json!(outcome.summary);
+        let result = evaluation.result(&summary, &outcome.measured, &outcome.arms, &weights);
         self.store.write_json(layout::RESULT, &result)?;
         outcome.result = Some(result);
         Ok(())

@@ -49,7 +49,7 @@ pub fn weights(wire: &Wire<'_>, step: &Step<'_>) -> Result<Map<String, Value>> {
     let mut hashes = Hashes::new(step);
     for (Slot { at: name, .. }, table) in tables(wire) {
         if let Some(path) = table.given_weights() {
-            hashes.add(name.to_owned(), &format!("{name}.{WEIGHTS}"), path)?;
+            hashes.add(name.to_string(), &format!("{name}.{WEIGHTS}"), path)?;
         }
     }
     Ok(hashes.by_field)

@@ -1,7 +1,7 @@
 //! What a run is made of, before anything is done: the dataset opened and divided, the hashes of everything,
 //! the steps with their keys.
 
-use super::{Goal, attributes, data::Data, outside, wire::Wire};
+use super::{Goal, attributes, data::Data, measuring::Measures, outside, wire::Wire};
 use crate::{
     failure::Failure,
     fingerprint::Step,
@@ -83,13 +83,15 @@ pub fn plan(
     session: &Session<'_>,
 ) -> Result<Plan, Failure> {
     let (wire, data) = open(manifest, document, registry)?;
-    Ok(describe(&wire, &data, Goal::Scores, session)?.1)
+    let measures = Measures::build(&wire)?;
+    Ok(describe(&wire, &data, &measures, Goal::Scores, session)?.1)
 }
 
 /// What a run is made of, for `lock.json`, and its steps.
 pub(super) fn describe(
     wire: &Wire<'_>,
     data: &Data,
+    measures: &Measures,
     goal: Goal,
     session: &Session<'_>,
 ) -> Result<(Value, Plan), Failure> {
@@ -123,6 +125,7 @@ pub(super) fn describe(
         plugins: &plugins,
         weights: &weights,
         files: &files,
+        measures: &measures.subjects(),
         judges: match goal == Goal::Scores && !manifest.paints() {
             true => None,
             false => Some(validator(wire)?.1),

@@ -1,7 +1,8 @@
 //! Scores masks: image by image, over all, and by groups of attributes.
 
+use super::measuring::{Figure, Values};
 use diffaug::{
-    AttributeKind, Attributes, Error, MaskRef, Result, ResultExt,
+    AttributeKind, Attributes, Better, Error, MaskRef, Result, ResultExt,
     error::ErrorKind,
     lesion::SizeGroup,
     metrics::{Confusion, Scores, mean, std_dev},
@@ -15,6 +16,41 @@ use std::{
 /// A word attribute with more values than this identifies rather than groups.
 const MOST_GROUPS: usize = 8;
 
+/// The columns of a file of scores that count pixels; those before them are figures.
+pub const PIXELS: [&str; 4] = [
+    "true_positive",
+    "false_positive",
+    "false_negative",
+    "true_negative",
+];
+
+/// The figures that every run has, in the order of every table.
+pub fn basic() -> Vec<Figure> {
+    use Better::{Higher, Lower};
+    let about = [
+        ("dice", Higher, "Dice coefficient"),
+        ("iou", Higher, "intersection over union"),
+        (
+            "sensitivity",
+            Higher,
+            "share of the target's pixels that were found",
+        ),
+        (
+            "fnr",
+            Lower,
+            "share of the target's pixels that were missed",
+        ),
+        (
+            "specificity",
+            Higher,
+            "share of the background's pixels that were left alone",
+        ),
+    ];
+    about
+        .map(|(name, better, about)| Figure::new(name, better, about))
+        .to_vec()
+}
+
 /// The comparison of one image.
 pub struct Scored {
     /// The image.
@@ -23,8 +59,19 @@ pub struct Scored {
     pub group: String,
     /// Pixel counts.
     pub counts: Confusion,
+    /// What measures say of it, by the names of their figures, in their order; `None` where undefined.
+    pub measured: Values,
     /// Facts, for groups.
     pub attributes: Attributes,
+}
+
+impl Scored {
+    /// Every figure by its name.
+    fn figures(&self) -> Figures {
+        let mut figures = Figures::from(self.counts.scores());
+        figures.0.extend(self.measured.iter().cloned());
+        figures
+    }
 }
 
 /// Figures as they are stored; `None` where undefined.
@@ -101,33 +148,36 @@ pub fn score(
         id: id.to_owned(),
         group: String::new(),
         counts,
+        measured: Vec::new(),
         attributes,
     })
 }
 
-/// Averages.
-pub fn report(all: &[Scored]) -> Report {
-    let scores: Vec<Scores> = all.iter().map(|s| s.counts.scores()).collect();
+/// Averages; `totals` are figures of all images together besides those of all pixels.
+pub fn report(all: &[Scored], totals: Values) -> Report {
+    let figures: Vec<Figures> = all.iter().map(Scored::figures).collect();
     let mut total = Confusion::default();
     for scored in all {
         total.add(&scored.counts);
     }
+    let mut dataset_level = Figures::from(total.scores());
+    dataset_level.0.extend(totals);
     let groups = groups(all)
         .into_iter()
         .map(|(name, members)| {
-            let scores: Vec<Scores> = members.iter().map(|s| s.counts.scores()).collect();
+            let figures: Vec<Figures> = members.iter().map(|s| s.figures()).collect();
             let report = GroupReport {
                 images: members.len(),
-                per_image_mean: Scores::fold(&scores, mean).into(),
+                per_image_mean: Figures::fold(&figures, mean),
             };
             (name, report)
         })
         .collect();
     Report {
         images: all.len(),
-        per_image_mean: Scores::fold(&scores, mean).into(),
-        per_image_std: Scores::fold(&scores, std_dev).into(),
-        dataset_level: total.scores().into(),
+        per_image_mean: Figures::fold(&figures, mean),
+        per_image_std: Figures::fold(&figures, std_dev),
+        dataset_level,
         groups,
     }
 }
@@ -185,20 +235,18 @@ pub fn csv(all: &[Scored]) -> Result<String> {
         .collect();
     let failed = |e: csv::Error| Error::internal(e);
     let mut writer = csv::Writer::from_writer(Vec::new());
-    let figures = Scores::default().named().map(|(name, _)| name);
-    let counts = [
-        "true_positive",
-        "false_positive",
-        "false_negative",
-        "true_negative",
-    ];
+    let basic = Scores::default().named().map(|(name, _)| name);
+    let measured = all.first().map_or(&[][..], |scored| &scored.measured);
+    let measured: Vec<&str> = measured.iter().map(|(name, _)| name.as_str()).collect();
+    let counts = PIXELS;
     let grouped = all.iter().any(|scored| !scored.group.is_empty());
     let first = if grouped {
         &["id", "group"][..]
     } else {
         &["id"]
     };
-    let header = first.iter().chain(&figures).chain(&counts).chain(&names);
+    let figures = basic.iter().chain(&measured);
+    let header = first.iter().chain(figures).chain(&counts).chain(&names);
     writer.write_record(header).map_err(failed)?;
     for scored in all {
         let c = &scored.counts;
@@ -206,16 +254,18 @@ pub fn csv(all: &[Scored]) -> Result<String> {
         if grouped {
             row.push(scored.group.clone());
         }
-        for (_, value) in c.scores().named() {
+        let basic = c.scores().named().map(|(_, value)| value);
+        let measured = scored.measured.iter().map(|(_, value)| *value);
+        for value in basic.into_iter().chain(measured) {
             row.push(value.map_or_else(String::new, |v| v.to_string()));
         }
-        let counts = [
+        let pixels = [
             c.true_positive,
             c.false_positive,
             c.false_negative,
             c.true_negative,
         ];
-        row.extend(counts.map(|n| n.to_string()));
+        row.extend(pixels.map(|n| n.to_string()));
         for name in &names {
             let cell = scored.attributes.get(name).map(|a| match a.kind {
                 AttributeKind::Text => a.text.to_string(),
@@ -261,7 +311,7 @@ mod tests {
                 scored(&id, [1, 0, 0, 0], [1, 0, 0, u8::from(i == 0)], morphology)
             })
             .collect();
-        let report = report(&all);
+        let report = report(&all, Vec::new());
         let names: Vec<&str> = report.groups.keys().map(String::as_str).collect();
         assert_eq!(
             names,
@@ -309,7 +359,7 @@ mod tests {
                 scored
             })
             .collect();
-        let groups = report(&all).groups;
+        let groups = report(&all, Vec::new()).groups;
         let sizes = groups.iter().filter(|(name, _)| name.starts_with("size: "));
         let sizes: Vec<(&str, usize)> = sizes.map(|(n, g)| (n.as_str(), g.images)).collect();
         let expected = [

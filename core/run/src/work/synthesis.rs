@@ -459,7 +459,11 @@ impl Synthesizer<'_> {
     }
 
     /// Calls `work` with every record of a list.
-    fn each(&self, name: &str, mut work: impl FnMut(Record) -> Result<()>) -> Result<()> {
+    pub(super) fn each(
+        &self,
+        name: &str,
+        mut work: impl FnMut(Record) -> Result<()>,
+    ) -> Result<()> {
         let path = self.store.path(name);
         let failed = || format!("cannot read `{}`", path.display());
         let file = files::open_regular(&path).or_error(ErrorKind::Data, failed)?;
@@ -489,14 +493,23 @@ impl Synthesizer<'_> {
         Ok(found)
     }
 
-    /// The accepted images as a dataset; `None` when nothing was accepted.
-    pub fn dataset(&self, max_pixels: u64) -> Result<Option<Shared>> {
-        let folder = self.store.path(layout::SYNTHETIC);
+    /// The images of a list as a dataset: the accepted ones of [`layout::METADATA`] or, as far as they are
+    /// kept, the others of [`layout::REJECTED_LIST`]; `None` where there are none.
+    pub fn images_of(&self, list: &str, max_pixels: u64) -> Result<Option<Shared>> {
+        let folder = match list {
+            layout::METADATA => layout::SYNTHETIC,
+            _ => layout::REJECTED,
+        };
+        let place = |kind: &str, index| {
+            let name = format!("{folder}/{kind}/{}", layout::image(index));
+            self.store.path(name)
+        };
         let mut pairs = Vec::new();
-        self.each(layout::METADATA, |record| {
-            if let (Some(image), Some(mask)) = (&record.file_name, &record.mask_file_name) {
+        self.each(list, |record| {
+            let image = place(layout::IMAGES, record.index);
+            if record.accepted() || image.exists() {
                 let id = format!("synthetic/{}", record.id);
-                pairs.push(Pair::new(&id, folder.join(image), folder.join(mask)));
+                pairs.push(Pair::new(&id, image, place(layout::MASKS, record.index)));
             }
             Ok(())
         })?;

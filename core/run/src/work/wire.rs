@@ -4,7 +4,7 @@ use crate::{
     failure::Failure,
     manifest::{Document, Manifest, StageTable},
     registry::{AnyOffer, Kind, Offer, Origin, Registry},
-    slots::{self, SLOTS, Slot},
+    slots::{self, Slot},
 };
 use diffaug::{Context, Error, ErrorKind};
 use serde_json::Value;
@@ -74,11 +74,11 @@ impl Wire<'_> {
     ///
     /// # Errors
     /// With the caret at the table's `use`.
-    pub fn offer(&self, slot: Slot, table: &StageTable) -> Result<&dyn AnyOffer, Failure> {
+    pub fn offer(&self, slot: &Slot, table: &StageTable) -> Result<&dyn AnyOffer, Failure> {
         let found = self
             .registry
             .find_any(slot.kind, &table.name, &self.manifest.device);
-        found.map_err(|failure| self.unknown(slot.at, failure))
+        found.map_err(|failure| self.unknown(&slot.at, failure))
     }
 
     /// Checks that every stage exists and takes its options; builds nothing.
@@ -86,13 +86,13 @@ impl Wire<'_> {
     /// # Errors
     /// With the caret at what is wrong first.
     pub fn check_all(&self) -> Result<(), Failure> {
-        for slot in SLOTS {
+        for slot in slots::of_manifest(self.manifest) {
             let Some(table) = slot.table(self.manifest) else {
                 continue;
             };
-            self.offer(slot, table)?
+            self.offer(&slot, table)?
                 .check(&table.json())
-                .map_err(|error| self.place(slot.at, table, error))?;
+                .map_err(|error| self.place(&slot.at, table, error))?;
         }
         Ok(())
     }
@@ -104,7 +104,7 @@ impl Wire<'_> {
     pub fn plugins(&self) -> Result<Value, Failure> {
         let mut all = serde_json::Map::new();
         for (slot, table) in slots::of_run(self.manifest) {
-            let offer = self.offer(slot, table)?;
+            let offer = self.offer(&slot, table)?;
             let origin = match offer.origin() {
                 Origin::BuiltIn => Value::String("built in".into()),
                 Origin::Library { path, sha256 } => serde_json::json!({
@@ -117,7 +117,7 @@ impl Wire<'_> {
                 "version": offer.version(),
                 "origin": origin,
             });
-            all.insert(slot.at.into(), plugin);
+            all.insert(slot.at.into_owned(), plugin);
         }
         Ok(Value::Object(all))
     }

@@ -217,7 +217,7 @@ fn mounted<'a>(experiment: &Experiment, folder: &'a Path) -> Result<&'a str> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::experiment::Settings;
+    use crate::{experiment::Settings, manifest::Document};
 
     fn experiment(name: &str) -> Experiment {
         Experiment {
@@ -225,6 +225,7 @@ mod tests {
             folder: "runs/x".into(),
             settings: Settings::default(),
             cells: Vec::new(),
+            document: Document::default(),
         }
     }
 
