@@ -87,6 +87,22 @@ fn processor(root: &Path) -> Option<String> {
     field(&text, "model name").map(str::to_owned)
 }
 
+/// Lets [`peak_memory`] count anew from now on, where the system can.
+pub fn forget_peak_memory() {
+    // 5 is the number for the peak in `man proc_pid_clear_refs`.
+    let _ = fs::write("/proc/self/clear_refs", "5");
+}
+
+/// The most memory that this process has held, in bytes; `None` where the system does not tell.
+pub fn peak_memory() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
 /// The machine's memory, or what a container or service manager leaves of it.
 fn memory(root: &Path) -> Option<Memory> {
     let text = fs::read_to_string(root.join("proc/meminfo")).ok()?;

@@ -112,6 +112,11 @@ impl Run {
         self.lock["dataset"]["name"].as_str().unwrap_or_default()
     }
 
+    /// The key of the step that leaves `place`.
+    pub fn key(&self, place: &str) -> Option<&str> {
+        self.lock["steps"][place].as_str()
+    }
+
     /// The names of the arms that have scores.
     ///
     /// # Errors

@@ -33,6 +33,8 @@ const LOCKS: &str = "locks";
 pub const SHARDS: &str = ".shards";
 /// What a result says of itself.
 pub const ABOUT: &str = "step.json";
+/// No `step.json` is larger.
+const MOST_ABOUT: u64 = 64 << 20;
 /// How often a lock is tried that another process holds.
 const PATIENCE: Duration = Duration::from_millis(300);
 
@@ -43,9 +45,9 @@ pub struct About {
     pub diffaug: String,
     /// What the result depends on.
     pub inputs: Value,
-    /// How long the step took.
-    #[serde(default)]
-    pub seconds: f64,
+    /// What the step took.
+    #[serde(flatten)]
+    pub cost: Cost,
     /// Models of a hub that were used, with their commits.
     #[serde(default)]
     pub hub: BTreeMap<String, String>,
@@ -53,6 +55,20 @@ pub struct About {
     pub value: Value,
     /// Hashes of the files and folders of the result.
     pub files: BTreeMap<String, Value>,
+}
+
+/// What a step took, as it was measured by who did it.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cost {
+    /// From begin to end; of a step that was taken up again, the last part.
+    pub seconds: f64,
+    /// The most memory that the process held, in bytes; 0 where that is not known.
+    pub memory: u64,
+    /// Images that a network painted or found lesions in.
+    pub images: u64,
+    /// What those took, without reading and writing.
+    pub image_seconds: f64,
 }
 
 /// A file or folder of a result.
@@ -124,6 +140,13 @@ impl Results {
     /// Whether there is a result of that key.
     pub fn has(&self, key: &str) -> bool {
         self.root.join(key).join(ABOUT).exists()
+    }
+
+    /// What the step of that key took, where it is kept and tells.
+    pub fn cost(&self, key: &str) -> Option<Cost> {
+        let text = files::read_text(&self.root.join(key).join(ABOUT), MOST_ABOUT).ok()?;
+        let about: About = serde_json::from_str(&text).ok()?;
+        Some(about.cost)
     }
 
     /// Takes the step of that key for this process; waits while another has it. `None` where the file
@@ -399,7 +422,7 @@ mod tests {
         About {
             diffaug: "1".into(),
             inputs: json!({ "step": "fit" }),
-            seconds: 1.0,
+            cost: Cost::default(),
             hub: hub.iter().map(pair).collect(),
             value: json!({ "steps": 3 }),
             files: BTreeMap::new(),

@@ -80,11 +80,13 @@ impl Known {
         let results = Results::of(store);
         let mut all: BTreeMap<String, Vec<f64>> = BTreeMap::new();
         for (_, folder) in entries(&results)? {
-            let Some(about) = about(&folder).filter(|about| about.seconds > 0.0) else {
+            let Some(about) = about(&folder).filter(|about| about.cost.seconds > 0.0) else {
                 continue;
             };
             if let Some(step) = about.inputs["step"].as_str() {
-                all.entry(step.to_owned()).or_default().push(about.seconds);
+                all.entry(step.to_owned())
+                    .or_default()
+                    .push(about.cost.seconds);
             }
         }
         let means = all.into_iter();

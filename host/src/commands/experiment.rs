@@ -8,10 +8,11 @@ use crate::{
 use diffaug::{Error, ErrorKind, Result, files};
 use diffaug_run::{
     experiment::{
-        Cell, Experiment,
+        Cell, Experiment, Until,
         cluster::{Call, Scheduler},
         jobs::Jobs,
         outlook::{Planned, outlook},
+        sheets::{self, Parameters, Sheet},
         table::{self, Group, Table},
         tasks::{self, Task},
     },
@@ -19,7 +20,10 @@ use diffaug_run::{
     runs::Known,
     session::Session,
     steps::Plan,
-    work::{self, Goal},
+    work::{
+        self, Goal,
+        statistics::{self, Statistics, statistics},
+    },
 };
 use serde_json::json;
 use std::{path::Path, time::SystemTime};
@@ -38,6 +42,10 @@ pub fn experiment(args: &ExperimentArgs, global: &Global, ui: Ui) -> Result<(), 
         let task = Task::find(&experiment, name)?;
         let cell = task.cell(&experiment);
         return run(&cell, task.part.goal(), global, ui);
+    }
+    let until = experiment.settings.goal;
+    if until == Until::Data {
+        return datasets(&experiment, global, ui);
     }
     if args.dry_run {
         let plans = plans(&experiment, global, ui)?;
@@ -67,12 +75,16 @@ pub fn experiment(args: &ExperimentArgs, global: &Global, ui: Ui) -> Result<(), 
         failed = jobs.run(&phases)?;
     }
     let mut ours = false;
+    let goal = match until {
+        Until::Synthesis => Goal::Synthesis,
+        _ => Goal::Scores,
+    };
     for cell in &experiment.cells {
         if failed.contains(&cell.name()) {
             continue;
         }
         ui.say(format!("\n{}", cell.name()));
-        match run(cell, Goal::Scores, global, ui) {
+        match run(cell, goal, global, ui) {
             Ok(()) => {}
             Err(failure) if failure.error.kind == ErrorKind::Cancelled => return Err(failure),
             Err(failure) => {
@@ -82,7 +94,8 @@ pub fn experiment(args: &ExperimentArgs, global: &Global, ui: Ui) -> Result<(), 
             }
         }
     }
-    finish(&experiment, &failed, ui)?;
+    let parameters = parameters(&experiment, global, ui)?;
+    finish(&experiment, &parameters, &failed, ui)?;
     let message = format!(
         "{} of {} cells failed: {}",
         failed.len(),
@@ -235,20 +248,28 @@ fn dry_run(all: &[Planned]) -> (String, serde_json::Value) {
 }
 
 /// Writes and prints the tables.
-fn finish(experiment: &Experiment, failed: &[String], ui: Ui) -> Result<(), Failure> {
-    let all = table::of(experiment)?;
+fn finish(
+    experiment: &Experiment,
+    parameters: &Parameters,
+    failed: &[String],
+    ui: Ui,
+) -> Result<(), Failure> {
+    let all = table::of(experiment, parameters)?;
     let metric = &experiment.settings.metric;
     let markdown = markdown(&all, metric);
     let json = json!({
         "name": experiment.name,
         "figures": all.figures,
         "groups": all.groups,
+        "quoted": all.quoted,
+        "tables": all.sheets,
         "failed": failed,
     });
     let [md, csv, tex, whole] = table::paths(&experiment.folder);
     files::write_atomic(&md, format!("{markdown}\n").as_bytes())?;
     files::write_atomic(&csv, table::csv(&all)?.as_bytes())?;
     files::write_atomic(&tex, table::latex(&all, metric).as_bytes())?;
+    write_sheets(experiment, &all.sheets)?;
     let text = serde_json::to_string_pretty(&json).map_err(Error::internal)?;
     files::write_atomic(&whole, format!("{text}\n").as_bytes())?;
     ui.result(|| markdown, &json);
@@ -263,12 +284,65 @@ fn markdown(all: &Table, metric: &str) -> String {
     let header = all.header(metric);
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let one = |group: &Group| {
-        let rows = table(&header, &table::rows(group));
+        let rows = table(&header, &all.rows(group));
         match group.name.as_str() {
             "" => rows,
             name => format!("**{name}**\n\n{rows}"),
         }
     };
-    let groups: Vec<String> = all.groups.iter().map(one).collect();
-    groups.join("\n\n")
+    let mut parts: Vec<String> = all.groups.iter().map(one).collect();
+    parts.extend(all.sheets.iter().map(sheet_text));
+    parts.extend(Some(all.note()).filter(|note| !note.is_empty()));
+    parts.join("\n\n")
+}
+
+fn sheet_text(sheet: &Sheet) -> String {
+    let header: Vec<&str> = sheet.header.iter().map(String::as_str).collect();
+    format!("**{}**\n\n{}", sheet.title, table(&header, &sheet.rows))
+}
+
+/// Writes further tables as a CSV file each.
+fn write_sheets(experiment: &Experiment, sheets: &[Sheet]) -> Result<()> {
+    for sheet in sheets {
+        let path = experiment.folder.join(format!("{}.csv", sheet.name));
+        files::write_atomic(&path, sheet.csv()?.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Counts what the dataset of each cell holds, and writes and prints the table.
+fn datasets(experiment: &Experiment, global: &Global, ui: Ui) -> Result<(), Failure> {
+    let _lock = experiment.take()?;
+    let count = |cell: &Cell| {
+        let (manifest, document) = (&cell.manifest, &cell.document);
+        let plugins = load(manifest, document, &manifest.device, global, ui)?;
+        statistics(manifest, document, &plugins.registry, &Session::new(&ui))
+    };
+    let all: Vec<Statistics> = experiment
+        .cells
+        .iter()
+        .map(count)
+        .collect::<Result<_, Failure>>()?;
+    let sheet = sheets::datasets(experiment, &all);
+    let markdown = sheet_text(&sheet);
+    let [md, ..] = table::paths(&experiment.folder);
+    files::write_atomic(&md, format!("{markdown}\n").as_bytes())?;
+    write_sheets(experiment, std::slice::from_ref(&sheet))?;
+    ui.result(
+        || markdown,
+        &json!({ "name": experiment.name, "tables": [sheet] }),
+    );
+    Ok(())
+}
+
+/// The parameters of the stages of every cell, where the tables tell of them.
+fn parameters(experiment: &Experiment, global: &Global, ui: Ui) -> Result<Parameters, Failure> {
+    let cells = experiment.cells.iter();
+    let cells = cells.filter(|_| experiment.settings.cost);
+    let of = |cell: &Cell| {
+        let (manifest, document) = (&cell.manifest, &cell.document);
+        let plugins = load(manifest, document, &manifest.device, global, ui)?;
+        statistics::parameters(manifest, document, &plugins.registry)
+    };
+    cells.map(of).collect()
 }

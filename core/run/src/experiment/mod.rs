@@ -6,6 +6,7 @@
 pub mod cluster;
 pub mod jobs;
 pub mod outlook;
+pub mod sheets;
 pub mod table;
 pub mod tasks;
 
@@ -22,7 +23,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     path::{Path, PathBuf},
 };
@@ -45,6 +46,47 @@ pub struct Settings {
     /// The figure that is compared: dice, iou, sensitivity, fnr, specificity, or one of a measure of
     /// predictions.
     pub metric: String,
+    /// How far every cell goes.
+    pub goal: Until,
+    /// The figures that tables show, in this order; without it all of them.
+    pub columns: Vec<String>,
+    /// Groups of test images, such as `small` or `size: below 2 %`, of which a further table has the scores.
+    pub groups: Vec<String>,
+    /// Whether a further table tells of the painted images: acceptance, looks and measures of images.
+    pub pools: bool,
+    /// Whether a further table tells what each arm took: parameters, time and memory of training, images a
+    /// second.
+    pub cost: bool,
+    /// Figures that others published, set beside ours.
+    pub quoted: Option<Quoted>,
+}
+
+/// How far the cells of an experiment go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Until {
+    /// Their datasets are opened and counted; nothing is trained.
+    Data,
+    /// Images are painted and judged.
+    Synthesis,
+    /// Segmenters are trained and scored.
+    #[default]
+    Scores,
+}
+
+/// Figures that others published.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Quoted {
+    /// Where they stand.
+    pub source: String,
+    /// By the name of the arm (`GROUP/ARM` with a matrix) and that of the figure, as they are to be printed.
+    #[serde(default)]
+    pub figures: BTreeMap<String, BTreeMap<String, String>>,
+    /// The same for further tables (`groups`, `pools`, `cost`): by the table, the first two cells of a row
+    /// (`small / unet`) and the column.
+    #[serde(default)]
+    pub tables: BTreeMap<String, BTreeMap<String, BTreeMap<String, String>>>,
 }
 
 impl Default for Settings {
@@ -53,6 +95,12 @@ impl Default for Settings {
             seeds: vec![0],
             primary: None,
             metric: "dice".to_owned(),
+            goal: Until::default(),
+            columns: Vec::new(),
+            groups: Vec::new(),
+            pools: false,
+            cost: false,
+            quoted: None,
         }
     }
 }
@@ -152,6 +200,7 @@ impl Experiment {
             }
         }
         experiment.check_primary(&document)?;
+        experiment.check_quoted(&document)?;
         Ok(experiment)
     }
 
@@ -187,21 +236,46 @@ impl Experiment {
         Ok(())
     }
 
+    /// Checks that figures are quoted for arms that exist.
+    fn check_quoted(&self, document: &Document) -> Result<(), Failure> {
+        let quoted = self.settings.quoted.iter();
+        let mut names = quoted.flat_map(|quoted| quoted.figures.keys());
+        let known = |name: &&String| {
+            let cells = self.cells.iter();
+            cells
+                .into_iter()
+                .any(|cell| cell.arm == **name || cell.name() == **name)
+        };
+        match names.find(|name| !known(name)) {
+            None => Ok(()),
+            Some(name) => {
+                let at = "experiment.quoted.figures";
+                let message = format!("`{at}` names the arm `{name}`, which there is not");
+                Err(document.failure("", Error::config(message).at(at)))
+            }
+        }
+    }
+
     /// Checks that a cell whose images will have `figures` has the one that is compared.
     ///
     /// # Errors
     /// When it has not.
     pub fn check_metric(&self, figures: &[Figure]) -> Result<(), Failure> {
         let metric = &self.settings.metric;
-        if figures.iter().any(|figure| figure.name == *metric) {
+        let is_there = |name: &String| figures.iter().any(|figure| figure.name == *name);
+        let wanted = &self.settings.columns;
+        let wanted =
+            std::iter::once((metric, "metric")).chain(wanted.iter().map(|c| (c, "columns")));
+        let Some((metric, option)) = wanted.into_iter().find(|(name, _)| !is_there(name)) else {
             return Ok(());
-        }
+        };
+        let at = format!("experiment.{option}");
         let names: Vec<&str> = figures.iter().map(|figure| figure.name.as_str()).collect();
         let error = Error::config(format!(
-            "`experiment.metric` is `{metric}`, expected one of {}",
+            "`{at}` is `{metric}`, expected one of {}",
             names.join(", ")
         ));
-        Err(self.document.failure("", error.at("experiment.metric")))
+        Err(self.document.failure("", error.at(&at)))
     }
 
     /// Takes the folder of the experiment for this process, and removes what a killed one left half written.
@@ -431,6 +505,28 @@ synthesis.ratio = 0
     }
 
     #[test]
+    fn what_is_compared_and_shown_must_be_there() {
+        let figures = crate::work::scoring::basic();
+        assert!(read(ARMS).unwrap().check_metric(&figures).is_ok());
+        for option in ["metric = \"dicey\"", "columns = [\"iou\", \"dicey\"]"] {
+            let text = format!("[experiment]\n{option}\n[arms.a]");
+            let failure = read(&text).unwrap().check_metric(&figures).unwrap_err();
+            let found = failure.error.message.to_string();
+            assert!(
+                found.contains("is `dicey`, expected one of dice, iou"),
+                "{found}"
+            );
+            assert!(failure.place.unwrap().contains("17:"));
+        }
+        let quoted = "[experiment.quoted]\nsource = \"x\"\nfigures.b.dice = \"0.9\"\n[arms.a]";
+        let found = read(quoted).err().unwrap().error.message.to_string();
+        assert!(
+            found.contains("names the arm `b`, which there is not"),
+            "{found}"
+        );
+    }
+
+    #[test]
     fn a_matrix_multiplies_the_arms() {
         let text = "[matrix]\n\"dataset.size\" = [32, 48]\nsegmenter = [{ use = \"unet\", width = 4 }, { use = \"sdseg\" }]\n[arms.a]\n[arms.b]\nsynthesis.ratio = 0";
         let experiment = read(text).unwrap();
@@ -482,11 +578,6 @@ synthesis.ratio = 0
                 "[experiment]\nprimary = [\"a\", \"b\"]\n[arms.a]",
                 "the arm `b`",
                 Some("17:11"),
-            ),
-            (
-                "[experiment]\nmetric = \"dicey\"\n[arms.a]",
-                "expected one of dice",
-                Some("17:10"),
             ),
             (
                 "[matrix]\nseed = 1\n[arms.a]",

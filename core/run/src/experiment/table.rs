@@ -1,6 +1,9 @@
 //! What an experiment came to: every arm of every group, and how it differs from the group's first.
 
-use super::{Cell, Experiment};
+use super::{
+    Cell, Experiment, Quoted,
+    sheets::{self, Parameters, Sheet},
+};
 use crate::{
     compare::{self, Row},
     layout,
@@ -24,6 +27,10 @@ pub struct Table {
     pub figures: Vec<Figure>,
     /// The arms, group by group.
     pub groups: Vec<Group>,
+    /// Figures that others published, set beside ours.
+    pub quoted: Option<Quoted>,
+    /// Further tables.
+    pub sheets: Vec<Sheet>,
 }
 
 /// The arms of a group.
@@ -50,11 +57,11 @@ pub struct Line {
     pub compared: Row,
 }
 
-/// The arms of every group that are finished.
+/// The arms of every group that are finished; `parameters` are those of the cells' stages.
 ///
 /// # Errors
 /// When a file of a run is damaged.
-pub fn of(experiment: &Experiment) -> Result<Table> {
+pub fn of(experiment: &Experiment, parameters: &Parameters) -> Result<Table> {
     let mut figures = scoring::basic();
     let mut read = Vec::new();
     for name in experiment.groups() {
@@ -69,10 +76,31 @@ pub fn of(experiment: &Experiment) -> Result<Table> {
         }
         read.push((name, cells, arms));
     }
+    let columns = &experiment.settings.columns;
+    if !columns.is_empty() {
+        let named = |name: &String| figures.iter().find(|figure| figure.name == *name);
+        figures = columns.iter().filter_map(named).cloned().collect();
+    }
     let read = read.into_iter().filter(|(_, cells, _)| !cells.is_empty());
     let groups = read.map(|(name, cells, arms)| group(experiment, name, &cells, &arms, &figures));
     let groups = groups.collect::<Result<_>>()?;
-    Ok(Table { figures, groups })
+    let further = [
+        sheets::groups(experiment, &figures)?,
+        sheets::pools(experiment)?,
+        sheets::cost(experiment, parameters)?,
+    ];
+    let mut sheets: Vec<Sheet> = further.into_iter().flatten().collect();
+    for sheet in &mut sheets {
+        if let Some(quoted) = &experiment.settings.quoted {
+            sheet.quote(quoted);
+        }
+    }
+    Ok(Table {
+        groups,
+        quoted: experiment.settings.quoted.clone(),
+        sheets,
+        figures,
+    })
 }
 
 fn group(
@@ -124,35 +152,78 @@ impl Table {
     /// The header of the tables of a metric.
     pub fn header(&self, metric: &str) -> Vec<String> {
         let mut header = vec!["arm".to_owned(), "images".to_owned(), "n".to_owned()];
-        header.extend(self.figures.iter().map(|figure| figure.name.clone()));
+        for figure in &self.figures {
+            header.push(figure.name.clone());
+            if self.quotes(&figure.name) {
+                header.push(format!("{} (quoted)", figure.name));
+            }
+        }
         let mut columns = compare::columns();
         columns[0] += &format!(" in {metric}");
         header.extend(columns);
         header
     }
-}
 
-/// The rows of a group, for people: three digits, mean ± deviation.
-pub fn rows(group: &Group) -> Vec<Vec<String>> {
-    group.arms.iter().map(row).collect()
-}
+    /// Whether anything is quoted of a figure.
+    fn quotes(&self, figure: &str) -> bool {
+        let quoted = self.quoted.iter();
+        let mut arms = quoted.flat_map(|quoted| quoted.figures.values());
+        arms.any(|figures| figures.contains_key(figure))
+    }
 
-fn row(line: &Line) -> Vec<String> {
-    let n = line.compared.seeds.len();
-    let mut cells = vec![
-        match line.primary {
-            true => format!("{} (primary)", line.arm),
-            false => line.arm.clone(),
-        },
-        line.images.to_string(),
-        n.to_string(),
-    ];
-    cells.extend(line.figures.iter().map(|(_, mean, std)| match mean {
-        Some(mean) => compare::shown(*mean, std.unwrap_or(0.0), n),
-        None => "-".to_owned(),
-    }));
-    cells.extend(line.compared.cells());
-    cells
+    /// What is quoted of a figure for an arm of a group; empty where nothing is.
+    fn quoted(&self, group: &str, arm: &str, figure: &str) -> String {
+        let Some(quoted) = &self.quoted else {
+            return String::new();
+        };
+        let full = format!("{group}/{arm}");
+        let own = quoted
+            .figures
+            .get(&full)
+            .or_else(|| quoted.figures.get(arm));
+        let value = own.and_then(|figures| figures.get(figure));
+        value.cloned().unwrap_or_default()
+    }
+
+    /// The rows of a group, for people: three digits, mean ± deviation.
+    pub fn rows(&self, group: &Group) -> Vec<Vec<String>> {
+        let rows = group.arms.iter();
+        rows.map(|line| self.row(&group.name, line)).collect()
+    }
+
+    fn row(&self, group: &str, line: &Line) -> Vec<String> {
+        let n = line.compared.seeds.len();
+        let mut cells = vec![
+            match line.primary {
+                true => format!("{} (primary)", line.arm),
+                false => line.arm.clone(),
+            },
+            line.images.to_string(),
+            n.to_string(),
+        ];
+        for (name, mean, std) in &line.figures {
+            cells.push(match mean {
+                Some(mean) => compare::shown(*mean, std.unwrap_or(0.0), n),
+                None => "-".to_owned(),
+            });
+            if self.quotes(name) {
+                cells.push(self.quoted(group, &line.arm, name));
+            }
+        }
+        cells.extend(line.compared.cells());
+        cells
+    }
+
+    /// What has to stand below the tables; empty where nothing has.
+    pub fn note(&self) -> String {
+        let quoted = self.quoted.as_ref();
+        quoted.map_or_else(String::new, |quoted| {
+            format!(
+                "Quoted figures are those of {}; they were not measured here.",
+                quoted.source
+            )
+        })
+    }
 }
 
 /// All groups as one CSV file, with all digits.
@@ -213,27 +284,42 @@ pub fn csv(table: &Table) -> Result<String> {
     String::from_utf8(bytes).map_err(Error::internal)
 }
 
-/// All groups as LaTeX, a `tabular` each, for the package `booktabs`.
+/// All tables as LaTeX, a `tabular` each, for the package `booktabs`.
 pub fn latex(table: &Table, metric: &str) -> String {
     let mut text = String::new();
     for group in &table.groups {
-        let header = table.header(metric);
-        let header: Vec<String> = header.iter().map(|cell| escaped(cell)).collect();
-        if !group.name.is_empty() {
-            text += &format!("% {}\n", group.name);
-        }
-        text += &format!(
-            "\\begin{{tabular}}{{l{}}}\n\\toprule\n{} \\\\\n\\midrule\n",
-            "r".repeat(header.len() - 1),
-            header.join(" & ")
+        tabular(
+            &mut text,
+            &group.name,
+            &table.header(metric),
+            &table.rows(group),
         );
-        for row in rows(group) {
-            let row: Vec<String> = row.iter().map(|cell| escaped(cell)).collect();
-            text += &format!("{} \\\\\n", row.join(" & "));
-        }
-        text += "\\bottomrule\n\\end{tabular}\n";
+    }
+    for sheet in &table.sheets {
+        tabular(&mut text, &sheet.title, &sheet.header, &sheet.rows);
+    }
+    if !table.note().is_empty() {
+        text += &format!("% {}\n", table.note());
     }
     text
+}
+
+fn tabular(text: &mut String, title: &str, header: &[String], rows: &[Vec<String>]) {
+    let line = |cells: &[String]| -> String {
+        let cells: Vec<String> = cells.iter().map(|cell| escaped(cell)).collect();
+        format!("{} \\\\\n", cells.join(" & "))
+    };
+    if !title.is_empty() {
+        *text += &format!("% {title}\n");
+    }
+    *text += &format!(
+        "\\begin{{tabular}}{{l{}}}\n\\toprule\n",
+        "r".repeat(header.len() - 1)
+    );
+    *text += &line(header);
+    *text += "\\midrule\n";
+    *text += &rows.iter().map(|row| line(row)).collect::<String>();
+    *text += "\\bottomrule\n\\end{tabular}\n";
 }
 
 /// A text as LaTeX.

@@ -23,7 +23,7 @@ use diffaug::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
 /// Test images in one call of the segmenter.
 const BATCH: usize = 8;
@@ -227,7 +227,9 @@ impl Evaluation<'_> {
             let samples: Vec<Sample> = (start..end)
                 .map(|index| self.test_sample(&test, index, native))
                 .collect::<Result<_>>()?;
+            let begun = Instant::now();
             let found = self.steps.session.stage(|| segment(segmenter, &samples))?;
+            self.steps.count(end - start, begun.elapsed());
             let measured = self.measure(&samples, &found, &targets, &mut sums)?;
             let items = &items[start as usize..end as usize];
             let answers = samples.into_iter().zip(found).zip(measured);

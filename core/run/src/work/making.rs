@@ -17,7 +17,10 @@ use super::{
 };
 use crate::{failure::Failure, layout};
 use diffaug::{Error, Result, image::ReadOptions, view::Shared};
-use std::fs;
+use std::{
+    fs,
+    sync::{Mutex, PoisonError},
+};
 
 /// The synthetic images of a run.
 pub(super) struct Made {
@@ -58,6 +61,9 @@ impl Run<'_> {
                     None => steps.pool(reading)?,
                 };
                 let summary = synthesis.run(stages, pool.as_ref(), shards.as_deref())?;
+                let painted = synthesis.painted.lock();
+                let (images, time) = *painted.unwrap_or_else(PoisonError::into_inner);
+                steps.count(images, time);
                 draw()?;
                 Ok(summary)
             })?;
@@ -154,6 +160,7 @@ impl Run<'_> {
             },
             validation: &validation,
             backgrounds,
+            painted: Mutex::default(),
         };
         work(&synthesizer)
     }

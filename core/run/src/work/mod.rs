@@ -28,6 +28,7 @@ pub mod scoring;
 pub mod shards;
 mod sheet;
 pub mod sizes;
+pub mod statistics;
 mod synthesis;
 pub mod wire;
 
@@ -289,6 +290,7 @@ impl Run<'_> {
             plan: &self.plan,
             pins: &pins,
             session: self.session,
+            answered: Default::default(),
         };
         let mut outcome = RunOutcome {
             folder: self.store.root().to_owned(),

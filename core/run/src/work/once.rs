@@ -2,15 +2,19 @@
 
 use super::pool::Pool;
 use crate::{
-    layout,
-    results::{About, Part, Results, Taken},
+    layout, machine,
+    results::{About, Cost, Part, Results, Taken},
     session::Session,
     steps::{Plan, Step},
     store::Store,
 };
 use diffaug::{Error, ErrorKind, FitReport, Reporter, Result, image::ReadOptions, with_reporter};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 /// A [`FitReport`] as it is stored.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -53,6 +57,8 @@ pub struct Steps<'a> {
     pub pins: &'a dyn Fn() -> Result<BTreeMap<String, String>>,
     /// Who follows the run.
     pub session: &'a Session<'a>,
+    /// Images that a network painted or found lesions in during the step at work, and the time that took.
+    pub answered: Cell<(u64, Duration)>,
 }
 
 /// What a step leaves in the run folder.
@@ -68,6 +74,12 @@ pub struct Leaves<'a> {
 }
 
 impl Steps<'_> {
+    /// Counts images that a network painted or found lesions in, and the time that took.
+    pub fn count(&self, images: u64, time: Duration) {
+        let (all, total) = self.answered.get();
+        self.answered.set((all + images, total + time));
+    }
+
     /// Does `work` and writes its marker, unless that was done, by this run or, under the same key, by
     /// another.
     ///
@@ -91,7 +103,7 @@ impl Steps<'_> {
             if !self.results.has(&step.key)
                 && let Ok(Some(taken)) = self.results.try_take(&step.key)
             {
-                self.keep(&taken, step, leaves, (&done, 0.0));
+                self.keep(&taken, step, leaves, (&done, Cost::default()));
             }
             return Ok(done);
         }
@@ -102,10 +114,18 @@ impl Steps<'_> {
             return Ok(done);
         }
         let start = Instant::now();
+        self.answered.set((0, Duration::ZERO));
+        machine::forget_peak_memory();
         let done = self.work(leaves, work)?;
         if let Some(taken) = &taken {
-            let seconds = start.elapsed().as_secs_f64();
-            self.keep(taken, step, leaves, (&done, seconds));
+            let (images, time) = self.answered.get();
+            let cost = Cost {
+                seconds: start.elapsed().as_secs_f64(),
+                memory: machine::peak_memory().unwrap_or(0),
+                images,
+                image_seconds: time.as_secs_f64(),
+            };
+            self.keep(taken, step, leaves, (&done, cost));
         }
         Ok(done)
     }
@@ -142,7 +162,7 @@ impl Steps<'_> {
         Ok(About {
             diffaug: env!("CARGO_PKG_VERSION").to_owned(),
             inputs: step.inputs.clone(),
-            seconds: 0.0,
+            cost: Cost::default(),
             hub: (self.pins)()?,
             value: serde_json::to_value(value)?,
             files: BTreeMap::new(),
@@ -193,11 +213,11 @@ impl Steps<'_> {
         taken: &Taken,
         step: &Step,
         leaves: &Leaves<'_>,
-        (done, seconds): (&impl Serialize, f64),
+        (done, cost): (&impl Serialize, Cost),
     ) {
         let keep = || {
             let about = About {
-                seconds,
+                cost,
                 ..self.about(step, done)?
             };
             taken.keep(about, leaves.parts, self.store)

@@ -40,7 +40,7 @@ use std::{
     io::{BufRead, BufReader},
     ops::ControlFlow,
     path::Path,
-    sync::Mutex,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -62,6 +62,8 @@ pub struct Synthesizer<'a> {
     pub validation: &'a BoxDataset,
     /// What clearing training images of their lesions came to.
     pub backgrounds: Option<Backgrounds>,
+    /// How many images this process painted, and the time that took.
+    pub painted: Mutex<(u64, Duration)>,
 }
 
 impl Synthesizer<'_> {
@@ -312,9 +314,15 @@ impl Synthesizer<'_> {
         let candidates: Vec<&PlannedCandidate> =
             left.iter().map(|(_, candidate)| *candidate).collect();
         let how = How::of(&self.manifest.synthesis);
+        let begun = Instant::now();
         let fresh = self
             .session
             .stage(|| painting::paint(&candidates, shift.stages, how, stop))?;
+        {
+            let mut painted = self.painted.lock().unwrap_or_else(PoisonError::into_inner);
+            painted.0 += fresh.len() as u64;
+            painted.1 += begun.elapsed();
+        }
         if let Some(pool) = shift.pool {
             let new = left.iter().zip(&fresh);
             let new: Vec<(u64, &Image)> = new
