@@ -23,6 +23,7 @@ mod inputs;
 #[cfg(all(unix, feature = "builtin"))]
 mod kubernetes;
 mod manifests;
+mod measures;
 mod misbehave;
 #[cfg(feature = "builtin")]
 mod mixing;

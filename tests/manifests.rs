@@ -54,10 +54,9 @@ fn wrong_manifests_are_explained() {
 #[test]
 #[cfg(feature = "builtin")]
 fn the_manifests_of_the_repository_are_right() {
-    for manifest in tomls("manifests")
-        .into_iter()
-        .chain(tomls("manifests/paper"))
-    {
+    let folders = ["", "/baselines", "/experiments", "/paper"];
+    let all = folders.map(|folder| tomls(&format!("manifests{folder}")));
+    for manifest in all.into_iter().flatten() {
         let sandbox = Sandbox::new();
         sandbox.run(&format!("check {}", manifest.display())).ok();
     }

@@ -9,20 +9,28 @@ use crate::{
 };
 use diffaug::Error;
 use diffaug_run::{
+    experiment::Experiment,
     failure::Failure,
+    manifest::{Document, Manifest},
     session::Session,
     work::{Inspected, attributes::Facts, inspect, wire::Wire},
 };
 use serde_json::{Value, json};
 
-/// Checks syntax, names and options; with `data`, also the split and every file of the dataset.
+/// Checks syntax, names and options; with `data`, also the split and every file of the dataset. Of an
+/// experiment every cell is checked.
 pub fn check(
     args: &ManifestArgs,
     data: Option<Look>,
     global: &Global,
     ui: Ui,
 ) -> Result<(), Failure> {
-    let (manifest, document) = super::read(args, global)?;
+    let overrides = super::overrides(args, global);
+    let document = Document::read(&args.manifest, &overrides)?;
+    if Experiment::is(&document) {
+        return cells(args, data, global, ui);
+    }
+    let manifest = Manifest::of(&document)?;
     let mut plugins = super::load(&manifest, &document, "cpu", global, ui)?;
     let device = plugins.add_device(&manifest.device, ui.library_log_level());
     let wire = Wire {
@@ -51,6 +59,31 @@ pub fn check(
         result["missing"] = json!(format!("device `{name}`: {}", failure.error));
     }
     ui.result(|| text, &result);
+    Ok(())
+}
+
+/// Checks every cell of an experiment.
+fn cells(args: &ManifestArgs, data: Option<Look>, global: &Global, ui: Ui) -> Result<(), Failure> {
+    if data.is_some() {
+        let message = "`--data` is for a manifest of one run, and this is an experiment";
+        return Err(Error::config(message).into());
+    }
+    let experiment = Experiment::read(&args.manifest, &super::overrides(args, global))?;
+    for cell in &experiment.cells {
+        let (manifest, document) = (&cell.manifest, &cell.document);
+        let plugins = super::load(manifest, document, "cpu", global, ui)?;
+        let wire = Wire {
+            registry: &plugins.registry,
+            document,
+            manifest,
+        };
+        wire.check_all()?;
+        Facts::named(manifest).map_err(|error| document.failure("", error))?;
+    }
+    let (name, count) = (args.manifest.display(), experiment.cells.len());
+    let text = || format!("{name} is in order: {count} runs");
+    let json = json!({ "manifest": name.to_string(), "valid": true, "runs": count });
+    ui.result(text, &json);
     Ok(())
 }
 

@@ -150,6 +150,11 @@ impl Cell {
 }
 
 impl Experiment {
+    /// Whether a document is an experiment and not the manifest of one run.
+    pub fn is(document: &Document) -> bool {
+        EXPERIMENT.iter().any(|table| document.has(table))
+    }
+
     /// Reads an experiment with its bases and overrides.
     ///
     /// # Errors
