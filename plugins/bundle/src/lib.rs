@@ -9,7 +9,8 @@
 #[cfg(feature = "data")]
 use {
     diffaug_cvc_clinicdb as _, diffaug_folder as _, diffaug_gate as _, diffaug_kvasir_seg as _,
-    diffaug_phantom as _, diffaug_prompts as _, diffaug_refuge2 as _, diffaug_seamless_paste as _,
+    diffaug_measures as _, diffaug_phantom as _, diffaug_prompts as _, diffaug_refuge2 as _,
+    diffaug_seamless_paste as _,
 };
 
 #[cfg(feature = "models")]
