@@ -1,6 +1,6 @@
 //! The measure `surface`: how far the outlines of truth and prediction are apart.
 //!
-//! The outline of a mask are its pixels that are not surrounded on all four sides; what lies beyond the image is
+//! The outline of a mask is made of its pixels that are not surrounded on all four sides; what lies beyond the image is
 //! outside. Distances are those from each pixel of an outline to the nearest pixel of the other one, in pixels of
 //! the image, both ways.
 //!
