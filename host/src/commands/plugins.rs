@@ -11,7 +11,14 @@ use diffaug_run::{
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
-const KINDS: [&str; 5] = ["dataset", "prompts", "generator", "segmenter", "validator"];
+const KINDS: [&str; 6] = [
+    "dataset",
+    "prompts",
+    "generator",
+    "segmenter",
+    "validator",
+    "measure",
+];
 
 /// Column of the number of parameters.
 const PARAMETERS: usize = 4;
