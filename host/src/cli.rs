@@ -123,7 +123,7 @@ pub enum Command {
     Convert(ConvertArgs),
     /// List the plugins, or the options of one.
     Plugins {
-        /// dataset, prompts, generator, segmenter or validator.
+        /// dataset, prompts, generator, segmenter, validator or measure.
         kind: Option<String>,
         /// The plugin whose options are wanted.
         name: Option<String>,
