@@ -10,6 +10,7 @@ mod batch;
 mod candidates;
 mod data;
 mod evaluate;
+mod gallery;
 pub mod judges;
 mod judging;
 mod making;
@@ -27,6 +28,7 @@ pub mod shards;
 mod sheet;
 pub mod sizes;
 mod synthesis;
+mod tiles;
 pub mod wire;
 
 use crate::{
