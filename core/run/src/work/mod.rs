@@ -49,7 +49,8 @@ use diffaug::{
 };
 use evaluate::{Arm, Evaluation};
 use judges::{Judges, Training};
-use once::{Fit, Steps};
+pub use once::Fit;
+use once::Steps;
 use painting::Stages;
 pub use planning::plan;
 use planning::{describe, open, open_data, validator};
