@@ -122,6 +122,7 @@ pub fn record(index: u64) -> Record {
     let too_smooth = index % 17 == 5;
     let accepted = score > THRESHOLD && !too_smooth;
     let shape = ["sessile", "pedunculated", "flat"][index as usize % 3];
+    let size = ["below 2 %", "2 to 10 %", "above 10 %"][index as usize % 3];
     let prompt = match index {
         3 => HOSTILE.to_owned(),
         _ => format!("endoscopic image of a {shape} polyp, smooth surface"),
@@ -136,12 +137,12 @@ pub fn record(index: u64) -> Record {
         "file_name": file("images"), "mask_file_name": file("masks"),
         "id": format!("train-{}/{}", index % 64, index / 64), "index": index,
         "source": format!("train-{}", index % 64), "variant": index / 64,
-        "size": ["below 2 %", "2 to 10 %", "above 10 %"][index as usize % 3],
+        "size": size,
         "seed": draw.random::<u64>(), "prompt": prompt, "negative": "healthy mucosa",
         "tags": [shape], "score": score, "limit": THRESHOLD, "fails_otherwise": too_smooth,
         "classes": {"1": score}, "reason": reason,
         "measures": {"iou": score, "dice": 2.0 * score / (1.0 + score)},
-        "attributes": {"small": index % 3 == 0},
+        "attributes": {"small": index.is_multiple_of(3)},
         "look": {"detail": 5.0 + draw.random::<f64>(), "contrast": 20.0 * draw.random::<f64>()},
     });
     serde_json::from_value(record).unwrap()
