@@ -31,6 +31,8 @@ mod mixing;
 mod paper;
 #[cfg(feature = "builtin")]
 mod pipeline;
+#[cfg(feature = "builtin")]
+mod report;
 mod safety;
 #[cfg(feature = "builtin")]
 mod synthesis;

@@ -200,7 +200,7 @@ fn more_trainings_of_a_finished_run_are_all_that_is_done() {
     );
     let after = sandbox.files("runs/tiny", &TIMES);
     for (name, bytes) in before {
-        let of_all = ["lock.json", "manifest.toml", "result.json"];
+        let of_all = ["lock.json", "manifest.toml", "report.html", "result.json"];
         assert!(
             of_all.contains(&name.as_str()) || after[&name] == bytes,
             "{name}"
@@ -441,7 +441,7 @@ fn plugins_work_alike_linked_in_and_loaded() {
     loaded.run("run m.toml -q").ok();
     let lock = loaded.read_json("runs/tiny/lock.json");
     assert_eq!(lock["plugins"]["segmenter"]["origin"]["file"], "bundle.so");
-    let without = ["log.jsonl", "lock.json", "manifest.toml"];
+    let without = ["log.jsonl", "lock.json", "manifest.toml", "report.html"];
     assert_same(
         &linked.files("runs/tiny", &without),
         &loaded.files("runs/tiny", &without),
@@ -511,6 +511,7 @@ fn nothing_learns_from_test_data() {
             [
                 "log.jsonl",
                 "lock.json",
+                "report.html",
                 "result.json",
                 "scores.json",
                 "per_image.csv",

@@ -101,6 +101,10 @@ pub enum Command {
     Score(ScoreArgs),
     /// Compare arms of finished runs, image by image, with an interval and a test.
     Compare(CompareArgs),
+    /// Write everything of some runs on one page for a browser.
+    Report(ReportArgs),
+    /// Show the page of runs in a browser of this machine, renewed while they go on; Ctrl-C ends it.
+    Watch(WatchArgs),
     /// List the runs of a folder, and what is kept of their steps for others.
     Runs {
         /// The folder that runs lie in.
@@ -252,6 +256,28 @@ pub struct CompareArgs {
     /// Seed of the resamples of the interval.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+}
+
+/// Which runs to write a page of.
+#[derive(Args, Debug)]
+pub struct ReportArgs {
+    /// Run folders; they need not be finished. Several are compared.
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// The file to write.
+    #[arg(short, long, value_name = "FILE", default_value = "report.html")]
+    pub output: PathBuf,
+}
+
+/// Which runs to serve a page of.
+#[derive(Args, Debug)]
+pub struct WatchArgs {
+    /// Run folders; they need not be finished. Several are compared.
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// The port of 127.0.0.1 to listen on; 0 takes any that is free.
+    #[arg(long, default_value_t = 0)]
+    pub port: u16,
 }
 
 /// What to convert.

@@ -158,6 +158,39 @@ pub fn compare(arms: &[Arm], metric: &str, seed: u64) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// The mean of an arm over test images, with an interval.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Interval {
+    /// Mean over images of the mean over trainings.
+    pub mean: f64,
+    /// Lower end of the bootstrap interval of `mean` ([`LEVEL`]), over images; trainings differ besides.
+    pub low: f64,
+    /// Upper end of the same.
+    pub high: f64,
+}
+
+/// The mean of the figure called `metric` over the test images of an arm; images of one group are resampled
+/// together.
+///
+/// # Errors
+/// When no image has that figure.
+pub fn interval(arm: &Arm, metric: &str, seed: u64) -> Result<Interval> {
+    let images = by_image(arm, metric)?.into_values();
+    let (pairs, clusters): (Vec<(f64, f64)>, Vec<String>) = images
+        .map(|(value, cluster)| ((value, 0.0), cluster))
+        .unzip();
+    // Not every image of an arm has the figure in all of its trainings.
+    if pairs.is_empty() {
+        return Err(missing(arm, metric));
+    }
+    let found = Comparison::of(&pairs, &clusters, seed)?;
+    Ok(Interval {
+        mean: found.difference,
+        low: found.low,
+        high: found.high,
+    })
+}
+
 fn values<'a>(images: impl Iterator<Item = &'a Scores>, metric: &str) -> Vec<f64> {
     images
         .filter_map(|scores| scores.figures.get(metric).copied())
@@ -330,6 +363,19 @@ mod tests {
             compare(&[other, one], "fnr", 0).unwrap()[1].verdict(),
             "loss"
         );
+    }
+
+    #[test]
+    fn an_arm_has_a_mean_with_an_interval() {
+        let one = arm("one", &[&[0.2, 0.6, 0.7], &[0.4, 0.6, 0.5]], &[]);
+        let found = interval(&one, "dice", 0).unwrap();
+        assert!((found.mean - 0.5).abs() < 1e-12);
+        // Some resamples hold the first image alone, some never; three images allow no more.
+        assert!((found.low - 0.3).abs() < 1e-12 && (found.high - 0.6).abs() < 1e-12);
+        let alike = arm("alike", &[&[0.4, 0.4]], &["a", "b"]);
+        let found = interval(&alike, "dice", 0).unwrap();
+        assert_eq!((found.low, found.high), (found.mean, found.mean));
+        assert!(interval(&one, "dicey", 0).is_err());
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub const SPLIT: &str = "split.json";
 pub const RESULT: &str = "result.json";
 /// What was painted, to be looked at.
 pub const CONTACT_SHEET: &str = "contact-sheet.png";
+/// All of the run on one page, for a browser.
+pub const REPORT: &str = "report.html";
 
 /// Weights of the generator.
 pub const GENERATOR: &str = "generator";
@@ -44,6 +46,8 @@ pub const IMAGES: &str = "images";
 /// Below each of them: the masks of the images, under the same names.
 pub const MASKS: &str = "masks";
 
+/// Small pictures of the first candidates, accepted or not, to be looked at.
+pub const GALLERY: &str = "synthetic/gallery";
 /// Every painted image; kept for other runs and not in the run folder.
 pub const POOL: &str = "painted";
 /// The name of every journal, in whatever folder.
@@ -91,6 +95,17 @@ pub fn segmenters(folds: u32, members: u32) -> Vec<String> {
     (0..folds).flat_map(of_fold).collect()
 }
 
+/// The log of a training, in its folder of weights.
+pub const TRAINING_LOG: &str = "log.jsonl";
+
+/// The file that says that the training whose weights lie in `folder` is done, whatever it was for.
+pub fn fit_of(folder: &str) -> String {
+    match folder.strip_suffix("/weights") {
+        Some(training) => Training::at(training.to_owned()).fit(),
+        None => marker(folder),
+    }
+}
+
 /// Files of one folder of images; file systems and people are slow with folders of many more.
 pub const FOLDER: u64 = 5_000;
 
@@ -98,9 +113,18 @@ pub const FOLDER: u64 = 5_000;
 /// first. Not by its id, which may hold what a file name cannot; and a word such as `train` in a file's
 /// name makes Hugging Face's loader guess splits.
 pub fn image(index: u64) -> String {
+    numbered(index, "png")
+}
+
+/// The small picture of the candidate of that number.
+pub fn strip(index: u64) -> String {
+    format!("{GALLERY}/{}", numbered(index, "jpg"))
+}
+
+fn numbered(index: u64, extension: &str) -> String {
     match index / FOLDER {
-        0 => format!("{index:06}.png"),
-        folder => format!("{folder:04}/{index:06}.png"),
+        0 => format!("{index:06}.{extension}"),
+        folder => format!("{folder:04}/{index:06}.{extension}"),
     }
 }
 
@@ -152,10 +176,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_training_has_a_file_that_says_that_it_is_done() {
+        assert_eq!(fit_of("generator"), "generator.json");
+        let name = "evaluate/real/seed-3";
+        assert_eq!(
+            fit_of(&format!("{name}/weights")),
+            format!("{name}/fit.json")
+        );
+        assert_eq!(
+            fit_of("segmenters/fold-0-member-1"),
+            "segmenters/fold-0-member-1.json"
+        );
+    }
+
+    #[test]
     fn no_folder_of_images_holds_many() {
         assert_eq!(image(0), "000000.png");
         assert_eq!(image(4_999), "004999.png");
         assert_eq!(image(5_000), "0001/005000.png");
         assert_eq!(image(1_234_567), "0246/1234567.png");
+        assert_eq!(strip(7), "synthetic/gallery/000007.jpg");
+        assert_eq!(strip(5_000), "synthetic/gallery/0001/005000.jpg");
     }
 }

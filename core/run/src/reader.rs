@@ -1,4 +1,11 @@
-//! Reads finished runs: their arms, the trainings of each, and the scores of every test image.
+//! Reads runs: their arms, the trainings of each, and the scores of every test image; what was painted, and how
+//! trainings went. A run need not be finished.
+
+mod painted;
+mod trainings;
+
+pub use painted::Painted;
+pub use trainings::{Point, TrainingLog};
 
 use crate::{
     layout,
@@ -21,12 +28,15 @@ const MOST_BYTES: u64 = 256 << 20;
 pub struct Run {
     root: PathBuf,
     lock: Value,
-    split: Split,
+    /// `None` where the run was ended before it was written.
+    split: Option<Split>,
 }
 
 /// The part of `split.json` that is read here.
 #[derive(Debug, Deserialize)]
 struct Split {
+    train: Vec<String>,
+    validation: Vec<String>,
     test: Vec<String>,
 }
 
@@ -81,6 +91,11 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     serde_json::from_str(&text).or_error(ErrorKind::Data, shown)
 }
 
+/// As [`read_json`]; `None` where there is no such file.
+fn read_json_if_there<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    path.exists().then(|| read_json(path)).transpose()
+}
+
 impl Run {
     /// Opens the run of a folder.
     ///
@@ -98,8 +113,38 @@ impl Run {
         Ok(Run {
             root: root.to_owned(),
             lock: read_json(&lock)?,
-            split: read_json(&root.join(layout::SPLIT))?,
+            split: read_json_if_there(&root.join(layout::SPLIT))?,
         })
+    }
+
+    /// What the run is made of: `lock.json`.
+    pub fn lock(&self) -> &Value {
+        &self.lock
+    }
+
+    /// How many images are to train, to validate and to test; `None` where the run had not come so far.
+    pub fn counts(&self) -> Option<[usize; 3]> {
+        let split = self.split.as_ref()?;
+        Some([&split.train, &split.validation, &split.test].map(Vec::len))
+    }
+
+    /// The manifest with all defaults; `None` where it is not there.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn manifest(&self) -> Result<Option<String>> {
+        let path = self.root.join(layout::MANIFEST);
+        path.exists()
+            .then(|| files::read_text(&path, MOST_BYTES))
+            .transpose()
+    }
+
+    /// Everything that was measured, as `result.json` has it; `None` where the run is not finished.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub fn result(&self) -> Result<Option<Value>> {
+        read_json_if_there(&self.root.join(layout::RESULT))
     }
 
     /// Its folder.
@@ -190,8 +235,10 @@ impl Run {
             return Some((*what).to_owned());
         }
         let sorted = |run: &Run| {
-            let mut ids = run.split.test.clone();
-            ids.sort();
+            let mut ids = run.split.as_ref().map(|split| split.test.clone());
+            if let Some(ids) = &mut ids {
+                ids.sort();
+            }
             ids
         };
         (sorted(self) != sorted(other)).then(|| "other test images".to_owned())

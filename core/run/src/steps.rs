@@ -17,9 +17,10 @@ use std::collections::BTreeMap;
 /// What tells keys of this layout from those of another.
 const VERSION: u32 = 1;
 /// Options of a synthesis that no painted image depends on.
-const JUDGING: [&str; 6] = [
+const JUDGING: [&str; 7] = [
     "batch",
     "folds",
+    "gallery",
     "judge_real",
     "keep_rejected",
     "quotas",

@@ -85,7 +85,7 @@ pub fn experiment(args: &ExperimentArgs, global: &Global, ui: Ui) -> Result<(), 
         }
         ui.say(format!("\n{}", cell.name()));
         match run(cell, goal, global, ui) {
-            Ok(()) => {}
+            Ok(()) => super::report::leave(&cell.manifest.output()),
             Err(failure) if failure.error.kind == ErrorKind::Cancelled => return Err(failure),
             Err(failure) => {
                 ui.failure(&failure);

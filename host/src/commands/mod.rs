@@ -6,11 +6,13 @@ mod convert;
 mod doctor;
 mod experiment;
 mod plugins;
+mod report;
 mod run;
 mod runs;
 mod schema;
 mod score;
 mod try_stage;
+mod watch;
 
 use crate::{
     cli::{Cli, Command, Global, ManifestArgs, ManifestCommand, Train},
@@ -51,6 +53,8 @@ pub fn dispatch(command: Command, global: &Global, ui: Ui) -> Result<(), Failure
         Command::Experiment(args) => experiment::experiment(&args, global, ui),
         Command::Score(args) => score::score(&args, ui),
         Command::Compare(args) => compare::compare(&args, ui),
+        Command::Report(args) => report::report(&args, ui),
+        Command::Watch(args) => watch::watch(&args, ui),
         Command::Runs { store } => runs::runs(&store, ui),
         Command::Prune { store, yes } => runs::prune(&store, yes, ui),
         Command::Convert(args) => convert::convert(&args, global, ui),

@@ -23,6 +23,9 @@ use serde_json::{Value, json};
 pub fn run(args: &ManifestArgs, goal: Goal, global: &Global, ui: Ui) -> Result<(), Failure> {
     let (manifest, document, registry) = super::open(args, global, ui)?;
     let outcome = work::run(&manifest, &document, &registry, goal, &Session::new(&ui))?;
+    if goal == Goal::Scores {
+        super::report::leave(&outcome.folder);
+    }
     let result = outcome.result.clone().unwrap_or_else(|| {
         json!({
             "folder": outcome.folder,

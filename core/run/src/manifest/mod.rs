@@ -215,6 +215,10 @@ pub struct Synthesis {
     pub judge_real: bool,
     /// Whether rejected images are kept too, in `rejected/`.
     pub keep_rejected: bool,
+    /// Of how many candidates, the first ones, a small picture is kept for the report, in
+    /// `synthetic/gallery/`, accepted or not: 0 (none) to 100,000. Each takes about 10 kB. A candidate that is
+    /// given up at a preview has none.
+    pub gallery: u32,
     /// Into how many parts the training images are cut for cross-fitting: a candidate is judged by a
     /// segmenter that never saw its source. 1 trains one segmenter on all of them.
     pub folds: u32,
@@ -266,6 +270,7 @@ impl Default for Synthesis {
             quotas: false,
             judge_real: true,
             keep_rejected: false,
+            gallery: 2_000,
             folds: 1,
             start: None,
             preview: None,
@@ -488,6 +493,7 @@ impl Synthesis {
             return wrong("synthesis.min_crop", "must be above 0 and at most 1");
         }
         within("synthesis.decoys", self.decoys, 0, 4)?;
+        within("synthesis.gallery", self.gallery, 0, 100_000)?;
         if !(0.0..=32.0).contains(&self.detail) {
             return wrong(
                 "synthesis.detail",

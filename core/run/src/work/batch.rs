@@ -103,10 +103,14 @@ impl Shift<'_> {
     /// What is left of a batch now that all before it is known.
     pub fn settled(&self, judged: Vec<Judged>) -> Vec<Judged> {
         let mut filled = self.filled();
-        let settled = judged.into_iter().map(|Judged { record, images }| {
-            let record = filled.settle(record);
-            let images = images.filter(|_| record.painted());
-            Judged { record, images }
+        let settled = judged.into_iter().map(|judged| {
+            let record = filled.settle(judged.record);
+            let painted = record.painted();
+            Judged {
+                record,
+                images: judged.images.filter(|_| painted),
+                strip: judged.strip.filter(|_| painted),
+            }
         });
         settled.collect()
     }
@@ -118,6 +122,9 @@ pub struct Judged {
     pub record: Record,
     /// What is kept of it.
     pub images: Option<Kept>,
+    /// A small picture of it for people, as the bytes of a JPEG file; where `images` are linked it is among
+    /// those.
+    pub strip: Option<Vec<u8>>,
 }
 
 /// Image and mask of a candidate.
@@ -129,15 +136,35 @@ pub enum Kept {
 }
 
 impl Judged {
-    /// Folder and name of its image or mask.
-    pub fn place(&self, kind: &str) -> (String, String) {
+    /// The name of its image or mask.
+    pub fn place(&self, kind: &str) -> String {
         let list = match self.record.accepted() {
             true => layout::SYNTHETIC,
             false => layout::REJECTED,
         };
-        let path = format!("{list}/{kind}/{}", layout::image(self.record.index));
-        let (folder, name) = path.rsplit_once('/').unwrap_or(("", &path));
-        (folder.to_owned(), name.to_owned())
+        format!("{list}/{kind}/{}", layout::image(self.record.index))
+    }
+
+    /// The folders that its files go to.
+    pub fn folders(&self) -> Vec<String> {
+        let mut names: Vec<String> = match &self.images {
+            None => Vec::new(),
+            Some(Kept::Painted(..)) => [layout::IMAGES, layout::MASKS]
+                .map(|kind| self.place(kind))
+                .to_vec(),
+            Some(Kept::Linked(_, files)) => files.keys().cloned().collect(),
+        };
+        names.extend(
+            self.strip
+                .as_ref()
+                .map(|_| layout::strip(self.record.index)),
+        );
+        let folder = |name: &String| {
+            name.rsplit_once('/')
+                .map_or("", |(folder, _)| folder)
+                .to_owned()
+        };
+        names.iter().map(folder).collect()
     }
 }
 

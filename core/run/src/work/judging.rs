@@ -238,6 +238,7 @@ fn judge(
             )));
         }
         for (place, verdict) in places.into_iter().zip(found) {
+            check_found(&questions[place], &verdict)?;
             verdicts[place] = Some(verdict);
         }
     }
@@ -246,4 +247,16 @@ fn judge(
         .into_iter()
         .map(|verdict| verdict.ok_or_else(missing))
         .collect()
+}
+
+/// Checks that what was found is of the image's size, for it is drawn on it.
+fn check_found(question: &Question<'_>, verdict: &Verdict) -> Result<()> {
+    let size = question.image.size();
+    match verdict.found.as_ref().into_option() {
+        Some(found) if found.size() != size => Err(Error::internal(format!(
+            "the validator's verdict on `{}` holds {found:?} for an image of {}x{} pixels",
+            question.id, size.0, size.1
+        ))),
+        _ => Ok(()),
+    }
 }

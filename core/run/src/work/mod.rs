@@ -10,6 +10,7 @@ mod batch;
 mod candidates;
 mod data;
 mod evaluate;
+mod gallery;
 pub mod judges;
 mod judging;
 mod making;
@@ -30,6 +31,7 @@ mod sheet;
 pub mod sizes;
 pub mod statistics;
 mod synthesis;
+mod tiles;
 pub mod wire;
 
 use crate::{
@@ -51,7 +53,8 @@ use diffaug::{
 use evaluate::{Arm, Evaluation};
 use judges::{Judges, Training};
 use measuring::{Figure, Measures};
-use once::{Fit, Steps};
+pub use once::Fit;
+use once::Steps;
 use painting::Stages;
 pub use planning::plan;
 use planning::{describe, open, open_data, validator};

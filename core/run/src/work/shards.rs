@@ -210,6 +210,7 @@ impl Synthesizer<'_> {
                 Ok(Judged {
                     record: entry.record,
                     images: files,
+                    strip: None,
                 })
             });
             let judged: Vec<Judged> = judged.collect::<Result<_>>()?;

@@ -6,11 +6,12 @@ use super::{
     judging,
     overlap::StopFlag,
     painting::{self, How, Stages},
+    tiles::{Outline, PLAIN, Tile, of_targets},
 };
 use crate::{layout, manifest::Synthesis, store::Store};
 use diffaug::{
     Image, Mask, Result, files,
-    image::{overlay_image, resize_image, resize_mask, save_image},
+    image::{overlay_image, save_image},
 };
 
 /// How many accepted and how many rejected candidates are shown.
@@ -30,11 +31,8 @@ const GAP: u32 = 16;
 /// Width of the frame around a tile.
 const FRAME: u32 = 4;
 
-const WANTED: [u8; 3] = [64, 220, 255];
-const FOUND: [u8; 3] = [255, 220, 0];
 const ACCEPTED: [u8; 3] = [40, 170, 80];
 const REJECTED: [u8; 3] = [210, 50, 50];
-const PLAIN: [u8; 3] = [32, 32, 32];
 
 /// Whether the sheet is there and whole.
 pub fn is_drawn(store: &Store) -> bool {
@@ -111,13 +109,8 @@ fn found(
     let found = with_reporter(&Silent, |reporter| {
         segmenter.segment((&images[..]).into(), reporter)
     })?;
-    Ok(found.into_iter().next().map(|f| {
-        let mut mask = f.mask;
-        for label in mask.bytes_mut() {
-            *label = u8::from(targets.contains(label));
-        }
-        mask
-    }))
+    let first = found.into_iter().next();
+    Ok(first.map(|found| of_targets(found.mask, targets)))
 }
 
 fn tiles(
@@ -126,16 +119,24 @@ fn tiles(
     found: Option<&Mask>,
     accepted: bool,
 ) -> Result<[Image; 4]> {
-    let verdict = if accepted { ACCEPTED } else { REJECTED };
-    let outlined: Vec<(&Mask, [u8; 3])> = [(&candidate.wanted, WANTED)]
+    let plain = Tile {
+        side: TILE,
+        frame: FRAME,
+        color: PLAIN,
+    };
+    let verdict = Tile {
+        color: if accepted { ACCEPTED } else { REJECTED },
+        ..plain
+    };
+    let outlines: Vec<Outline<'_>> = [Outline::wanted(&candidate.wanted)]
         .into_iter()
-        .chain(found.map(|mask| (mask, FOUND)))
+        .chain(found.map(Outline::found))
         .collect();
     Ok([
-        tile(&candidate.background, &[], PLAIN)?,
-        tile(&white(&candidate.wanted)?, &[], PLAIN)?,
-        tile(painted, &[], PLAIN)?,
-        tile(painted, &outlined, verdict)?,
+        plain.of(&candidate.background, &[])?,
+        plain.of(&white(&candidate.wanted)?, &[])?,
+        plain.of(painted, &[])?,
+        verdict.of(painted, &outlines)?,
     ])
 }
 
@@ -145,37 +146,4 @@ fn white(mask: &Mask) -> Result<Image> {
         .iter()
         .flat_map(|&l| [255 * u8::from(l != 0); 3]);
     Image::new(mask.width(), mask.height(), pixels.collect())
-}
-
-/// An image fitted into a tile, with outlines of masks and a frame.
-fn tile(image: &Image, outlines: &[(&Mask, [u8; 3])], frame: [u8; 3]) -> Result<Image> {
-    let inner = TILE - 2 * FRAME;
-    let scale = f64::from(inner) / f64::from(image.width().max(image.height()));
-    let fit = |side: u32| ((f64::from(side) * scale).round() as u32).clamp(1, inner);
-    let (width, height) = (fit(image.width()), fit(image.height()));
-    let mut small = resize_image(image.view(), width, height);
-    for (mask, color) in outlines {
-        outline(&mut small, &resize_mask(mask.view(), width, height), *color);
-    }
-    let pixels = std::iter::repeat_n(frame, (TILE * TILE) as usize).flatten();
-    let mut tile = Image::new(TILE, TILE, pixels.collect())?;
-    let (x, y) = ((TILE - width) / 2, (TILE - height) / 2);
-    overlay_image(&mut tile, small.view(), x, y);
-    Ok(tile)
-}
-
-/// Colours the pixels of the mask that touch its outside.
-fn outline(image: &mut Image, mask: &Mask, color: [u8; 3]) {
-    let (width, height) = (mask.width() as usize, mask.height() as usize);
-    let on = |x: usize, y: usize| mask.labels()[y * width + x] != 0;
-    for y in 0..height {
-        for x in 0..width {
-            let inner = (x > 0 && y > 0 && x + 1 < width && y + 1 < height)
-                && (on(x - 1, y) && on(x + 1, y) && on(x, y - 1) && on(x, y + 1));
-            if on(x, y) && !inner {
-                let at = 3 * (y * width + x);
-                image.bytes_mut()[at..at + 3].copy_from_slice(&color);
-            }
-        }
-    }
 }

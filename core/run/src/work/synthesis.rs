@@ -8,7 +8,7 @@
 use super::{
     batch::{Batch, Done, Judged, Kept, Shift, truncate_at_quota},
     candidates::{Candidates, PlannedCandidate, Skipped},
-    judging,
+    gallery, judging,
     once::{Leaves, Steps},
     overlap::{self, StopFlag},
     painting::{self, How, Painted, Stages},
@@ -356,31 +356,45 @@ impl Synthesizer<'_> {
                 Err(skipped) => Ok(Judged {
                     record: Record::skipped(index, skipped),
                     images: None,
+                    strip: None,
                 }),
                 Ok(candidate) => {
                     let outcome = outcomes
                         .next()
                         .ok_or_else(|| Error::internal("a candidate without a verdict"))?;
-                    let record = Record::of(index, &candidate, &outcome);
-                    let keep = record.accepted() || self.manifest.synthesis.keep_rejected;
-                    let image = outcome.image.filter(|_| keep);
-                    Ok(Judged {
-                        record,
-                        images: image.map(|image| Kept::Painted(image, candidate.label)),
-                    })
+                    self.judged(index, candidate, outcome)
                 }
             })
             .collect()
     }
 
+    /// What is kept of a candidate.
+    fn judged(
+        &self,
+        index: u64,
+        candidate: PlannedCandidate,
+        outcome: judging::Judged,
+    ) -> Result<Judged> {
+        let options = &self.manifest.synthesis;
+        let record = Record::of(index, &candidate, &outcome);
+        let shown = outcome.image.as_ref();
+        let shown = shown.filter(|_| index < u64::from(options.gallery));
+        let targets = self.info.targets();
+        let strip = |image| gallery::strip(&candidate, image, &outcome.verdict, &targets);
+        let strip = shown.map(strip).transpose()?;
+        let keep = record.accepted() || options.keep_rejected;
+        let image = outcome.image.filter(|_| keep);
+        Ok(Judged {
+            record,
+            images: image.map(|image| Kept::Painted(image, candidate.label)),
+            strip,
+        })
+    }
+
     /// Saves images, then writes the journal lines that speak of them.
     fn keep(&self, judged: &[Judged], pool: Option<&Pool>) -> Result<()> {
         use rayon::prelude::*;
-        let mut folders: BTreeSet<String> = BTreeSet::new();
-        for judged in judged.iter().filter(|j| j.images.is_some()) {
-            let names = [layout::IMAGES, layout::MASKS].map(|kind| judged.place(kind).0);
-            folders.extend(names);
-        }
+        let folders: BTreeSet<String> = judged.iter().flat_map(Judged::folders).collect();
         for folder in &folders {
             files::make_folder(&self.store.path(folder))?;
         }
@@ -400,32 +414,35 @@ impl Synthesizer<'_> {
             record: judged.record.clone(),
             files: BTreeMap::new(),
         };
-        let (image, mask) = match &judged.images {
-            None => return Ok(entry),
-            Some(Kept::Linked(folder, files)) => {
-                for name in files.keys() {
-                    results::link_file(&folder.join(name), &self.store.path(name))?;
-                }
-                entry.files.clone_from(files);
-                return Ok(entry);
+        if let Some(Kept::Linked(folder, files)) = &judged.images {
+            for name in files.keys() {
+                results::link_file(&folder.join(name), &self.store.path(name))?;
             }
-            Some(Kept::Painted(image, mask)) => (image, mask),
-        };
-        let mut add = |kind, save: &dyn Fn(&Path) -> Result<()>| {
-            let (folder, name) = judged.place(kind);
-            let name = format!("{folder}/{name}");
+            entry.files.clone_from(files);
+            return Ok(entry);
+        }
+        let mut add = |name: String, save: &dyn Fn(&Path) -> Result<()>| {
             let path = self.store.path(&name);
             save(&path)?;
             entry.files.insert(name, hash_file(&path)?);
             Ok::<_, Error>(())
         };
         let index = judged.record.index;
-        add(layout::IMAGES, &|path| match pool {
-            Some(pool) if pool.link(index, path) => Ok(()),
-            _ => save_image(image.view(), path),
-        })?;
-        let grey = to_grey(mask.view(), self.info)?;
-        add(layout::MASKS, &|path| save_gray(grey.view(), path))?;
+        if let Some(Kept::Painted(image, mask)) = &judged.images {
+            add(judged.place(layout::IMAGES), &|path| match pool {
+                Some(pool) if pool.link(index, path) => Ok(()),
+                _ => save_image(image.view(), path),
+            })?;
+            let grey = to_grey(mask.view(), self.info)?;
+            add(judged.place(layout::MASKS), &|path| {
+                save_gray(grey.view(), path)
+            })?;
+        }
+        if let Some(strip) = &judged.strip {
+            add(layout::strip(index), &|path| {
+                files::write_atomic(path, strip)
+            })?;
+        }
         Ok(entry)
     }
 

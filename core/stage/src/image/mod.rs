@@ -32,7 +32,7 @@ pub use self::{
     check::{Header, read_header},
     mask::{MaskFault, MaskRule, MaskValues, open_gray, open_mask, read_values},
     resize::{Filter, Tap, crop_image, crop_mask, overlay_image, resize_image, resize_mask, taps},
-    write::{OutputFormat, save_gray, save_image},
+    write::{OutputFormat, encode_jpeg, save_gray, save_image},
 };
 
 use crate::{

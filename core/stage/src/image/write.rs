@@ -87,6 +87,22 @@ pub fn save_image(image: ImageRef<'_>, path: &Path) -> Result<()> {
     )
 }
 
+/// An image as the bytes of a JPEG file, colours at full resolution; `quality` is from 1 to 100. Equal images
+/// give equal bytes.
+///
+/// # Errors
+/// When it has a side of more than 65,535 pixels.
+pub fn encode_jpeg(image: ImageRef<'_>, quality: u8) -> Result<Vec<u8>> {
+    let (width, height) = image.size();
+    let mut out = Vec::new();
+    JpegEncoder::new_with_quality(&mut out, quality)
+        .write_image(image.pixels(), width, height, ExtendedColorType::Rgb8)
+        .or_error(ErrorKind::Data, || {
+            format!("cannot write an image of {width}x{height} pixels as JPEG")
+        })?;
+    Ok(out)
+}
+
 /// Writes labels or grey values as they are, 8 bits each; otherwise as [`save_image`].
 ///
 /// # Errors
