@@ -1,7 +1,12 @@
-//! Reads finished runs: their arms, the trainings of each, and the scores of every test image.
+//! Reads finished runs: their arms, the trainings of each, and the scores of every test image; what a run
+//! was made of, and the images that it accepted.
 
-use crate::layout;
-use diffaug::{Error, Result, ResultExt, error::ErrorKind, files, metrics};
+mod synthetic;
+
+pub use synthetic::{Records, Synthetic};
+
+use crate::{layout, manifest::Manifest, slots};
+use diffaug::{DatasetInfo, Error, Result, ResultExt, error::ErrorKind, files, metrics};
 use serde::Deserialize;
 use serde_json::Value;
 use std::{
@@ -21,7 +26,18 @@ pub struct Run {
     split: Split,
 }
 
-/// The part of `split.json` that is read here.
+/// The stages of which a painted image depends on the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// What painted it.
+    Generator,
+    /// What painted the image that the generator began with.
+    Start,
+    /// The segmenters that the validator asked.
+    Judge,
+}
+
+/// The part of `split.json` that comparisons need.
 #[derive(Debug, Deserialize)]
 struct Split {
     test: Vec<String>,
@@ -103,6 +119,97 @@ impl Run {
     /// The name of its dataset.
     pub fn dataset(&self) -> &str {
         self.lock["dataset"]["name"].as_str().unwrap_or_default()
+    }
+
+    /// The version of the program that made it.
+    pub fn version(&self) -> &str {
+        self.lock["diffaug"].as_str().unwrap_or_default()
+    }
+
+    /// SHA-256 of its dataset as `lock.json` has it: of pixels, masks, ids and facts at the run's size.
+    pub fn dataset_sha256(&self) -> &str {
+        self.lock["dataset"]["sha256"].as_str().unwrap_or_default()
+    }
+
+    /// SHA-256 of the file `lock.json`, which identifies the run.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn lock_sha256(&self) -> Result<String> {
+        files::hash_file(&self.root.join(layout::LOCK))
+    }
+
+    /// The manifest of the run, as `lock.json` has it; `manifest.toml` may have been edited since.
+    ///
+    /// # Errors
+    /// When this version of the program does not understand it.
+    pub fn manifest(&self) -> Result<Manifest> {
+        let failed = || {
+            format!(
+                "the manifest in `{}`, written by diffaug {}, is none of this version",
+                self.root.join(layout::LOCK).display(),
+                self.version()
+            )
+        };
+        serde_json::from_value(self.lock["manifest"].clone()).or_error(ErrorKind::Data, failed)
+    }
+
+    /// How the run divided its dataset.
+    ///
+    /// # Errors
+    /// When `split.json` cannot be read or is not what `lock.json` vouches for.
+    pub fn split(&self) -> Result<diffaug::split::Split> {
+        let path = self.root.join(layout::SPLIT);
+        let split: diffaug::split::Split = read_json(&path)?;
+        if self.lock["split"]["sha256"].as_str() != Some(&split.sha256()) {
+            return Err(Error::data(format!(
+                "`{}` lists other images than those of the run: its SHA-256 is not the one in {}",
+                path.display(),
+                layout::LOCK
+            )));
+        }
+        Ok(split)
+    }
+
+    /// The accepted images of the run; `None` where it paints none. Each is compared with its checksum.
+    /// `info` tells the classes of the run's dataset.
+    ///
+    /// # Errors
+    /// When the synthesis is not finished, or what it left is damaged.
+    pub fn synthetic(&self, info: &DatasetInfo) -> Result<Option<Synthetic>> {
+        match self.manifest()?.paints() {
+            true => Synthetic::open(&self.root, info).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// SHA-256 of the weights of a stage that paints or judges, given (as `lock.json` has them) or trained
+    /// by the run. Empty where the stage has none.
+    ///
+    /// # Errors
+    /// When what says that it is trained is damaged.
+    pub fn weights(&self, stage: Weights) -> Result<Vec<String>> {
+        let (at, mut trained) = match stage {
+            Weights::Generator => (slots::GENERATOR, vec![layout::GENERATOR.to_owned()]),
+            Weights::Start => (slots::START, vec![layout::START.to_owned()]),
+            Weights::Judge => (slots::SEGMENTER, vec![layout::SEGMENTER.to_owned()]),
+        };
+        if stage == Weights::Judge {
+            let several = folders(&self.root.join(layout::SEGMENTERS))?.into_iter();
+            trained.extend(several.map(|name| format!("{}/{name}", layout::SEGMENTERS)));
+        }
+        if let Some(given) = self.lock["weights"][at].as_str() {
+            return Ok(vec![given.to_owned()]);
+        }
+        let mut hashes = Vec::new();
+        for folder in trained {
+            let marker = self.root.join(layout::marker(&folder));
+            if marker.is_file() {
+                let marker: Value = read_json(&marker)?;
+                hashes.extend(marker["files"][&folder].as_str().map(str::to_owned));
+            }
+        }
+        Ok(hashes)
     }
 
     /// The names of the arms that have scores.

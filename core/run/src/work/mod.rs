@@ -22,6 +22,7 @@ mod planning;
 mod pool;
 pub mod pool_measures;
 pub mod record;
+pub mod reopen;
 pub mod scoring;
 pub mod shards;
 mod sheet;
