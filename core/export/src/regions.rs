@@ -137,9 +137,9 @@ impl Regions {
                     (inside, begun) = (!inside, at);
                 }
             }
-            // What lies below the region's lowest row is background.
+            // What lies below the region's lowest row or above its topmost one is background.
             let below = u64::from(x) * height + u64::from(region.bottom);
-            if inside && region.bottom < self.height {
+            if inside && (region.top > 0 || region.bottom < self.height) {
                 runs.push(below - begun);
                 (inside, begun) = (false, below);
             }

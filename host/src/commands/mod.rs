@@ -3,8 +3,10 @@
 mod check;
 mod compare;
 mod convert;
+mod dataset;
 mod doctor;
 mod experiment;
+mod export;
 mod plugins;
 mod run;
 mod runs;
@@ -13,7 +15,7 @@ mod score;
 mod try_stage;
 
 use crate::{
-    cli::{Cli, Command, Global, ManifestArgs, ManifestCommand, Train},
+    cli::{Cli, Command, DatasetCommand, Global, ManifestArgs, ManifestCommand, Train},
     plugins::Plugins,
     ui::Ui,
 };
@@ -51,6 +53,8 @@ pub fn dispatch(command: Command, global: &Global, ui: Ui) -> Result<(), Failure
         Command::Experiment(args) => experiment::experiment(&args, global, ui),
         Command::Score(args) => score::score(&args, ui),
         Command::Compare(args) => compare::compare(&args, ui),
+        Command::Export(args) => export::export(&args, global, ui),
+        Command::Dataset(DatasetCommand::Verify(args)) => dataset::verify(&args, global, ui),
         Command::Runs { store } => runs::runs(&store, ui),
         Command::Prune { store, yes } => runs::prune(&store, yes, ui),
         Command::Convert(args) => convert::convert(&args, global, ui),
