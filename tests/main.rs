@@ -15,6 +15,8 @@ mod doctor;
 #[cfg(feature = "builtin")]
 mod experiment;
 #[cfg(feature = "builtin")]
+mod export;
+#[cfg(feature = "builtin")]
 mod facts;
 #[cfg(feature = "builtin")]
 mod gate;

@@ -105,6 +105,11 @@ pub enum Command {
     Report(ReportArgs),
     /// Show the page of runs in a browser of this machine, renewed while they go on; Ctrl-C ends it.
     Watch(WatchArgs),
+    /// Write the images of a finished run in the layout that another tool reads.
+    Export(ExportArgs),
+    /// About datasets.
+    #[command(subcommand)]
+    Dataset(DatasetCommand),
     /// List the runs of a folder, and what is kept of their steps for others.
     Runs {
         /// The folder that runs lie in.
@@ -278,6 +283,64 @@ pub struct WatchArgs {
     /// The port of 127.0.0.1 to listen on; 0 takes any that is free.
     #[arg(long, default_value_t = 0)]
     pub port: u16,
+}
+
+/// What to export.
+#[derive(Args, Debug)]
+pub struct ExportArgs {
+    /// The run folder.
+    pub run: PathBuf,
+    /// The layout: nnunet, coco, yolo-seg or imagefolder.
+    #[arg(long, value_name = "FORMAT")]
+    pub to: String,
+    /// The folder to write; it must be empty or not there yet.
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// The arms whose training images are wanted: `real`, `augmented` (real and synthetic ones), or both, each
+    /// in a folder of its own. By default `augmented` where the run paints.
+    #[arg(long, value_name = "ARM,…", value_delimiter = ',')]
+    pub arms: Vec<String>,
+    /// The size of real images: that of the run, or their own. Synthetic ones have the run's.
+    #[arg(long, value_enum, default_value = "working", value_name = "SIZE")]
+    pub size: ExportSize,
+    /// Export the test images as well, where the tool expects them.
+    #[arg(long)]
+    pub test: bool,
+    /// Number of the dataset of nnU-Net, 1 to 999; further arms count up from it.
+    #[arg(long, default_value_t = 501, value_name = "N")]
+    pub dataset_id: u16,
+}
+
+/// The size of exported real images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ExportSize {
+    /// `images.size` of the run.
+    Working,
+    /// Their own.
+    Native,
+}
+
+/// About datasets.
+#[derive(Subcommand, Debug)]
+pub enum DatasetCommand {
+    /// Look at a copy of a dataset: whether every file is whole and the counts are those published, the
+    /// hash of its files, and where it is to be had.
+    Verify(VerifyArgs),
+}
+
+/// Which copy of which dataset.
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    /// The dataset plugin, such as `kvasir-seg`.
+    pub name: String,
+    /// The folder of the copy: the plugin's option `root`.
+    pub path: PathBuf,
+    /// Another option of the plugin (may be repeated).
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Load this library first (may be repeated).
+    #[arg(long, value_name = "FILE")]
+    pub library: Vec<PathBuf>,
 }
 
 /// What to convert.

@@ -3,11 +3,10 @@
 use crate::{
     content::Content,
     html::{drawing, plain, share, table},
-    scores::{METRIC, RESAMPLING, difference_table, intervals, shown},
+    scores::{METRIC, RESAMPLING, difference_table, intervals, names, shown},
 };
 use diffaug_run::{
     compare,
-    experiment::table::FIGURES,
     reader::{Arm, Run},
 };
 use maud::{Markup, html};
@@ -20,6 +19,7 @@ pub fn section(contents: &[Content], runs: &[Run]) -> Markup {
         .flat_map(|(place, content)| content.arms.iter().map(move |arm| (place, arm)))
         .map(|(place, arm)| (place, renamed(&contents[place], arm)))
         .collect();
+    let names = names(contents.iter().flat_map(|content| &content.arms));
     let row = |(place, arm): &(usize, Arm)| {
         let content = &contents[*place];
         let mut row = vec![arm.name.clone(), arm.trainings.len().to_string()];
@@ -31,12 +31,12 @@ pub fn section(contents: &[Content], runs: &[Run]) -> Markup {
                     share(summary.accepted, summary.candidates)
                 }),
         );
-        row.extend(FIGURES.iter().map(|name| shown(arm, name)));
+        row.extend(names.iter().map(|name| shown(arm, name)));
         row
     };
     let rows: Vec<Vec<String>> = arms.iter().map(row).collect();
     let mut header = vec!["run: arm", "trainings", "acceptance"];
-    header.extend(FIGURES);
+    header.extend(&names);
     // Scores on other images are another figure.
     let (alike, other) = comparable(contents, runs, arms);
     html! {
@@ -59,7 +59,7 @@ pub fn section(contents: &[Content], runs: &[Run]) -> Markup {
 fn renamed(content: &Content, arm: &Arm) -> Arm {
     Arm {
         name: format!("{}: {}", content.label, arm.name),
-        trainings: arm.trainings.clone(),
+        ..arm.clone()
     }
 }
 

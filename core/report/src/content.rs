@@ -7,7 +7,7 @@ use diffaug::{
 use diffaug_run::{
     layout,
     reader::{Arm, Painted, Run, TrainingLog},
-    work::record::Summary,
+    work::{pool_figures::Outcomes, record::Summary},
 };
 use serde_json::Value;
 
@@ -30,6 +30,8 @@ pub struct Content {
     pub summary: Option<Summary>,
     /// The candidates.
     pub painted: Option<Painted>,
+    /// What measures say of painted images and of verdicts.
+    pub measured: Outcomes,
     /// The contact sheet, as the bytes of a JPEG file.
     pub sheet: Option<Vec<u8>>,
     /// Every training that left a log.
@@ -55,11 +57,12 @@ impl Content {
         let mut content = Content {
             label,
             lock: run.lock().clone(),
-            manifest: noted(run.manifest(), &mut missing).flatten(),
+            manifest: noted(run.manifest_text(), &mut missing).flatten(),
             counts: run.counts(),
             result: noted(run.result(), &mut missing).flatten(),
             summary: noted(run.summary(), &mut missing).flatten(),
             painted: noted(run.painted(), &mut missing).flatten(),
+            measured: noted(run.measured(), &mut missing).unwrap_or_default(),
             sheet: sheet(run, &mut missing),
             logs: logs
                 .into_iter()

@@ -2,10 +2,11 @@
 
 use crate::{
     content::Content,
-    html::{drawing, figure, share, table},
+    html::{drawing, figure, plain, share, table},
     svg::Area,
 };
 use diffaug_run::work::{
+    pool_figures::{Outcome, Outcomes},
     pool_measures::{Pool, SHOWN},
     record::{Group, Record, Summary},
     sizes::Size,
@@ -24,10 +25,40 @@ pub fn section(content: &Content) -> Markup {
             div.drawings { (histogram(records)) }
         }
         @match &content.summary {
-            Some(summary) => { (tables(summary)) }
+            Some(summary) => { (tables(summary)) (measures(&content.measured)) }
             None => { p.note { "The synthesis is not finished." } }
         }
     }
+}
+
+/// What each measure says of the pools, a pool a column.
+fn measures(measured: &Outcomes) -> Markup {
+    let one = |name: &String, outcome: &Outcome| {
+        let pools = outcome.pools.iter();
+        let mut header = vec!["figure".to_owned()];
+        header.extend(
+            pools
+                .clone()
+                .map(|(pool, of)| format!("{pool} ({})", of.images)),
+        );
+        let row = |name: &String| {
+            let values = pools
+                .clone()
+                .map(|(_, pool)| figure(pool.figures.get(name)));
+            std::iter::once(name.clone()).chain(values).collect()
+        };
+        let figures = outcome.figures.iter();
+        let rows: Vec<Vec<String>> = figures.map(|figure| row(&figure.name)).collect();
+        let header: Vec<&str> = header.iter().map(String::as_str).collect();
+        let caption = format!("{name}: beside {} real training images", outcome.real);
+        html! {
+            (table(&caption, &header, &rows))
+            @for (pool, of) in pools.filter(|(_, of)| !of.note.is_empty()) {
+                p.note { (pool) ": " (plain(&of.note)) }
+            }
+        }
+    };
+    html! { @for (name, outcome) in measured { (one(name, outcome)) } }
 }
 
 /// Scores that a limit decided, and whether they passed.

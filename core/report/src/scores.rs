@@ -8,7 +8,6 @@ use crate::{
 use diffaug::metrics::mean;
 use diffaug_run::{
     compare::{self, Interval, Row},
-    experiment::table::FIGURES,
     reader::Arm,
     statistics::LEVEL,
 };
@@ -58,14 +57,26 @@ pub fn shown(arm: &Arm, name: &str) -> String {
     }
 }
 
+/// The names of all figures that any of the arms has, in the order of tables.
+pub fn names<'a>(arms: impl Iterator<Item = &'a Arm>) -> Vec<&'a str> {
+    let mut names: Vec<&str> = Vec::new();
+    for figure in arms.flat_map(|arm| &arm.figures) {
+        if !names.contains(&figure.name.as_str()) {
+            names.push(&figure.name);
+        }
+    }
+    names
+}
+
 fn figures(arms: &[Arm]) -> Markup {
+    let names = names(arms.iter());
     let row = |arm: &Arm| {
         let mut row = vec![arm.name.clone(), arm.trainings.len().to_string()];
-        row.extend(FIGURES.iter().map(|name| shown(arm, name)));
+        row.extend(names.iter().map(|name| shown(arm, name)));
         row
     };
     let mut header = vec!["trained on", "trainings"];
-    header.extend(FIGURES);
+    header.extend(&names);
     let rows: Vec<Vec<String>> = arms.iter().map(row).collect();
     table(
         "Mean over test images, ± deviation over trainings",

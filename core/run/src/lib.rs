@@ -21,4 +21,5 @@ pub mod slots;
 pub mod statistics;
 pub mod steps;
 mod store;
+pub mod verify;
 pub mod work;

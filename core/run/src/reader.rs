@@ -1,17 +1,21 @@
-//! Reads runs: their arms, the trainings of each, and the scores of every test image; what was painted, and how
-//! trainings went. A run need not be finished.
+//! Reads runs: their arms, the trainings of each, and the scores of every test image; what they were made of, what
+//! was painted and accepted, and how trainings went. A run need not be finished.
 
 mod painted;
+mod synthetic;
 mod trainings;
 
 pub use painted::Painted;
+pub use synthetic::{Records, Synthetic};
 pub use trainings::{Point, TrainingLog};
 
 use crate::{
     layout,
-    work::{measuring::Figure, scoring},
+    manifest::Manifest,
+    slots,
+    work::{measuring::Figure, pool_figures::Outcomes, scoring},
 };
-use diffaug::{Error, Result, ResultExt, error::ErrorKind, files};
+use diffaug::{DatasetInfo, Error, Result, ResultExt, error::ErrorKind, files};
 use serde::Deserialize;
 use serde_json::Value;
 use std::{
@@ -32,7 +36,18 @@ pub struct Run {
     split: Option<Split>,
 }
 
-/// The part of `split.json` that is read here.
+/// The stages of which a painted image depends on the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// What painted it.
+    Generator,
+    /// What painted the image that the generator began with.
+    Start,
+    /// The segmenters that the validator asked.
+    Judge,
+}
+
+/// The part of `split.json` that comparisons need.
 #[derive(Debug, Deserialize)]
 struct Split {
     train: Vec<String>,
@@ -132,7 +147,7 @@ impl Run {
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn manifest(&self) -> Result<Option<String>> {
+    pub fn manifest_text(&self) -> Result<Option<String>> {
         let path = self.root.join(layout::MANIFEST);
         path.exists()
             .then(|| files::read_text(&path, MOST_BYTES))
@@ -157,9 +172,118 @@ impl Run {
         self.lock["dataset"]["name"].as_str().unwrap_or_default()
     }
 
+    /// What measures say of the painted images and the verdicts of the run, by their names.
+    ///
+    /// # Errors
+    /// When a file is damaged.
+    pub fn measured(&self) -> Result<Outcomes> {
+        let folder = self.root.join(layout::MEASURES);
+        let mut outcomes = Outcomes::new();
+        for path in files_of(&folder)? {
+            let name = path
+                .file_stem()
+                .map(|name| name.to_string_lossy().into_owned());
+            if path.extension().is_some_and(|end| end == "json") {
+                outcomes.insert(name.unwrap_or_default(), read_json(&path)?);
+            }
+        }
+        Ok(outcomes)
+    }
+
     /// The key of the step that leaves `place`.
     pub fn key(&self, place: &str) -> Option<&str> {
         self.lock["steps"][place].as_str()
+    }
+
+    /// The version of the program that made it.
+    pub fn version(&self) -> &str {
+        self.lock["diffaug"].as_str().unwrap_or_default()
+    }
+
+    /// SHA-256 of its dataset as `lock.json` has it: of pixels, masks, ids and facts at the run's size.
+    pub fn dataset_sha256(&self) -> &str {
+        self.lock["dataset"]["sha256"].as_str().unwrap_or_default()
+    }
+
+    /// SHA-256 of the file `lock.json`, which identifies the run.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn lock_sha256(&self) -> Result<String> {
+        files::hash_file(&self.root.join(layout::LOCK))
+    }
+
+    /// The manifest of the run, as `lock.json` has it; `manifest.toml` may have been edited since.
+    ///
+    /// # Errors
+    /// When this version of the program does not understand it.
+    pub fn manifest(&self) -> Result<Manifest> {
+        let failed = || {
+            format!(
+                "the manifest in `{}`, written by diffaug {}, is none of this version",
+                self.root.join(layout::LOCK).display(),
+                self.version()
+            )
+        };
+        serde_json::from_value(self.lock["manifest"].clone()).or_error(ErrorKind::Data, failed)
+    }
+
+    /// How the run divided its dataset.
+    ///
+    /// # Errors
+    /// When `split.json` cannot be read or is not what `lock.json` vouches for.
+    pub fn split(&self) -> Result<diffaug::split::Split> {
+        let path = self.root.join(layout::SPLIT);
+        let split: diffaug::split::Split = read_json(&path)?;
+        if self.lock["split"]["sha256"].as_str() != Some(&split.sha256()) {
+            return Err(Error::data(format!(
+                "`{}` lists other images than those of the run: its SHA-256 is not the one in {}",
+                path.display(),
+                layout::LOCK
+            )));
+        }
+        Ok(split)
+    }
+
+    /// The accepted images of the run; `None` where it paints none. Each is compared with its checksum.
+    /// `info` tells the classes of the run's dataset.
+    ///
+    /// # Errors
+    /// When the synthesis is not finished, or what it left is damaged.
+    pub fn synthetic(&self, info: &DatasetInfo) -> Result<Option<Synthetic>> {
+        match self.manifest()?.paints() {
+            true => Synthetic::open(&self.root, info).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// SHA-256 of the weights of a stage that paints or judges, given (as `lock.json` has them) or trained
+    /// by the run. Empty where the stage has none.
+    ///
+    /// # Errors
+    /// When what says that it is trained is damaged.
+    pub fn weights(&self, stage: Weights) -> Result<Vec<String>> {
+        let (at, mut trained) = match stage {
+            Weights::Generator => (slots::GENERATOR, vec![layout::GENERATOR.to_owned()]),
+            Weights::Start => (slots::START, vec![layout::START.to_owned()]),
+            Weights::Judge => (slots::SEGMENTER, vec![layout::SEGMENTER.to_owned()]),
+        };
+        if stage == Weights::Judge {
+            let several = folders(&self.root.join(layout::SEGMENTERS))?.into_iter();
+            trained.extend(several.map(|name| format!("{}/{name}", layout::SEGMENTERS)));
+        }
+        if let Some(given) = self.lock["weights"][at].as_str() {
+            return Ok(vec![given.to_owned()]);
+        }
+        let mut hashes = Vec::new();
+        for folder in trained {
+            let marker = self.root.join(layout::marker(&folder));
+            if marker.is_file() {
+                let marker: Value = read_json(&marker)?;
+                hashes.extend(marker["files"][&folder].as_str().map(str::to_owned));
+            }
+        }
+        Ok(hashes)
     }
 
     /// The names of the arms that have scores.
@@ -245,21 +369,31 @@ impl Run {
     }
 }
 
-/// The folders in a folder, by name; none where it is not there.
-fn folders(folder: &Path) -> Result<Vec<String>> {
+/// Everything in a folder, by name; nothing where it is not there.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     if !folder.is_dir() {
         return Ok(Vec::new());
     }
     let failed = || format!("cannot list `{}`", folder.display());
-    let mut names = Vec::new();
+    let mut paths = Vec::new();
     for entry in fs::read_dir(folder).or_error(ErrorKind::Data, failed)? {
-        let entry = entry.or_error(ErrorKind::Data, failed)?;
-        if entry.path().is_dir() {
-            names.push(entry.file_name().to_string_lossy().into_owned());
-        }
+        paths.push(entry.or_error(ErrorKind::Data, failed)?.path());
     }
-    names.sort();
-    Ok(names)
+    paths.sort();
+    Ok(paths)
+}
+
+/// The names of the folders in a folder.
+fn folders(folder: &Path) -> Result<Vec<String>> {
+    let paths = entries(folder)?.into_iter().filter(|path| path.is_dir());
+    let name = |path: PathBuf| Some(path.file_name()?.to_string_lossy().into_owned());
+    Ok(paths.filter_map(name).collect())
+}
+
+/// The files in a folder.
+fn files_of(folder: &Path) -> Result<Vec<PathBuf>> {
+    let paths = entries(folder)?.into_iter();
+    Ok(paths.filter(|path| path.is_file()).collect())
 }
 
 /// The scores of each image, of a file `per_image.csv`.

@@ -73,6 +73,7 @@ pub mod metrics;
 pub mod mutate;
 pub mod pairs;
 pub mod poisson;
+pub mod published;
 pub mod records;
 pub mod registry;
 pub mod rng;

@@ -3,8 +3,10 @@
 mod check;
 mod compare;
 mod convert;
+mod dataset;
 mod doctor;
 mod experiment;
+mod export;
 mod plugins;
 mod report;
 mod run;
@@ -15,7 +17,7 @@ mod try_stage;
 mod watch;
 
 use crate::{
-    cli::{Cli, Command, Global, ManifestArgs, ManifestCommand, Train},
+    cli::{Cli, Command, DatasetCommand, Global, ManifestArgs, ManifestCommand, Train},
     plugins::Plugins,
     ui::Ui,
 };
@@ -55,6 +57,8 @@ pub fn dispatch(command: Command, global: &Global, ui: Ui) -> Result<(), Failure
         Command::Compare(args) => compare::compare(&args, ui),
         Command::Report(args) => report::report(&args, ui),
         Command::Watch(args) => watch::watch(&args, ui),
+        Command::Export(args) => export::export(&args, global, ui),
+        Command::Dataset(DatasetCommand::Verify(args)) => dataset::verify(&args, global, ui),
         Command::Runs { store } => runs::runs(&store, ui),
         Command::Prune { store, yes } => runs::prune(&store, yes, ui),
         Command::Convert(args) => convert::convert(&args, global, ui),

@@ -25,6 +25,7 @@ use diffaug::{
     image::{MaskRule, mask::THRESHOLD},
     pairs::{Pair, Pairs, Table, find_folder, list_files, pair_up, stem},
     prelude::*,
+    published::Published,
 };
 use serde::Serialize;
 use std::{
@@ -54,12 +55,23 @@ pub enum Format {
 /// Options of the dataset `cvc-clinicdb`.
 #[derive(Deserialize, Serialize, JsonSchema, Debug)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("x-published" = published()))]
 pub struct Options {
     /// The folder that holds `Original` and `Ground Truth`, or `PNG` or `TIF` with these.
     pub root: PathBuf,
     /// Which files to read where a pack has both.
     #[serde(default)]
     pub format: Format,
+}
+
+/// What its authors published; the terms are those of the page.
+fn published() -> Published {
+    Published {
+        samples: 612,
+        groups: Some(LAST_FRAMES.len() as u64),
+        homepage: "https://polyp.grand-challenge.org/CVCClinicDB/".into(),
+        terms: "research; see the page; cite Bernal et al. 2015".into(),
+    }
 }
 
 /// The dataset.

@@ -24,6 +24,7 @@ use diffaug::{
     image::MaskRule,
     pairs::{Pair, Pairs, find_folder, list_files, pair_up},
     prelude::*,
+    published::Published,
 };
 use serde::Serialize;
 use std::path::PathBuf;
@@ -31,9 +32,20 @@ use std::path::PathBuf;
 /// Options of the dataset `kvasir-seg`.
 #[derive(Deserialize, Serialize, JsonSchema, Debug)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("x-published" = published()))]
 pub struct Options {
     /// The folder that holds `images` and `masks`.
     pub root: PathBuf,
+}
+
+/// What its authors published; the terms are those of the page.
+fn published() -> Published {
+    Published {
+        samples: 1000,
+        groups: None,
+        homepage: "https://datasets.simula.no/kvasir-seg/".into(),
+        terms: "research and education; other uses need permission; cite Jha et al. 2020".into(),
+    }
 }
 
 /// The dataset.

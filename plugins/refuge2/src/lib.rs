@@ -40,6 +40,7 @@ use diffaug::{
     lesion::vertical_extent,
     pairs::Pairs,
     prelude::*,
+    published::Published,
 };
 use serde::Serialize;
 use std::{ops::RangeInclusive, path::PathBuf};
@@ -122,6 +123,7 @@ pub enum Target {
 /// Options of the dataset `refuge2`.
 #[derive(Deserialize, Serialize, JsonSchema, Debug)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("x-published" = published()))]
 pub struct Options {
     /// The folder below which images and masks lie.
     pub root: PathBuf,
@@ -143,6 +145,16 @@ pub struct Options {
 
 fn name() -> String {
     "REFUGE2".into()
+}
+
+/// What its authors published with masks: 400 images for each of training, validation and test.
+fn published() -> Published {
+    Published {
+        samples: 1200,
+        groups: None,
+        homepage: "https://refuge.grand-challenge.org/".into(),
+        terms: "research, after registration; see the page; cite Orlando et al. 2020".into(),
+    }
 }
 
 /// The dataset.

@@ -1,9 +1,13 @@
 //! The dataset as the run sees it: opened, divided, and handed out as views.
 //!
 //! Stages get [`Data::train`] and [`Data::validation`]; the test part leaves this file through
-//! [`Data::test`] alone, which only the scoring calls.
+//! [`Data::test`], which only the scoring calls, and through [`Data::part`], by which the images of a finished
+//! run are handed on.
 
-use super::attributes::{Annotated, Facts};
+use super::{
+    attributes::{Annotated, Facts},
+    reopen::Part,
+};
 use crate::manifest::Manifest;
 use diffaug::{
     BoxDataset, Dataset, DatasetInfo, Error, Item, MaskRef, Progress, Result, Sample,
@@ -83,8 +87,7 @@ impl Data {
 
     /// The real training samples at their own size; see [`Prepared::originals`].
     pub fn originals(&self) -> Result<Shared> {
-        let whole: Shared = Arc::new(Prepared::originals(self.raw.clone())?);
-        self.view(&whole, 0)
+        self.part(Part::Train, true)
     }
 
     /// Those of the real training samples that `keep` wants.
@@ -105,6 +108,21 @@ impl Data {
     /// The test samples, for scoring only; at their own size if `native`.
     pub fn test(&self, native: bool) -> Result<Shared> {
         self.view(if native { &self.raw } else { &self.prepared }, 2)
+    }
+
+    /// The samples of a part, checked: at their own size and with the plugin's facts alone if `native`, else
+    /// at working size.
+    pub fn part(&self, part: Part, native: bool) -> Result<Shared> {
+        let index = match part {
+            Part::Train => 0,
+            Part::Validation => 1,
+            Part::Test => 2,
+        };
+        if !native {
+            return self.view(&self.prepared, index);
+        }
+        let whole: Shared = Arc::new(Prepared::originals(self.raw.clone())?);
+        self.view(&whole, index)
     }
 
     /// What a training gets: `real` training samples and `more`, augmented without end.

@@ -25,6 +25,7 @@ mod pool;
 pub mod pool_figures;
 pub mod pool_measures;
 pub mod record;
+pub mod reopen;
 pub mod scoring;
 pub mod shards;
 mod sheet;
