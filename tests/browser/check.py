@@ -157,7 +157,8 @@ def check_looks(browser, work, shots):
             for dark in [False, True]:
                 browser.open((work / name).as_uri(), width, dark)
                 browser.run("document.querySelectorAll('details').forEach((one) => (one.open = true))")
-                browser.run("Promise.all([...document.images].map((image) => image.decode().catch(() => 0)))")
+                browser.run("[...document.images].forEach((image) => (image.loading = 'eager'))")
+                browser.wait("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
                 where = f"{Path(name).stem}-{width}-{'dark' if dark else 'light'}"
                 same(browser.run(FAULTS), [], where)
                 browser.run("document.querySelectorAll('details').forEach((one) => (one.open = false))")
@@ -173,6 +174,7 @@ def check_live(browser, work, server):
     try:
         browser.open(serving.stdout.readline().strip(), 1200)
         browser.wait("document.querySelector('.live').textContent.startsWith('live: 200 candidates judged')")
+        browser.run("document.querySelector('.cards').scrollIntoView()")
         browser.wait("document.querySelector('.cards img').naturalWidth === 384")
         same(browser.run(FAULTS), [], "live")
         choose(browser, "verdict", "accepted")

@@ -47,8 +47,8 @@
     const head = element("p", "verdict " + (card.verdict === "accepted" ? "accepted" : "rejected"));
     const sign = card.verdict === "accepted" ? "✓ " : "✗ ";
     head.append(element("span", "name", sign + card.verdict));
-    const limit = card.limit === null ? "" : " (above " + card.limit + " passes)";
-    head.append(element("span", "", "score " + number(card.score) + limit));
+    const limit = card.limit === null ? "" : " (limit " + card.limit + ")";
+    head.append(element("span", "score", "score " + number(card.score) + limit));
     made.append(head);
     if (card.prompt) made.append(element("p", "prompt", card.prompt));
     if (card.reason) made.append(element("p", "reason", card.reason));

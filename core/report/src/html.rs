@@ -29,7 +29,7 @@ pub fn table(caption: &str, header: &[&str], rows: &[Vec<String>]) -> Markup {
     html! {
         div.scroll tabindex="0" role="region" aria-label=(caption) {
             table {
-                caption { (caption) }
+                caption { span { (caption) } }
                 thead { tr { @for cell in header { th scope="col" { (cell) } } } }
                 tbody {
                     @for row in rows {

@@ -39,7 +39,7 @@ fn facts(content: &Content) -> Vec<(&'static str, String)> {
     ];
     if let Some([train, validation, test]) = content.counts {
         let name = text(&lock["split"]["name"]);
-        let sizes = format!("{train} train, {validation} validation, {test} test (`{name}`)");
+        let sizes = format!("{train} train, {validation} validation, {test} test ({name})");
         facts.push(("split", sizes));
     }
     facts.push(("device", text(&manifest["device"])));

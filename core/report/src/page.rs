@@ -60,7 +60,7 @@ pub fn render(contents: &[Content], kind: Kind<'_>) -> Result<String> {
     let sections: Vec<Markup> = contents
         .iter()
         .enumerate()
-        .map(|(place, content)| section(place, content, kind))
+        .map(|(place, content)| section(place, content, contents.len(), kind))
         .collect::<Result<_>>()?;
     let state = match kind {
         Kind::File(_) => None,
@@ -74,6 +74,8 @@ pub fn render(contents: &[Content], kind: Kind<'_>) -> Result<String> {
                 meta http-equiv="Content-Security-Policy" content=(kind.policy());
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
+                // Without one a browser would ask a server for it.
+                link rel="icon" href="data:,";
                 title { (plain(&title)) " – DiffAug" }
                 style { (PreEscaped(STYLE)) }
             }
@@ -125,8 +127,13 @@ fn navigation(contents: &[Content]) -> Markup {
     }
 }
 
-fn section(place: usize, content: &Content, kind: Kind<'_>) -> Result<Markup> {
+fn section(place: usize, content: &Content, runs: usize, kind: Kind<'_>) -> Result<Markup> {
     let gallery = gallery::section(place, content, kind)?;
+    // The name of a single run is the title of its page.
+    let title = match runs {
+        1 => "Overview",
+        _ => &content.label,
+    };
     let parts = [
         scores::section(content),
         painted::section(content),
@@ -137,7 +144,7 @@ fn section(place: usize, content: &Content, kind: Kind<'_>) -> Result<Markup> {
     ];
     Ok(html! {
         section id={ "run-" (place) } {
-            h2 { (plain(&content.label)) }
+            h2 { (plain(title)) }
             (overview::head(content))
             @for ((end, _), part) in SECTIONS.iter().zip(parts) {
                 div.part id={ "run-" (place) "-" (end) } { (part) }

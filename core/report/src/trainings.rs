@@ -71,7 +71,8 @@ fn drawings(logs: &[TrainingLog]) -> Markup {
 
 fn results(logs: &[TrainingLog]) -> Markup {
     let row = |log: &TrainingLog| {
-        let mut row = vec![log.folder.clone()];
+        let name = log.folder.trim_end_matches("/weights");
+        let mut row = vec![name.to_owned()];
         match &log.fit {
             None => row.extend(["under way", "", "", "", ""].map(str::to_owned)),
             Some(fit) => row.extend([
