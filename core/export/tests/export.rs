@@ -33,7 +33,6 @@ struct Finished {
 
 fn finished(kind: &str) -> Finished {
     let folder = tempfile::tempdir().unwrap();
-    let changes = ["dataset.normal=0.5", "synthesis.ratio=0"];
     let root = common::run(folder.path(), kind, &[]);
     Finished {
         _folder: folder,
@@ -202,7 +201,12 @@ fn every_image_says_where_it_comes_from() {
     let lines = lines(folder.join("provenance.jsonl"));
     assert_eq!(lines.len(), 15);
     let lock = diffaug::files::hash_file(&COLON.root.join("lock.json")).unwrap();
-    let judge = &json_of(COLON.root.join("segmenter.json"))["files"]["segmenter"];
+    let trained = |name: &str| {
+        let marker = json_of(COLON.root.join(format!("{name}.json")));
+        marker["files"][name].clone()
+    };
+    let (generator, judge) = (trained("generator"), trained("segmenter"));
+    assert!(generator.is_string() && judge.is_string());
     for (number, line) in lines.iter().enumerate() {
         let synthetic = (6..12).contains(&number);
         assert_eq!(line["synthetic"], json!(synthetic));
@@ -221,7 +225,7 @@ fn every_image_says_where_it_comes_from() {
         }
         if synthetic {
             assert_eq!(line["judge_sha256"], json!([judge]));
-            assert_eq!(line["generator_sha256"], json!([]));
+            assert_eq!(line["generator_sha256"], json!([generator]));
             let kind = line["digitalSourceType"].as_str().unwrap();
             assert!(kind.ends_with("/trainedAlgorithmicMedia"), "{kind}");
         }
@@ -350,6 +354,7 @@ fn yolo_is_told_classes_from_zero() {
     assert_eq!(classes, ["0 ", "1 "]);
     // A frame without a polyp has an empty file.
     let folder = tempfile::tempdir().unwrap();
+    let changes = ["dataset.normal=0.5", "synthesis.ratio=0"];
     let root = common::run(folder.path(), "colon", &changes);
     let (_folder, exported) = self::exported(&root, Format::YoloSeg, |_| {});
     let labels = files(&exported.folder.join("labels"));
