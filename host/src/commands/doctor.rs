@@ -67,10 +67,10 @@ struct Text<'a>(&'a Needs);
 impl Text<'_> {
     /// All of them.
     fn whole(&self) -> String {
-        let plugins = self.0.stages.iter().map(|s| (s.stage, plugin(s)));
+        let plugins = self.0.stages.iter().map(|s| (s.stage.as_str(), plugin(s)));
         let weights = self.0.stages.iter().filter_map(|stage| {
             let weights = stage.weights.as_ref()?;
-            Some((stage.stage, from(weights)))
+            Some((stage.stage.as_str(), from(weights)))
         });
         let remark = |r: &Remark| format!("  {}: {}", r.about, r.text);
         let remarks = |all: &[Remark]| all.iter().map(remark).collect::<Vec<_>>().join("\n");
@@ -165,7 +165,7 @@ fn rows(stage: &Stage) -> Vec<Vec<String>> {
         let [parameters, trainable, bytes] = figures;
         let [run, train] = memory;
         vec![
-            stage.stage.into(),
+            stage.stage.clone(),
             part.into(),
             grouped(parameters),
             grouped(trainable),

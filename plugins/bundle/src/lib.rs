@@ -14,4 +14,7 @@ use {
 };
 
 #[cfg(feature = "models")]
-use {diffaug_baselines as _, diffaug_latent_seg as _, diffaug_sdxl_inpaint as _};
+use {
+    diffaug_baselines as _, diffaug_latent_seg as _, diffaug_perception as _,
+    diffaug_sdxl_inpaint as _,
+};

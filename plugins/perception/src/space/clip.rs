@@ -6,7 +6,7 @@ use super::{
     vit::{Bend, Block, Embedding, Names, Sizes, first, normalised},
 };
 use candle_core::{Device, Result, Tensor, bail};
-use diffaug::{ErrorKind, ImageRef, ResultExt, image::Filter};
+use diffaug::{ImageRef, image::Filter};
 use diffaug_nn::{
     batch::{self, Frame},
     layers::{LayerNorm, Linear},
@@ -86,18 +86,19 @@ impl ClipConfig {
     /// # Errors
     /// When it is not there or says something else.
     pub fn open(folder: &Path) -> diffaug::Result<Self> {
-        let mut written: Value = config::read(folder)?;
-        // Of a whole CLIP the projection is the whole's, whatever its half says.
-        if let Some(mut vision) = written.get_mut("vision_config").map(Value::take) {
-            vision["projection_dim"] = match written.get("projection_dim") {
-                Some(width) => width.clone(),
-                None => ClipConfig::default().projection_dim.into(),
-            };
-            written = vision;
+        let mut written = config::read(folder)?;
+        let part = written.get_mut("vision_config").map(Value::take);
+        let is_whole = part.is_some();
+        let own = match is_whole {
+            true => written.get("projection_dim").and_then(Value::as_u64),
+            false => None,
+        };
+        let mut config: ClipConfig = config::parse(folder, part.unwrap_or(written))?;
+        if is_whole {
+            // The projection is the whole model's, whatever its half says.
+            let width = own.and_then(|width| usize::try_from(width).ok());
+            config.projection_dim = width.unwrap_or(ClipConfig::default().projection_dim);
         }
-        let unread = || format!("cannot read `{}`", config::files(folder)[0].display());
-        let config: ClipConfig =
-            serde_json::from_value(written).or_error(ErrorKind::Model, unread)?;
         let misfit = |error| config::misfit(folder, "a CLIP", error);
         config.check().map_err(misfit)?;
         Ok(config)

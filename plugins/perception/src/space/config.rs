@@ -4,6 +4,7 @@ use candle_core::DType;
 use diffaug::{Error, ErrorKind, Result, ResultExt, files};
 use diffaug_nn::weights::{self, Cast, Renamed, Source};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// The longest configuration that is read, in bytes.
@@ -14,15 +15,29 @@ pub fn files(folder: &Path) -> [PathBuf; 2] {
     ["config.json", "model.safetensors"].map(|name| folder.join(name))
 }
 
-/// The configuration of a folder.
+/// What stands in the configuration of a folder.
 ///
 /// # Errors
-/// When it is not there or not of that kind; the message names the file and the field.
-pub fn read<T: DeserializeOwned>(folder: &Path) -> Result<T> {
+/// When it is not there or no JSON; the message names the file.
+pub fn read(folder: &Path) -> Result<Value> {
     let [path, _] = files(folder);
     let cannot = || format!("cannot read `{}`", path.display());
     let text = files::read_text(&path, LONGEST).or_error(ErrorKind::Model, cannot)?;
     serde_json::from_str(&text).or_error(ErrorKind::Model, cannot)
+}
+
+/// The configuration that a part of that is.
+///
+/// # Errors
+/// When it is none; the message names the file and what was expected.
+pub fn parse<T: DeserializeOwned>(folder: &Path, written: Value) -> Result<T> {
+    let [path, _] = files(folder);
+    let cannot = || format!("cannot read `{}`", path.display());
+    if !written.is_object() {
+        let error = Error::model(format!("`{written}` stands where an object was expected"));
+        return Err(error.context(cannot()));
+    }
+    serde_json::from_value(written).or_error(ErrorKind::Model, cannot)
 }
 
 /// The tensors of a folder in f32, without those whose names begin with one of `passed_over`.

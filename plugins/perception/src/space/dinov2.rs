@@ -93,7 +93,7 @@ impl Dinov2Config {
     /// # Errors
     /// When it is not there or says something else.
     pub fn open(folder: &Path) -> diffaug::Result<Self> {
-        let config: Dinov2Config = config::read(folder)?;
+        let config: Dinov2Config = config::parse(folder, config::read(folder)?)?;
         let misfit = |error| config::misfit(folder, "a DINOv2 that is read here", error);
         config.check().map_err(misfit)?;
         Ok(config)
