@@ -309,7 +309,7 @@ fn every_plugin_of_the_repository_is_linked_in() {
         .iter()
         .map(|(kind, n)| format!("{kind} {n}"))
         .collect();
-    assert_snapshot!(listed.join(", "), @"dataset 5, generator 2, measure 5, prompts 3, segmenter 10, validator 3");
+    assert_snapshot!(listed.join(", "), @"dataset 5, generator 2, measure 12, prompts 3, segmenter 10, validator 3");
 }
 
 /// The numbers of the papers and of their code, for one class and images of 256x256; the small autoencoders that

@@ -40,7 +40,8 @@ pub struct Distance {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DistributionOptions {
-    /// The weights. For `fid` the file `pt_inception-2015-12-05` of pytorch-fid; for `fd-dinov2` a folder with
+    /// The weights. For `fid` the file `pt_inception-2015-12-05` of pytorch-fid (one that PyTorch wrote before
+    /// 1.6 has to be saved anew by a later version, `torch.save(torch.load(old), new)`); for `fd-dinov2` a folder with
     /// `config.json` and `model.safetensors` of a DINOv2 (the measure is published with
     /// `facebook/dinov2-large`), for `cmmd` of a CLIP (`openai/clip-vit-large-patch14-336`); for `fd-alexnet`
     /// a file of LPIPS with AlexNet.

@@ -8,14 +8,14 @@ use super::{
     layout::{BEFORE, Layout, Plan, Pooling, STEM, blocks},
 };
 use candle_core::{DType, Device, Result, Tensor};
-use diffaug::{ImageRef, image::Filter};
+use diffaug::{Error, ImageRef, files::open_regular, image::Filter};
 use diffaug_nn::{
     batch::{self, Frame},
     ops::{self, Convolution},
     params::{Params, Scope, Shapes},
     weights::{self, Cast, Renamed},
 };
-use std::path::Path;
+use std::{io::Read, path::Path};
 
 /// Side of images, in pixels.
 const SIDE: u32 = 299;
@@ -151,7 +151,8 @@ impl Inception {
     /// # Errors
     /// When the file is missing or broken, or holds another network.
     pub fn open(path: &Path, device: &Device) -> diffaug::Result<Self> {
-        let source = Renamed::new(weights::open(path)?, kept)?;
+        let source = weights::open(path).map_err(|error| with_hint(path, error))?;
+        let source = Renamed::new(source, kept)?;
         let mut params = Params::from_source(device, Cast::new(source, DType::F32));
         let misfit = |error| config::misfit(path, "the Inception of pytorch-fid", error);
         let net = Inception::new(params.root(), device, 1).map_err(|e| misfit(e.into()))?;
@@ -227,6 +228,20 @@ impl Extractor for Inception {
     }
 }
 
+/// Says how a file of PyTorch's former format is made readable; pytorch-fid's is as old as that.
+fn with_hint(path: &Path, mut error: Error) -> Error {
+    let mut start = [0; 2];
+    let begins = open_regular(path).is_ok_and(|mut file| file.read_exact(&mut start).is_ok());
+    let is_pickle = begins && start[0] == 0x80 && (2..=5).contains(&start[1]);
+    if is_pickle {
+        error.causes.push(
+            "it was written by PyTorch before 1.6\nsave it anew: torch.save(torch.load(old), new)"
+                .into(),
+        );
+    }
+    error
+}
+
 /// The name of a tensor that counts: what classifies and what counts batches is passed over.
 fn kept(name: &str) -> Option<String> {
     let passed_over = name.starts_with("fc.")
@@ -242,7 +257,7 @@ mod tests {
     use crate::testing::{close_rows, fixture, formula, images};
     use diffaug_nn::torch_rng::TorchRng;
     use serde::Deserialize;
-    use std::collections::HashMap;
+    use std::{collections::HashMap, fs};
 
     /// What `fixtures/make_inception_fixture.py` wrote.
     #[derive(Deserialize)]
@@ -295,6 +310,12 @@ mod tests {
             text.contains("`Conv2d_1a_3x3.conv.weight` is missing"),
             "{text}"
         );
+        let path = folder.path().join("weights.pth");
+        // How a file of before 1.6 begins.
+        fs::write(&path, b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.").unwrap();
+        let error = Inception::open(&path, &Device::Cpu).unwrap_err();
+        let expected = "before 1.6\nsave it anew: torch.save(torch.load(old), new)";
+        assert!(error.to_string().ends_with(expected), "{error}");
     }
 
     /// A plane of `fixtures/make_resize_fixture.py` before and after.
