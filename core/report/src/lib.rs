@@ -28,7 +28,10 @@ use content::Content;
 use diffaug::{Result, files};
 use diffaug_run::{layout, reader::Run};
 use page::Kind;
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 /// The page of some runs, each with a section of its own, and of several a comparison.
 ///
@@ -61,14 +64,39 @@ pub fn leave(folder: &Path) -> Result<PathBuf> {
 
 /// All that is known of each run, under names that differ.
 fn contents(runs: &[Run]) -> Vec<Content> {
+    let labelled = runs.iter().zip(labels(runs));
+    labelled
+        .map(|(run, label)| Content::read(run, label))
+        .collect()
+}
+
+/// What each run is called: by its manifest or, where several are called alike, as arms of an experiment are, by so
+/// many of the last parts of their folders as tell them apart.
+fn labels(runs: &[Run]) -> Vec<String> {
+    let differ = |names: &Vec<String>| names.iter().collect::<BTreeSet<_>>().len() == names.len();
     let names: Vec<String> = runs.iter().map(content::name).collect();
-    let unique = |name: &String| names.iter().filter(|other| *other == name).count() == 1;
-    let labelled = runs
+    if differ(&names) {
+        return names;
+    }
+    let folders: Vec<&Path> = runs.iter().map(Run::root).collect();
+    let parts = |count: usize| -> Vec<String> {
+        let last = |folder: &&Path| {
+            let all: Vec<_> = folder.components().collect();
+            let some: PathBuf = all[all.len().saturating_sub(count)..].iter().collect();
+            some.display().to_string()
+        };
+        folders.iter().map(last).collect()
+    };
+    let longest = folders
         .iter()
-        .zip(&names)
-        .map(|(run, name)| match unique(name) {
-            true => Content::read(run, name.clone()),
-            false => Content::read(run, format!("{name} ({})", run.root().display())),
-        });
-    labelled.collect()
+        .map(|folder| folder.components().count())
+        .max();
+    let mut all = (1..=longest.unwrap_or(0)).map(parts);
+    // One folder may have been named twice.
+    all.find(differ).unwrap_or_else(|| {
+        let numbered = names.iter().enumerate();
+        numbered
+            .map(|(place, name)| format!("{name} ({})", place + 1))
+            .collect()
+    })
 }

@@ -21,6 +21,8 @@ pub const METRIC: &str = "dice";
 pub const RESAMPLING: u64 = 0;
 /// Test images in the table at most.
 const MOST_IMAGES: usize = 200;
+/// Characters above a bar of a drawing.
+const MOST_WORDS: usize = 54;
 /// Height of the row of an arm in a drawing.
 const ROW: f64 = 34.0;
 
@@ -174,7 +176,7 @@ fn interval(
     let y = 36.0 + ROW * place as f64;
     let [low, middle, high] = [interval.low, interval.mean, interval.high].map(|v| area.at_x(v));
     html! {
-        text x=(WIDTH / 2.0) y=(y - 9.0) text-anchor="middle" { (plain(words)) }
+        text x=(WIDTH / 2.0) y=(y - 9.0) text-anchor="middle" { (plain(&end_of(words))) }
         line class=(format!("interval kind-{kind}")) x1=(low) x2=(high) y1=(y) y2=(y) {}
         @for end in [low, middle, high] {
             line class=(format!("interval kind-{kind}")) x1=(end) x2=(end) y1=(y - 5.0) y2=(y + 5.0) {}
@@ -182,6 +184,18 @@ fn interval(
         @for value in means {
             circle class=(format!("dot kind-{kind}")) cx=(area.at_x(*value)) cy=(y) r="3.5" {}
         }
+    }
+}
+
+/// The end of words that are wider than a drawing: their figures stand there.
+fn end_of(words: &str) -> String {
+    let count = words.chars().count();
+    match count {
+        ..=MOST_WORDS => words.to_owned(),
+        _ => "…"
+            .chars()
+            .chain(words.chars().skip(count + 1 - MOST_WORDS))
+            .collect(),
     }
 }
 
@@ -274,5 +288,61 @@ pub fn images(arms: &[Arm]) -> Markup {
             summary { (caption) }
             (table(&caption, &header, &rows))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use diffaug_run::reader::{Scores, Training};
+
+    fn arm(name: &str, dice: &[(&str, Option<f64>)]) -> Arm {
+        let scores = |(id, value): &(&str, Option<f64>)| {
+            let figures = value.map(|value| (METRIC.to_owned(), value));
+            let scores = Scores {
+                group: "video 1".to_owned(),
+                figures: figures.into_iter().collect(),
+            };
+            ((*id).to_owned(), scores)
+        };
+        Arm {
+            name: name.to_owned(),
+            trainings: vec![Training {
+                seed: 0,
+                steps: None,
+                images: dice.iter().map(scores).collect(),
+            }],
+        }
+    }
+
+    #[test]
+    fn the_worst_image_of_the_last_arm_comes_first() {
+        let real = arm("real", &[("a", Some(0.1)), ("b", Some(0.5)), ("c", None)]);
+        let more = arm("more", &[("a", Some(0.9)), ("b", Some(0.25)), ("c", None)]);
+        let text = images(&[real, more]).into_string();
+        let at = |cell: &str| text.find(&format!("<th scope=\"row\">{cell}</th>"));
+        assert!(at("b") < at("a") && at("a") < at("c"), "{text}");
+        assert!(text.contains("<td>0.500</td><td>0.250</td>"), "{text}");
+        assert!(images(&[]).into_string().is_empty());
+    }
+
+    #[test]
+    fn a_figure_that_no_image_has_is_a_dash() {
+        let arm = arm("real", &[("a", None)]);
+        assert_eq!(shown(&arm, METRIC), "–");
+        assert!(
+            intervals(&[arm])
+                .into_string()
+                .contains("No test image has a Dice.")
+        );
+    }
+
+    #[test]
+    fn of_long_words_the_end_is_shown() {
+        assert_eq!(end_of("real 0.5"), "real 0.5");
+        let long = format!("{} real 0.5", "x".repeat(80));
+        let end = end_of(&long);
+        assert_eq!(end.chars().count(), MOST_WORDS);
+        assert!(end.starts_with('…') && end.ends_with("x real 0.5"), "{end}");
     }
 }

@@ -248,9 +248,12 @@ fn several_runs_are_compared() {
         &page,
         &["second is not compared with the first run: it has other test images."],
     );
-    // Runs of one name are told apart by their folders.
+    // Runs of one name are told apart by their folders, and one that is named twice by a number.
+    finished(&other.path().join("a/x"), "first", 9, 0.02);
+    let page = page_of(&[one.path(), &other.path().join("a/x")]);
+    has(&page, &["<h2>x</h2>"]);
     let page = page_of(&[one.path(), one.path()]);
-    has(&page, &[&format!("first ({})", one.path().display())]);
+    has(&page, &["<h2>first (1)</h2>", "<h2>first (2)</h2>"]);
 }
 
 #[test]
