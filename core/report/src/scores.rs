@@ -312,6 +312,7 @@ mod tests {
                 steps: None,
                 images: dice.iter().map(scores).collect(),
             }],
+            figures: diffaug_run::work::scoring::basic(),
         }
     }
 
