@@ -302,9 +302,9 @@ fn instances_of_coco_give_the_masks_back() {
             ids.clone()
                 .all(|(annotation, id)| annotation["id"] == json!(id))
         );
-        for index in 0..view.items().unwrap().len() {
+        let real = view.items().unwrap().len();
+        for (index, image) in images.iter().enumerate().take(real) {
             let sample = view.sample(index as u64).unwrap();
-            let image = &images[index];
             assert_eq!(
                 (&image["width"], &image["synthetic"]),
                 (&json!(64), &json!(false))
