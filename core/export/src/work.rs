@@ -103,7 +103,11 @@ pub fn export(
         let (counts, note) = source.write(&partial.path().join(&folder), synthetic)?;
         exported.push(ExportedArm {
             arm: arm.clone(),
-            folder: options.output.join(folder),
+            // Joined with nothing, a path would end in a slash.
+            folder: match folder.as_os_str().is_empty() {
+                true => options.output.clone(),
+                false => options.output.join(folder),
+            },
             real: counts.real,
             synthetic: counts.synthetic,
             validation: counts.validation,

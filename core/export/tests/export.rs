@@ -302,8 +302,8 @@ fn instances_of_coco_give_the_masks_back() {
             ids.clone()
                 .all(|(annotation, id)| annotation["id"] == json!(id))
         );
-        let count = view.items().unwrap().len();
-        for (index, image) in images.iter().enumerate().take(count) {
+        let real = view.items().unwrap().len();
+        for (index, image) in images.iter().enumerate().take(real) {
             let sample = view.sample(index as u64).unwrap();
             assert_eq!(
                 (&image["width"], &image["synthetic"]),
