@@ -183,7 +183,7 @@ fn a_plugin_or_kind_that_is_not_there_is_guessed_at() {
     let sandbox = stages();
     assert_snapshot!(sandbox.run("plugins datasets"), @r"
     exit 1
-    error: no kind of stage is called `datasets`; there are `dataset`, `prompts`, `generator`, `segmenter`, `validator`
+    error: no kind of stage is called `datasets`; there are `dataset`, `prompts`, `generator`, `segmenter`, `validator`, `measure`
 
     hint: did you mean `dataset`?
     ");

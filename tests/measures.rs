@@ -64,7 +64,7 @@ fn another_measure_trains_nothing() {
         .stderr
         .lines()
         .find(|line| line.starts_with("painting"));
-    assert_eq!(painting, Some("painting: done before"), "{output}");
+    assert_eq!(painting, Some("painting: done before (TIME)"), "{output}");
     let testing = output
         .stderr
         .lines()
@@ -105,7 +105,7 @@ fn names_of_measures_and_figures_are_checked() {
         .run("check m.toml --set evaluate.measures.x.use=nobody")
         .refused("nobody");
     sandbox
-        .run("check m.toml --set 'evaluate.measures.again.size=3'")
+        .run("check m.toml --set evaluate.measures.again.size=3")
         .refused("unknown field `size`");
     let text = fs::read_to_string(sandbox.path("m.toml")).unwrap();
     let arms = "[experiment]\nmetric = \"fond\"\n[arms.a]\n";
