@@ -15,7 +15,7 @@ mod folder;
 
 pub use folder::Folder;
 
-use crate::layout::{IMAGES, LOCK, LOG, MANIFEST, MASKS, PAINTED, TRAINED};
+use crate::layout::{GALLERY, IMAGES, LOCK, LOG, MANIFEST, MASKS, MEASURES, PAINTED, TRAINED};
 use diffaug::{
     Error, Result, ResultExt,
     error::ErrorKind,
@@ -403,6 +403,11 @@ fn sweep(root: &Path) -> io::Result<()> {
                     sweep_folder(&folder, is_partial, true)?;
                 }
             }
+        }
+    }
+    for folder in [GALLERY, MEASURES].map(|name| root.join(name)) {
+        if is_real(&folder) {
+            sweep_folder(&folder, is_partial, true)?;
         }
     }
     let on_its_way = |name: &str| {

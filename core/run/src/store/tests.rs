@@ -138,6 +138,8 @@ fn only_what_runs_leave_half_written_is_swept() {
     let ours = [
         ".abcdef.partial",
         "synthetic/images/.aB3dEf.partial",
+        "synthetic/gallery/.aB3dEf.partial",
+        "measures/.aB3dEf.partial",
         "segmenter/model.safetensors.partial",
         "evaluate/real/seed-0/weights/config.json.partial",
     ];
