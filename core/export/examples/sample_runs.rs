@@ -1,7 +1,7 @@
 //! Makes a small run of generated images in a folder and exports it in every format, for `tests/exports/check`.
 //!
 //! ```sh
-//! cargo run -p diffaug-export --example sample -- FOLDER
+//! cargo run -p diffaug-export --example sample_runs -- FOLDER
 //! ```
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
