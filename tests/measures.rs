@@ -77,6 +77,29 @@ fn another_measure_trains_nothing() {
 }
 
 #[test]
+fn measures_are_added_to_a_finished_run() {
+    let sandbox = sandbox();
+    let plain = misbehave();
+    sandbox.write("plain.toml", &plain);
+    sandbox.run("run plain.toml").ok();
+    let before = sandbox.read_json("runs/m/result.json");
+    let output = sandbox.run("run m.toml").ok();
+    assert!(!output.stderr.contains("painting"), "{output}");
+    let after = sandbox.read_json("runs/m/result.json");
+    let dice = |result: &serde_json::Value| result["arms"][0]["mean"]["dice"].clone();
+    assert_eq!(dice(&before), dice(&after));
+    assert!(before["arms"][0]["mean"]["found"].is_null());
+    assert!(after["arms"][0]["mean"]["found"].as_f64().unwrap() > 0.0);
+    // And taken away again: the scores are those of before.
+    sandbox.run("run plain.toml").ok();
+    assert_eq!(sandbox.read_json("runs/m/result.json"), before);
+    // Whatever else would give other scores is refused, as ever.
+    sandbox
+        .run("run m.toml --set evaluate.resolution=native")
+        .refused("was begun with");
+}
+
+#[test]
 fn a_measure_that_fails_is_told_of() {
     let with = |mode: &str| {
         let set = format!("evaluate.measures.again.mode={mode}");

@@ -150,6 +150,14 @@ impl Training {
         Training(folder)
     }
 
+    /// The training whose scores lie at `place`; `None` where something else lies there.
+    pub fn of_scores(place: &str) -> Option<Self> {
+        let folder = place.strip_suffix("/scores.json")?;
+        folder
+            .starts_with(EVALUATE)
+            .then(|| Training::at(folder.to_owned()))
+    }
+
     /// What was trained.
     pub fn weights(&self) -> String {
         format!("{}/weights", self.0)

@@ -57,6 +57,12 @@ pub struct About {
     pub files: BTreeMap<String, Value>,
 }
 
+/// What is known of the result in a folder; `None` where that is not there or damaged.
+pub fn about(folder: &Path) -> Option<About> {
+    let text = files::read_text(&folder.join(ABOUT), MOST_ABOUT).ok()?;
+    serde_json::from_str(&text).ok()
+}
+
 /// What a step took, as it was measured by who did it.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -144,9 +150,7 @@ impl Results {
 
     /// What the step of that key took, where it is kept and tells.
     pub fn cost(&self, key: &str) -> Option<Cost> {
-        let text = files::read_text(&self.root.join(key).join(ABOUT), MOST_ABOUT).ok()?;
-        let about: About = serde_json::from_str(&text).ok()?;
-        Some(about.cost)
+        Some(about(&self.root.join(key))?.cost)
     }
 
     /// Takes the step of that key for this process; waits while another has it. `None` where the file

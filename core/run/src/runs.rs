@@ -4,7 +4,7 @@ use crate::{
     experiment::tasks,
     layout,
     reader::Run,
-    results::{ABOUT, About, Results, SHARDS},
+    results::{Results, SHARDS, about},
     steps::Step,
     store,
 };
@@ -106,11 +106,6 @@ impl Known {
     pub fn seconds(&self, step: &Step) -> Option<f64> {
         self.seconds.get(step.kind()).copied()
     }
-}
-
-fn about(folder: &Path) -> Option<About> {
-    let text = files::read_text(&folder.join(ABOUT), u64::MAX).ok()?;
-    serde_json::from_str(&text).ok()
 }
 
 /// The runs of `store` and what is kept for them.

@@ -15,7 +15,9 @@ mod folder;
 
 pub use folder::Folder;
 
-use crate::layout::{GALLERY, IMAGES, LOCK, LOG, MANIFEST, MASKS, MEASURES, PAINTED, TRAINED};
+use crate::layout::{
+    GALLERY, IMAGES, LOCK, LOG, MANIFEST, MASKS, MEASURES, PAINTED, SYNTHETIC, TRAINED, Training,
+};
 use diffaug::{
     Error, Result, ResultExt,
     error::ErrorKind,
@@ -147,6 +149,12 @@ impl Store {
             }
             match new[STEPS].get(place) {
                 Some(ours) if ours == key => {}
+                Some(_) if only_measures_differ(place, old, new) => {
+                    // It is measured again, from the same weights or images.
+                    let path = self.path(place);
+                    let failed = || format!("cannot remove `{}`", path.display());
+                    fs::remove_file(&path).or_error(ErrorKind::Data, failed)?;
+                }
                 Some(ours) => {
                     let step = || {
                         (
@@ -206,6 +214,16 @@ impl Store {
                 self.write_json(LOCK, &lock)
             }
         }
+    }
+}
+
+/// Whether what lies at `place` is made of the same by two locks, but for what is measured.
+fn only_measures_differ(place: &str, old: &Value, new: &Value) -> bool {
+    let same = |at: &str| old.pointer(at) == new.pointer(at);
+    let same_step = |place: &str| old[STEPS][place] == new[STEPS][place];
+    match Training::of_scores(place) {
+        Some(training) => same_step(&training.weights()) && same("/manifest/evaluate/resolution"),
+        None => place.starts_with(MEASURES) && same_step(SYNTHETIC),
     }
 }
 

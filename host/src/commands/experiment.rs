@@ -8,10 +8,11 @@ use crate::{
 use diffaug::{Error, ErrorKind, Result, files};
 use diffaug_run::{
     experiment::{
-        Cell, Experiment, Until,
+        Cell, Experiment,
         cluster::{Call, Scheduler},
         jobs::Jobs,
         outlook::{Planned, outlook},
+        settings::Until,
         sheets::{self, Parameters, Sheet},
         table::{self, Group, Table},
         tasks::{self, Task},

@@ -5,7 +5,9 @@
 
 pub mod cluster;
 pub mod jobs;
+mod matrix;
 pub mod outlook;
+pub mod settings;
 pub mod sheets;
 pub mod table;
 pub mod tasks;
@@ -13,17 +15,18 @@ pub mod tasks;
 use crate::{
     failure::Failure,
     layout,
-    manifest::{Document, EXPERIMENT, Manifest, fits_name, names_folder},
+    manifest::{Document, EXPERIMENT, Manifest, names_folder},
+    reader::Run,
     results::{self, Lock},
     store,
     work::measuring::Figure,
 };
 use diffaug::{Error, ErrorKind, Result, ResultExt, files};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use matrix::groups;
 use serde_json::Value;
+use settings::{Settings, settings};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fs::File,
     path::{Path, PathBuf},
 };
@@ -32,78 +35,6 @@ use std::{
 const LOCK: &str = ".lock";
 /// No experiment has more cells.
 const MOST_CELLS: usize = 1_000;
-/// Characters of the name of a group of cells.
-const MOST_NAME: usize = 80;
-
-/// The table `experiment` of a manifest.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Settings {
-    /// The seeds of the trainings of every arm; those of generator and judge are the manifest's.
-    pub seeds: Vec<u64>,
-    /// The two arms whose comparison was decided on beforehand: the second against the first.
-    pub primary: Option<[String; 2]>,
-    /// The figure that is compared: dice, iou, sensitivity, fnr, specificity, or one of a measure of
-    /// predictions.
-    pub metric: String,
-    /// How far every cell goes.
-    pub goal: Until,
-    /// The figures that tables show, in this order; without it all of them.
-    pub columns: Vec<String>,
-    /// Groups of test images, such as `small` or `size: below 2 %`, of which a further table has the scores.
-    pub groups: Vec<String>,
-    /// Whether a further table tells of the painted images: acceptance, looks and measures of images.
-    pub pools: bool,
-    /// Whether a further table tells what each arm took: parameters, time and memory of training, images a
-    /// second.
-    pub cost: bool,
-    /// Figures that others published, set beside ours.
-    pub quoted: Option<Quoted>,
-}
-
-/// How far the cells of an experiment go.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Until {
-    /// Their datasets are opened and counted; nothing is trained.
-    Data,
-    /// Images are painted and judged.
-    Synthesis,
-    /// Segmenters are trained and scored.
-    #[default]
-    Scores,
-}
-
-/// Figures that others published.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Quoted {
-    /// Where they stand.
-    pub source: String,
-    /// By the name of the arm (`GROUP/ARM` with a matrix) and that of the figure, as they are to be printed.
-    #[serde(default)]
-    pub figures: BTreeMap<String, BTreeMap<String, String>>,
-    /// The same for further tables (`groups`, `pools`, `cost`): by the table, the first two cells of a row
-    /// (`small / unet`) and the column.
-    #[serde(default)]
-    pub tables: BTreeMap<String, BTreeMap<String, BTreeMap<String, String>>>,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Settings {
-            seeds: vec![0],
-            primary: None,
-            metric: "dice".to_owned(),
-            goal: Until::default(),
-            columns: Vec::new(),
-            groups: Vec::new(),
-            pools: false,
-            cost: false,
-            quoted: None,
-        }
-    }
-}
 
 /// A manifest with arms.
 pub struct Experiment {
@@ -138,6 +69,29 @@ impl Cell {
             "" => self.arm.clone(),
             group => format!("{group}/{}", self.arm),
         }
+    }
+
+    /// What `result.json` says of the arm; `None` where the run is not finished.
+    ///
+    /// # Errors
+    /// When a file of the run is damaged.
+    fn result(&self) -> Result<Option<Value>> {
+        let folder = self.manifest.output();
+        if !folder.join(layout::RESULT).is_file() {
+            return Ok(None);
+        }
+        let run = Run::open(&folder)?;
+        let result = run.result()?.unwrap_or_default();
+        let arms = result["arms"].as_array().into_iter().flatten();
+        let mut own = arms.filter(|arm| arm["name"] == self.scored());
+        let missing = || {
+            Error::data(format!(
+                "the result of `{}` has no arm `{}`",
+                folder.display(),
+                self.scored()
+            ))
+        };
+        own.next().cloned().ok_or_else(missing).map(Some)
     }
 
     /// The arm of the run that is scored.
@@ -321,118 +275,6 @@ impl Experiment {
     }
 }
 
-fn settings(document: &Document) -> Result<Settings, Failure> {
-    let Some(value) = document.value("experiment") else {
-        return Ok(Settings::default());
-    };
-    let failure = |error: Error| document.failure("experiment", error);
-    let settings: Settings = serde_json::from_value(value.clone())
-        .map_err(|error| failure(Error::config(error.to_string())))?;
-    let distinct: BTreeSet<&u64> = settings.seeds.iter().collect();
-    if settings.seeds.is_empty() || distinct.len() < settings.seeds.len() {
-        let error = Error::config("`experiment.seeds` must be one or more seeds that differ");
-        return Err(failure(error.at("seeds")));
-    }
-    Ok(settings)
-}
-
-/// A combination of the values of a matrix.
-#[derive(Clone, Default)]
-struct Group {
-    name: String,
-    /// Paths, where they are written, and values.
-    values: Vec<(String, String, Value)>,
-}
-
-/// Every combination of the values of the matrix; one of none without a matrix.
-fn groups(document: &Document) -> Result<Vec<Group>, Failure> {
-    let mut axes = Vec::new();
-    if let Some(matrix) = document.value("matrix") {
-        flatten("", matrix, &mut axes);
-    }
-    let mut groups = vec![Group::default()];
-    for (path, values) in axes {
-        let at = format!("matrix.{path}");
-        let Value::Array(values) = values else {
-            let message = format!("`{at}` must be a list of the values that `{path}` is to have");
-            return Err(document.failure("", Error::config(message).at(&at)));
-        };
-        if values.is_empty() {
-            let message = format!("`{at}` lists no value");
-            return Err(document.failure("", Error::config(message).at(&at)));
-        }
-        let names = names(values);
-        let with = |group: &Group| -> Vec<Group> {
-            let each = values.iter().zip(&names).map(|(value, name)| {
-                let mut group = group.clone();
-                if !group.name.is_empty() {
-                    group.name.push('-');
-                }
-                group.name.push_str(name);
-                group.values.push((path.clone(), at.clone(), value.clone()));
-                group
-            });
-            each.collect()
-        };
-        groups = groups.iter().flat_map(with).collect();
-        if groups.len() > MOST_CELLS {
-            let message = format!("the matrix has more than {MOST_CELLS} combinations");
-            return Err(document.failure("", Error::config(message).at("matrix")));
-        }
-    }
-    Ok(groups)
-}
-
-/// The leaves of a table, with their dotted paths.
-fn flatten<'a>(path: &str, value: &'a Value, leaves: &mut Vec<(String, &'a Value)>) {
-    let Value::Object(fields) = value else {
-        leaves.push((path.to_owned(), value));
-        return;
-    };
-    for (key, value) in fields {
-        let path = match path {
-            "" => key.clone(),
-            path => format!("{path}.{key}"),
-        };
-        flatten(&path, value, leaves);
-    }
-}
-
-/// What values are called in the names of folders: the last part of a path, the plugin of a stage, the
-/// value itself; with a number behind those that would be called alike.
-fn names(values: &[Value]) -> Vec<String> {
-    let name = |value: &Value| -> String {
-        let text = match value {
-            Value::String(text) => text
-                .trim_end_matches('/')
-                .rsplit('/')
-                .next()
-                .map(str::to_owned),
-            Value::Object(fields) => fields
-                .get("use")
-                .and_then(|name| Some(name.as_str()?.to_owned())),
-            _ => None,
-        };
-        let text = text.unwrap_or_else(|| value.to_string());
-        let plain = |c: char| match fits_name(c) {
-            true => c,
-            false => '_',
-        };
-        let name: String = text.chars().take(MOST_NAME).map(plain).collect();
-        match name.trim_start_matches('.') {
-            "" => "none".to_owned(),
-            name => name.to_owned(),
-        }
-    };
-    let plain: Vec<String> = values.iter().map(name).collect();
-    let alike = |name: &String| plain.iter().filter(|other| *other == name).count() > 1;
-    let numbered = plain.iter().enumerate().map(|(i, name)| match alike(name) {
-        true => format!("{name}-{i}"),
-        false => name.clone(),
-    });
-    numbered.collect()
-}
-
 /// Checks the name of an arm, which becomes a folder's.
 fn check_name(arm: &str) -> Result<()> {
     match names_folder(arm) {
@@ -448,7 +290,6 @@ fn check_name(arm: &str) -> Result<()> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use serde_json::json;
     use std::fs;
 
     const BASE: &str = r#"
@@ -548,19 +389,6 @@ synthesis.ratio = 0
             last.manifest.output(),
             Path::new("runs/ablation/48-sdseg/b")
         );
-    }
-
-    #[test]
-    fn values_are_called_by_what_tells_them_apart() {
-        let values = [
-            json!("data/Kvasir-SEG"),
-            json!("data/CVC/"),
-            json!(0.5),
-            json!(true),
-        ];
-        assert_eq!(names(&values), ["Kvasir-SEG", "CVC", "0.5", "true"]);
-        let alike = [json!("a/x"), json!("b/x"), json!(".."), json!("a b")];
-        assert_eq!(names(&alike), ["x-0", "x-1", "none", "a_b"]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Further tables of an experiment: by groups of test images, of pools of painted images, of what each arm
 //! took, of the datasets themselves.
 
-use super::{Cell, Experiment, Quoted};
+use super::{Cell, Experiment, settings::Quoted};
 use crate::{
     compare::shown,
     layout,
@@ -123,7 +123,7 @@ pub fn groups(experiment: &Experiment, figures: &[Figure]) -> Result<Option<Shee
         let cells = experiment.of_group(of);
         let mut scored = Vec::new();
         for cell in &cells {
-            if let Some(arm) = scores(cell)? {
+            if let Some(arm) = cell.result()? {
                 scored.push((*cell, arm));
             }
         }
@@ -155,15 +155,6 @@ pub fn groups(experiment: &Experiment, figures: &[Figure]) -> Result<Option<Shee
 
 /// The figure that is set beside the first arm's.
 const FNR: &str = "fnr";
-
-/// What `result.json` says of the arm of a cell; `None` where there is none yet.
-fn scores(cell: &Cell) -> Result<Option<Value>> {
-    let path = cell.manifest.output().join(layout::RESULT);
-    let result: Option<Value> = read(&path)?;
-    let arms = result.as_ref().and_then(|result| result["arms"].as_array());
-    let mut arms = arms.into_iter().flatten();
-    Ok(arms.find(|arm| arm["name"] == cell.scored()).cloned())
-}
 
 /// Mean over trainings of the false negative rate within a group.
 fn fnr(arm: &Value, group: &str) -> Option<f64> {

@@ -1,24 +1,22 @@
 //! What an experiment came to: every arm of every group, and how it differs from the group's first.
 
 use super::{
-    Cell, Experiment, Quoted,
+    Cell, Experiment,
+    settings::Quoted,
     sheets::{self, Parameters, Sheet},
 };
 use crate::{
     compare::{self, Row},
-    layout,
     reader::{Arm, Run},
     work::{measuring::Figure, scoring},
 };
-use diffaug::{Error, Result, ResultExt, error::ErrorKind, files};
+use diffaug::{Error, Result};
 use serde::Serialize;
 use serde_json::Value;
 use std::path::Path;
 
 /// Seed of the resamples of intervals.
 const RESAMPLING: u64 = 0;
-/// No `result.json` is larger.
-const MOST_BYTES: u64 = 1 << 30;
 
 /// Every arm of an experiment that is finished.
 #[derive(Debug, Serialize)]
@@ -65,14 +63,19 @@ pub fn of(experiment: &Experiment, parameters: &Parameters) -> Result<Table> {
     let mut figures = scoring::basic();
     let mut read = Vec::new();
     for name in experiment.groups() {
-        let cells = experiment.of_group(name);
-        let cells: Vec<&Cell> = cells.into_iter().filter(|cell| finished(cell)).collect();
-        let arm = |cell: &&Cell| Run::open(&cell.manifest.output())?.arm(cell.scored());
-        let arms = cells.iter().map(arm).collect::<Result<Vec<Arm>>>()?;
-        for figure in arms.iter().flat_map(|arm| &arm.figures) {
-            if !figures.iter().any(|known| known.name == figure.name) {
-                figures.push(figure.clone());
+        let (mut cells, mut arms) = (Vec::new(), Vec::new());
+        for cell in experiment.of_group(name) {
+            let Some(scored) = cell.result()? else {
+                continue;
+            };
+            let arm = Run::open(&cell.manifest.output())?.arm(cell.scored())?;
+            for figure in &arm.figures {
+                if !figures.iter().any(|known| known.name == figure.name) {
+                    figures.push(figure.clone());
+                }
             }
+            cells.push((cell, scored));
+            arms.push(arm);
         }
         read.push((name, cells, arms));
     }
@@ -106,46 +109,30 @@ pub fn of(experiment: &Experiment, parameters: &Parameters) -> Result<Table> {
 fn group(
     experiment: &Experiment,
     name: &str,
-    cells: &[&Cell],
+    cells: &[(&Cell, Value)],
     arms: &[Arm],
     figures: &[Figure],
 ) -> Result<Group> {
     let rows = compare::compare(arms, &experiment.settings.metric, RESAMPLING)?;
     let primary = experiment.settings.primary.as_ref();
-    let lines = cells.iter().zip(rows).map(|(cell, mut row)| {
+    let lines = cells.iter().zip(rows).map(|((cell, arm), mut row)| {
         row.arm.clone_from(&cell.arm);
-        let arm = scored(cell)?;
         let figure = |figure: &Figure| {
             let of = |kind: &str| arm[kind][&figure.name].as_f64();
             (figure.name.clone(), of("mean"), of("std"))
         };
-        Ok(Line {
+        Line {
             arm: cell.arm.clone(),
             primary: primary.is_some_and(|[_, second]| *second == cell.arm),
             images: arm["training_images"].as_u64().unwrap_or_default(),
             figures: figures.iter().map(figure).collect(),
             compared: row,
-        })
+        }
     });
     Ok(Group {
         name: name.to_owned(),
-        arms: lines.collect::<Result<_>>()?,
+        arms: lines.collect(),
     })
-}
-
-fn finished(cell: &Cell) -> bool {
-    cell.manifest.output().join(layout::RESULT).is_file()
-}
-
-/// What `result.json` says of the arm of a cell.
-fn scored(cell: &Cell) -> Result<Value> {
-    let path = cell.manifest.output().join(layout::RESULT);
-    let damaged = || format!("`{}` is damaged; remove it to make it anew", path.display());
-    let text = files::read_text(&path, MOST_BYTES).or_error(ErrorKind::Data, damaged)?;
-    let result: Value = serde_json::from_str(&text).or_error(ErrorKind::Data, damaged)?;
-    let arms = result["arms"].as_array().into_iter().flatten();
-    let mut arms = arms.filter(|arm| arm["name"] == cell.scored());
-    arms.next().cloned().ok_or_else(|| Error::data(damaged()))
 }
 
 impl Table {

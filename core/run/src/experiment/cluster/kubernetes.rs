@@ -217,7 +217,7 @@ fn mounted<'a>(experiment: &Experiment, folder: &'a Path) -> Result<&'a str> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::{experiment::Settings, manifest::Document};
+    use crate::{experiment::settings::Settings, manifest::Document};
 
     fn experiment(name: &str) -> Experiment {
         Experiment {
