@@ -97,6 +97,60 @@ fn measures_are_added_to_a_finished_run() {
     sandbox
         .run("run m.toml --set evaluate.resolution=native")
         .refused("was begun with");
+    assert!(
+        sandbox
+            .path("runs/m/evaluate/real/seed-0/scores.json")
+            .exists()
+    );
+}
+
+#[test]
+fn figures_of_other_options_are_not_compared() {
+    let sandbox = sandbox();
+    for (output, count) in [("one", 10), ("two", 12)] {
+        let set = format!("--set output=runs/{output} --set evaluate.measures.again.count={count}");
+        sandbox.run(&format!("run m.toml -q {set}")).ok();
+    }
+    sandbox
+        .run("compare runs/one:real runs/two:real --metric found")
+        .ok();
+    sandbox
+        .run("compare runs/one:real runs/two:real --metric again.found")
+        .refused("`again.found` of `runs/one:real` was measured by");
+    let text = misbehave() + "[evaluate.measures.again]\nuse = \"misbehave\"\n";
+    let arms = "[experiment]\nmetric = \"again.found\"\n[arms.a]\n\
+                [arms.b]\nevaluate.measures.again.count = 12\n";
+    sandbox.write("x.toml", text + arms);
+    sandbox
+        .run("check x.toml")
+        .refused("`again.found` is measured with other options in `b`");
+}
+
+/// Every measure that needs no weights of others, in one run.
+#[test]
+#[cfg(feature = "builtin")]
+fn the_measures_that_come_along_run() {
+    let sandbox = crate::pipeline::tiny();
+    let names = ["surface", "detection", "polyp", "calibration", "sizes"];
+    let set = names.map(|name| format!("--set evaluate.measures.{name}.use={name} "));
+    let output = sandbox.run(&format!("run m.toml {}", set.concat())).ok();
+    for line in [
+        "| hd95, mean over images",
+        "| lesion_sensitivity, mean over images",
+        "| lesion_sensitivity, of all images",
+        "| ece, of all images",
+        "| max_dice, of all images",
+        "| area_accepted",
+    ] {
+        assert!(output.stdout.contains(line), "no `{line}` in {output}");
+    }
+    let sizes = sandbox.read_json("runs/tiny/measures/sizes.json");
+    let summary = sandbox.read_json("runs/tiny/synthetic.json");
+    let figures = &sizes["pools"]["candidates"]["figures"];
+    assert_eq!(figures["acceptance"], summary["acceptance"]);
+    assert_eq!(figures["score_rejected"], summary["score_rejected"]);
+    let page = sandbox.read("runs/tiny/report.html");
+    assert!(page.contains("sizes: beside 8 real training images"));
 }
 
 #[test]

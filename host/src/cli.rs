@@ -309,6 +309,10 @@ pub struct ExportArgs {
     /// Number of the dataset of nnU-Net, 1 to 999; further arms count up from it.
     #[arg(long, default_value_t = 501, value_name = "N")]
     pub dataset_id: u16,
+    /// Load this library first, where the dataset is a plugin of yours (may be repeated). Those that the run
+    /// folder names are not loaded.
+    #[arg(long, value_name = "FILE")]
+    pub library: Vec<PathBuf>,
 }
 
 /// The size of exported real images.

@@ -19,10 +19,13 @@ impl PartialFolder {
     /// # Errors
     /// When there is something already, or nothing can be written beside it.
     pub fn begin(output: &Path) -> Result<Self> {
+        let cannot = || format!("cannot write `{}`", output.display());
+        // `.` has no parent to write beside.
+        let output = &std::path::absolute(output).or_error(ErrorKind::Data, cannot)?;
         check_free(output)?;
         let parent = files::parent(output);
-        let cannot = || format!("cannot write `{}`", output.display());
         files::make_folder(parent).or_error(ErrorKind::Data, cannot)?;
+        check_replaceable(output, parent)?;
         let mut builder = tempfile::Builder::new();
         builder.prefix(".").suffix(files::PARTIAL);
         // Temporary folders are private by default; what is kept shall follow the user's umask.
@@ -60,6 +63,25 @@ impl PartialFolder {
         drop(self.folder.keep());
         Ok(())
     }
+}
+
+/// Checks that an empty folder can give way to another: one that a file system is mounted at cannot.
+#[cfg(unix)]
+fn check_replaceable(output: &Path, parent: &Path) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let device = |path: &Path| path.metadata().ok().map(|found| found.dev());
+    if output.is_dir() && device(output) != device(parent) {
+        let shown = output.display();
+        return Err(Error::config(format!(
+            "a file system is mounted at `{shown}`, so it cannot be replaced: name a folder in it"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn check_replaceable(_: &Path, _: &Path) -> Result<()> {
+    Ok(())
 }
 
 /// Checks that nothing, or an empty folder, has the name.

@@ -70,7 +70,8 @@ pub struct ExportedArm {
 ///
 /// # Errors
 /// When the options do not fit the run, the folder is there already, the dataset or what was painted is no
-/// longer what it was, a file cannot be read or written, or the user stops it. Then nothing is left.
+/// longer what it was, a file cannot be read or written, or the user stops it. Then no file is left, only the folders that it was
+/// to lie in.
 pub fn export(
     run: &Run,
     manifest: &Manifest,

@@ -4,6 +4,8 @@
 (() => {
   const PAGE = 60;
   const POLL = 3000;
+  // A training logs all the time, and a page is not made for nothing.
+  const RENEW = 30000;
   // Set where the page is served: what the page shows.
   const state = document.body.dataset.state;
   // Where a served page keeps what was set while it is loaded anew.
@@ -228,12 +230,15 @@
   };
   const ask = async () => {
     try {
-      const answer = await (await fetch("state.json", { cache: "no-store" })).json();
+      const found = await fetch("state.json", { cache: "no-store" });
+      if (!found.ok) throw new Error(await found.text());
+      const answer = await found.json();
       const changed = answer.state !== state;
-      if (changed && !busy()) return renew();
+      if (changed && !busy() && performance.now() > RENEW) return renew();
       live.textContent = "live: " + answer.text + (changed ? "; the page is renewed when you are done here" : "");
-    } catch {
-      live.textContent = "the run is no longer served here";
+    } catch (error) {
+      // Without an answer there is no sentence but the browser's own.
+      live.textContent = error instanceof TypeError ? "the run is no longer served here" : error.message;
     }
     setTimeout(ask, POLL);
   };

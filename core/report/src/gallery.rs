@@ -97,6 +97,7 @@ fn candidates(place: usize, content: &Content, cards: Vec<Card<'_>>) -> Result<M
     };
     let scores = cards.iter().filter(|card| card.limit.is_some());
     let ends = scores.filter_map(|card| card.score);
+    let ends = ends.chain(limits.iter().copied());
     let ends = ends.fold([0.0, 1.0], |[low, high]: [f64; 2], score| {
         [low.min(score.floor()), high.max(score.ceil())]
     });
@@ -152,7 +153,7 @@ fn slider(id: &impl Fn(&str) -> String, [low, high]: [f64; 2], own: Option<f64>)
     html! {
         div.field.wide {
             label for=(id("threshold")) { "Another threshold: scores above it would pass" }
-            input #(id("threshold")) name="threshold" type="range" min=(low) max=(high) step="0.01" value=(value);
+            input #(id("threshold")) name="threshold" type="range" min=(low) max=(high) step="any" value=(value);
             output.passing for=(id("threshold")) { }
             span.note {
                 @match own {

@@ -100,11 +100,11 @@ fn histogram(records: &[Record]) -> Markup {
     if scores.is_empty() {
         return html! { p.note { "No score was compared with a threshold." } };
     }
-    let range = scores
-        .iter()
-        .fold([0.0, 1.0], |[low, high]: [f64; 2], (score, _)| {
-            [low.min(*score), high.max(*score)]
-        });
+    let shown = scores.iter().map(|(score, _)| *score);
+    let shown = shown.chain(limits(records));
+    let range = shown.fold([0.0, 1.0], |[low, high]: [f64; 2], value| {
+        [low.min(value), high.max(value)]
+    });
     let bars = bars(&scores, range);
     let highest = bars.iter().map(|[no, yes]| no + yes).max().unwrap_or(1);
     let area = Area {

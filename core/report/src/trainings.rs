@@ -74,7 +74,10 @@ fn results(logs: &[TrainingLog]) -> Markup {
         let name = log.folder.trim_end_matches("/weights");
         let mut row = vec![name.to_owned()];
         match &log.fit {
-            None => row.extend(["under way", "", "", "", ""].map(str::to_owned)),
+            None => {
+                let state = if log.done { "" } else { "under way" };
+                row.extend([state, "", "", "", ""].map(str::to_owned));
+            }
             Some(fit) => row.extend([
                 fit.steps.to_string(),
                 fit.best_step.to_string(),
@@ -107,6 +110,7 @@ mod tests {
             loss: Vec::new(),
             score: Vec::new(),
             fit: None,
+            done: false,
         }
     }
 

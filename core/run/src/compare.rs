@@ -3,13 +3,14 @@
 use crate::{
     reader::{Arm, Scores},
     statistics::{Comparison, LEVEL, holm},
+    work::measuring::Figure,
 };
 use diffaug::{
     Error, Result,
     metrics::{mean, std_dev},
 };
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// With fewer groups than this an interval of resampled groups is too narrow.
 const FEW_GROUPS: usize = 10;
@@ -23,8 +24,10 @@ pub struct Row {
     pub seeds: Vec<u64>,
     /// Steps of each training.
     pub steps: Vec<Option<u64>>,
-    /// Mean over trainings of the mean over images.
-    pub mean: f64,
+    /// Mean over trainings of the mean over images; `None` where no image has the figure.
+    pub mean: Option<f64>,
+    /// Test images of its trainings, whether they have the figure or not.
+    pub images: usize,
     /// Sample standard deviation over trainings of the mean over images.
     pub std: f64,
     /// `higher`, `lower` or `neither`: which way the figure improves.
@@ -101,8 +104,12 @@ pub fn columns() -> [String; 5] {
     ]
 }
 
-/// A mean over `n` trainings as people write it, with its deviation where there is one.
-pub fn shown(mean: f64, std: f64, n: usize) -> String {
+/// A mean over `n` trainings as people write it, with its deviation where there is one; a dash where there is
+/// none.
+pub fn shown(mean: Option<f64>, std: f64, n: usize) -> String {
+    let Some(mean) = mean else {
+        return "-".to_owned();
+    };
     match n {
         0 | 1 => format!("{mean:.3}"),
         _ => format!("{mean:.3} ± {std:.3}"),
@@ -118,14 +125,15 @@ pub fn compare(arms: &[Arm], metric: &str, seed: u64) -> Result<Vec<Row>> {
         return Ok(Vec::new());
     };
     let reference = by_image(first, metric)?;
-    let figures = arms.iter().flat_map(|arm| &arm.figures);
-    let figure = figures.into_iter().find(|figure| figure.name == metric);
-    let better = figure.map_or("neither", |figure| &figure.better);
+    if arms.iter().all(|arm| values_of(arm, metric).is_empty()) {
+        return Err(missing(first, metric));
+    }
+    let better = figure(arms, metric)?.map_or("neither", |figure| &figure.better);
     let mut rows = Vec::new();
     for (index, arm) in arms.iter().enumerate() {
         let against_first = match index {
             0 => None,
-            _ => Some(against(&by_image(arm, metric)?, &reference, arm, seed)?),
+            _ => against(&by_image(arm, metric)?, &reference, arm, seed)?,
         };
         let means: Vec<f64> = arm
             .trainings
@@ -136,7 +144,8 @@ pub fn compare(arms: &[Arm], metric: &str, seed: u64) -> Result<Vec<Row>> {
             arm: arm.name.clone(),
             seeds: arm.trainings.iter().map(|t| t.seed).collect(),
             steps: arm.trainings.iter().map(|t| t.steps).collect(),
-            mean: mean(&means).ok_or_else(|| missing(arm, metric))?,
+            mean: mean(&means),
+            images: images(arm),
             std: std_dev(&means).unwrap_or(0.0),
             better: better.to_owned(),
             against_first,
@@ -205,7 +214,13 @@ fn missing(arm: &Arm, metric: &str) -> Error {
 }
 
 /// The mean over trainings of each image, and its cluster: the image itself where it is of no group.
+///
+/// # Errors
+/// When the arm has no such figure.
 fn by_image<'a>(arm: &'a Arm, metric: &str) -> Result<BTreeMap<&'a str, (f64, String)>> {
+    if !arm.figures.iter().any(|figure| figure.name == metric) {
+        return Err(missing(arm, metric));
+    }
     let mut all: BTreeMap<&str, (Vec<f64>, String)> = BTreeMap::new();
     for (id, scores) in arm.trainings.iter().flat_map(|training| &training.images) {
         let Some(value) = scores.figures.get(metric) else {
@@ -219,9 +234,6 @@ fn by_image<'a>(arm: &'a Arm, metric: &str) -> Result<BTreeMap<&'a str, (f64, St
             .or_insert_with(|| (Vec::new(), cluster))
             .0
             .push(*value);
-    }
-    if all.is_empty() {
-        return Err(missing(arm, metric));
     }
     // An image that some training has no figure of is left out: means would be of different trainings.
     let whole = all
@@ -237,18 +249,55 @@ fn against(
     reference: &BTreeMap<&str, (f64, String)>,
     named: &Arm,
     seed: u64,
-) -> Result<Comparison> {
-    let shared = arm.iter().filter_map(|(id, (value, cluster))| {
-        Some(((*value, reference.get(id)?.0), cluster.clone()))
-    });
-    let (pairs, clusters): (Vec<(f64, f64)>, Vec<String>) = shared.unzip();
-    if pairs.is_empty() {
+) -> Result<Option<Comparison>> {
+    let alike = arm.keys().any(|id| reference.contains_key(id));
+    // Where no image of one arm has the figure, there is nothing to compare.
+    if arm.is_empty() || reference.is_empty() {
+        return Ok(None);
+    }
+    if !alike {
         return Err(Error::data(format!(
             "`{}` shares no test image with the first arm",
             named.name
         )));
     }
-    Comparison::of(&pairs, &clusters, seed)
+    let shared = arm.iter().filter_map(|(id, (value, cluster))| {
+        Some(((*value, reference.get(id)?.0), cluster.clone()))
+    });
+    let (pairs, clusters): (Vec<(f64, f64)>, Vec<String>) = shared.unzip();
+    Comparison::of(&pairs, &clusters, seed).map(Some)
+}
+
+/// How many test images the trainings of an arm have.
+fn images(arm: &Arm) -> usize {
+    let trainings = arm.trainings.iter();
+    let ids: BTreeSet<&String> = trainings.flat_map(|one| one.images.keys()).collect();
+    ids.len()
+}
+
+/// The values of a figure of all images of all trainings.
+fn values_of(arm: &Arm, metric: &str) -> Vec<f64> {
+    let images = arm.trainings.iter().flat_map(|one| one.images.values());
+    values(images, metric)
+}
+
+/// What the arms say of a figure; `None` where none knows it.
+///
+/// # Errors
+/// When they measured it with other options.
+fn figure<'a>(arms: &'a [Arm], metric: &str) -> Result<Option<&'a Figure>> {
+    let own = |arm: &'a Arm| arm.figures.iter().find(|figure| figure.name == metric);
+    let mut known = arms.iter().filter_map(|arm| Some((arm, own(arm)?)));
+    let Some((first, figure)) = known.next() else {
+        return Ok(None);
+    };
+    match known.find(|(_, other)| other.measure != figure.measure) {
+        None => Ok(Some(figure)),
+        Some((arm, other)) => Err(Error::data(format!(
+            "`{metric}` of `{}` was measured by {}, that of `{}` by {}",
+            first.name, figure.measure, arm.name, other.measure
+        ))),
+    }
 }
 
 /// What makes a comparison less than fair.
@@ -270,6 +319,17 @@ pub fn warnings(rows: &[Row]) -> Vec<String> {
                 row.arm, first.arm
             ));
         }
+        let compared = row.against_first.as_ref().map_or(0, |found| found.images);
+        let fewest = row.images.min(first.images);
+        if compared < fewest {
+            warnings.push(format!(
+                "the figure is undefined for {} of {fewest} test images in some training of `{}` or `{}`: they \
+                 are not in the difference, and means are over what each arm has",
+                fewest - compared,
+                row.arm,
+                first.arm
+            ));
+        }
         if let Some(error) = row.within_spread() {
             warnings.push(format!(
                 "trainings of one arm differ so much that other seeds may turn the difference of `{}` from \
@@ -277,7 +337,7 @@ pub fn warnings(rows: &[Row]) -> Vec<String> {
                  does not hold",
                 row.arm,
                 first.arm,
-                row.mean - first.mean
+                row.against_first.as_ref().map_or(0.0, |found| found.difference)
             ));
         }
     }
@@ -334,7 +394,7 @@ mod tests {
         let more = arm("more", &[&[0.7, 0.8, 0.9], &[0.9, 0.8, 0.7]], &[]);
         let rows = compare(&[real, more], "dice", 0).unwrap();
         assert!(rows[0].against_first.is_none() && rows[0].adjusted_p.is_none());
-        assert!((rows[0].mean - 0.6).abs() < 1e-12 && rows[0].std < 1e-12);
+        assert!((rows[0].mean.unwrap() - 0.6).abs() < 1e-12 && rows[0].std < 1e-12);
         let found = rows[1].against_first.as_ref().unwrap();
         assert!((found.difference - 0.2).abs() < 1e-12);
         assert!((found.low - 0.2).abs() < 1e-12 && (found.high - 0.2).abs() < 1e-12);

@@ -51,12 +51,15 @@ pub fn of(path: &Path, step: &Step<'_>) -> Result<Value> {
     if !path.exists() {
         return Ok(json!(path.to_string_lossy()));
     }
+    hash_below(path, Walk::default(), step).map(|hash| json!(hash))
+}
+
+fn hash_below(path: &Path, mut walk: Walk, step: &Step<'_>) -> Result<String> {
     if !path.is_dir() {
         let hash = hash_file(path)?;
         (step.0)()?;
-        return Ok(json!(hash));
+        return Ok(hash);
     }
-    let mut walk = Walk::default();
     walk.enter(path, 0)?;
     walk.files.sort();
     let mut hash = Sha256::new();
@@ -67,7 +70,20 @@ pub fn of(path: &Path, step: &Step<'_>) -> Result<Value> {
         hash.update(hash_file(file)?);
         (step.0)()?;
     }
-    Ok(json!(hex(&hash.finalize())))
+    Ok(hex(&hash.finalize()))
+}
+
+/// Names and SHA-256 of all files below a folder, whatever they are called and however many they are, in
+/// natural order; of a file its own.
+///
+/// # Errors
+/// When something cannot be read, or is a pipe or a device.
+pub fn of_all(path: &Path, step: &Step<'_>) -> Result<String> {
+    let walk = Walk {
+        everything: true,
+        ..Walk::default()
+    };
+    hash_below(path, walk, step)
 }
 
 /// The first empty file at or below `path`; a power cut leaves such.
@@ -90,6 +106,8 @@ struct Walk {
     files: Vec<PathBuf>,
     /// Folders by their real paths.
     entered: HashSet<PathBuf>,
+    /// Whether logs count too, and no number of files is too many.
+    everything: bool,
 }
 
 impl Walk {
@@ -113,7 +131,7 @@ impl Walk {
         // By which of two ways a folder is met first must not depend on the file system.
         paths.sort();
         for path in paths {
-            if TIMES.iter().any(|name| path.ends_with(name)) {
+            if !self.everything && TIMES.iter().any(|name| path.ends_with(name)) {
                 continue;
             }
             if path.is_dir() {
@@ -121,7 +139,7 @@ impl Walk {
             } else {
                 self.files.push(path);
             }
-            if self.files.len() > MOST_FILES {
+            if !self.everything && self.files.len() > MOST_FILES {
                 return Err(Error::data(format!(
                     "`{}` belongs to more than {MOST_FILES} files, which is more than weights have",
                     folder.display()

@@ -24,7 +24,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// No file of scores is larger.
+/// No file of a run that is read whole is larger.
 const MOST_BYTES: u64 = 256 << 20;
 
 /// A run folder.
@@ -177,17 +177,19 @@ impl Run {
     /// # Errors
     /// When a file is damaged.
     pub fn measured(&self) -> Result<Outcomes> {
-        let folder = self.root.join(layout::MEASURES);
-        let mut outcomes = Outcomes::new();
-        for path in files_of(&folder)? {
-            let name = path
-                .file_stem()
-                .map(|name| name.to_string_lossy().into_owned());
-            if path.extension().is_some_and(|end| end == "json") {
-                outcomes.insert(name.unwrap_or_default(), read_json(&path)?);
-            }
-        }
-        Ok(outcomes)
+        let outcome = |name: String| {
+            let found = read_json(&self.root.join(layout::measure(&name)))?;
+            Ok((name, found))
+        };
+        self.measures()?.into_iter().map(outcome).collect()
+    }
+
+    /// The names of the measures that have said something.
+    fn measures(&self) -> Result<Vec<String>> {
+        let files = files_of(&self.root.join(layout::MEASURES))?.into_iter();
+        let files = files.filter(|path| path.extension().is_some_and(|end| end == "json"));
+        let name = |path: PathBuf| Some(path.file_stem()?.to_string_lossy().into_owned());
+        Ok(files.filter_map(name).collect())
     }
 
     /// The key of the step that leaves `place`.
@@ -258,7 +260,7 @@ impl Run {
     }
 
     /// SHA-256 of the weights of a stage that paints or judges, given (as `lock.json` has them) or trained
-    /// by the run. Empty where the stage has none.
+    /// by the run. Empty where the stage has none, or a model of a hub, which the lock has by name and commit.
     ///
     /// # Errors
     /// When what says that it is trained is damaged.
@@ -273,7 +275,8 @@ impl Run {
             trained.extend(several.map(|name| format!("{}/{name}", layout::SEGMENTERS)));
         }
         if let Some(given) = self.lock["weights"][at].as_str() {
-            return Ok(vec![given.to_owned()]);
+            let hash = files::is_sha256(given).then(|| given.to_owned());
+            return Ok(hash.into_iter().collect());
         }
         let mut hashes = Vec::new();
         for folder in trained {

@@ -2,7 +2,7 @@
 //! interval that keeps images of one patient or video together, the Wilcoxon signed-rank test, and Holm's
 //! correction for several tests.
 
-use diffaug::{Error, Result, rng};
+use diffaug::{Error, Result, metrics::quantile, rng};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -95,16 +95,9 @@ fn bootstrap(sums: &[(f64, f64)], seed: u64) -> (f64, f64) {
         .collect();
     means.sort_by(f64::total_cmp);
     let tail = (1.0 - LEVEL) / 2.0;
-    (quantile(&means, tail), quantile(&means, 1.0 - tail))
-}
-
-/// The quantile of ascending values, linear between neighbours (definition 7 of Hyndman and Fan, as in
-/// NumPy).
-fn quantile(ascending: &[f64], at: f64) -> f64 {
-    let place = at * (ascending.len() - 1) as f64;
-    let below = place.floor() as usize;
-    let above = (below + 1).min(ascending.len() - 1);
-    ascending[below] + (place - below as f64) * (ascending[above] - ascending[below])
+    // There are always resamples.
+    let end = |at| quantile(&means, at).unwrap_or(f64::NAN);
+    (end(tail), end(1.0 - tail))
 }
 
 /// The outcome of a Wilcoxon signed-rank test.
@@ -225,9 +218,10 @@ mod tests {
         let case = &reference()["quantile"];
         let values = numbers(&case["values"]);
         for (at, wanted) in numbers(&case["at"]).iter().zip(numbers(&case["quantiles"])) {
-            assert!((quantile(&values, *at) - wanted).abs() < 1e-9);
+            assert!((quantile(&values, *at).unwrap() - wanted).abs() < 1e-9);
         }
-        assert_eq!(quantile(&[3.0], 0.975), 3.0);
+        assert_eq!(quantile(&[3.0], 0.975), Some(3.0));
+        assert_eq!(quantile(&[], 0.5), None);
     }
 
     #[test]

@@ -155,7 +155,11 @@ impl Planner<'_> {
         let synthetic = plan.add(layout::SYNTHETIC, self.inputs("synthesise", &needs, m.seed));
         for (name, subject) in self.known.measures {
             if *subject != Subject::Predictions {
-                let needs = json!({ "synthetic": synthetic, "measure": self.measure(name) });
+                let needs = json!({
+                    "synthetic": synthetic,
+                    "name": name,
+                    "measure": self.measure(name),
+                });
                 plan.add(
                     &layout::measure(name),
                     self.inputs("measure", &needs, m.seed),
@@ -227,6 +231,7 @@ impl Planner<'_> {
             let mut needs = json!({ "trained": trained, "resolution": m.evaluate.resolution });
             if let Some(measures) = self.measures(Subject::Predictions) {
                 needs["measures"] = measures;
+                needs["seed"] = m.seed.into();
             }
             let inputs = json!({ "step": "score", "needs": needs });
             plan.add(&files.scores(), inputs);

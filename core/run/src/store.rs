@@ -143,17 +143,16 @@ impl Store {
                 Some(found) => Err(self.begun_otherwise(found)),
             };
         };
+        let mut old_scores = Vec::new();
         for (place, key) in steps {
             if !self.path(place).exists() {
                 continue;
             }
             match new[STEPS].get(place) {
                 Some(ours) if ours == key => {}
+                // It is measured again, from the same weights or images.
                 Some(_) if only_measures_differ(place, old, new) => {
-                    // It is measured again, from the same weights or images.
-                    let path = self.path(place);
-                    let failed = || format!("cannot remove `{}`", path.display());
-                    fs::remove_file(&path).or_error(ErrorKind::Data, failed)?;
+                    old_scores.push(self.path(place))
                 }
                 Some(ours) => {
                     let step = || {
@@ -170,6 +169,10 @@ impl Store {
                 // No longer wanted, but there.
                 None => lock[STEPS][place] = key.clone(),
             }
+        }
+        for path in old_scores {
+            let failed = || format!("cannot remove `{}`", path.display());
+            fs::remove_file(&path).or_error(ErrorKind::Data, failed)?;
         }
         Ok(lock)
     }

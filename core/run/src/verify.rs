@@ -181,9 +181,9 @@ fn listing(items: &[Item]) -> String {
 fn contents(root: &Path, session: &Session<'_>) -> Result<String> {
     let step = session.begin("hashing every file");
     let stop = || session.check_stopped();
-    let found = fingerprint::of(root, &Each::new(&stop))?;
+    let found = fingerprint::of_all(root, &Each::new(&stop))?;
     step.finish("");
-    Ok(found.as_str().unwrap_or_default().to_owned())
+    Ok(found)
 }
 
 #[cfg(test)]

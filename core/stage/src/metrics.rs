@@ -174,6 +174,15 @@ pub fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }
 
+/// The value below which the share `at` (0 to 1) of `ascending` values lies, linear between neighbours
+/// (definition 7 of Hyndman and Fan, as in NumPy); `None` of nothing.
+pub fn quantile(ascending: &[f64], at: f64) -> Option<f64> {
+    let place = at * ascending.len().checked_sub(1)? as f64;
+    let below = *ascending.get(place.floor() as usize)?;
+    let above = *ascending.get(place.ceil() as usize)?;
+    Some(below + place.fract() * (above - below))
+}
+
 /// The sample standard deviation (n - 1); 0 of a single value, `None` of nothing.
 pub fn std_dev(values: &[f64]) -> Option<f64> {
     let mean = mean(values)?;

@@ -13,7 +13,7 @@ use diffaug_run::{
     failure::Failure,
     manifest::{Document, Manifest},
     session::Session,
-    work::{Inspected, attributes::Facts, inspect, wire::Wire},
+    work::{Inspected, attributes::Facts, figures, inspect, wire::Wire},
 };
 use serde_json::{Value, json};
 
@@ -39,6 +39,7 @@ pub fn check(
         manifest: &manifest,
     };
     wire.check_all()?;
+    figures(&manifest, &document, &plugins.registry)?;
     Facts::named(&manifest).map_err(|error| document.failure("", error))?;
     let mut text = format!("{} is in order", document.name());
     let mut result = json!({ "manifest": document.name(), "valid": true });
@@ -69,6 +70,7 @@ fn cells(args: &ManifestArgs, data: Option<Look>, global: &Global, ui: Ui) -> Re
         return Err(Error::config(message).into());
     }
     let experiment = Experiment::read(&args.manifest, &super::overrides(args, global))?;
+    let mut all = Vec::new();
     for cell in &experiment.cells {
         let (manifest, document) = (&cell.manifest, &cell.document);
         let plugins = super::load(manifest, document, "cpu", global, ui)?;
@@ -78,8 +80,10 @@ fn cells(args: &ManifestArgs, data: Option<Look>, global: &Global, ui: Ui) -> Re
             manifest,
         };
         wire.check_all()?;
+        all.push(figures(manifest, document, &plugins.registry)?);
         Facts::named(manifest).map_err(|error| document.failure("", error))?;
     }
+    experiment.check_figures(&all)?;
     let (name, count) = (args.manifest.display(), experiment.cells.len());
     let text = || format!("{name} is in order: {count} runs");
     let json = json!({ "manifest": name.to_string(), "valid": true, "runs": count });

@@ -49,8 +49,12 @@ fn text(found: &Verified) -> String {
         None => lines.push("the plugin does not state what was published".to_owned()),
         Some(published) => {
             lines.push(format!(
-                "published: {} images, {}",
-                published.samples, published.homepage
+                "published: {} images{}, {}",
+                published.samples,
+                published
+                    .groups
+                    .map_or_else(String::new, |n| format!(" in {n} groups")),
+                published.homepage
             ));
             lines.push(format!("terms: {}", published.terms));
         }

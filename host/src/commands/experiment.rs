@@ -32,7 +32,6 @@ use std::{path::Path, time::SystemTime};
 /// Runs what was asked for of an experiment.
 pub fn experiment(args: &ExperimentArgs, global: &Global, ui: Ui) -> Result<(), Failure> {
     let experiment = Experiment::read(&args.args.manifest, &overrides(&args.args, global))?;
-    check_metric(&experiment, global, ui)?;
     let cluster = scheduler(args);
     if args.shards.is_some() && args.jobs == 1 && cluster.is_none() {
         let message =
@@ -48,6 +47,7 @@ pub fn experiment(args: &ExperimentArgs, global: &Global, ui: Ui) -> Result<(), 
     if until == Until::Data {
         return datasets(&experiment, global, ui);
     }
+    check_figures(&experiment, global, ui)?;
     if args.dry_run {
         let plans = plans(&experiment, global, ui)?;
         let (text, json) = dry_run(&outlook(&experiment, &plans, &known(&experiment)?));
@@ -110,14 +110,20 @@ pub fn experiment(args: &ExperimentArgs, global: &Global, ui: Ui) -> Result<(), 
     }
 }
 
-/// Checks that every cell has the figure that is compared, before any is run for hours.
-fn check_metric(experiment: &Experiment, global: &Global, ui: Ui) -> Result<(), Failure> {
-    for cell in &experiment.cells {
+/// Checks that every cell has the figures that are compared and shown, before any is run for hours. Knowing
+/// them computes nothing.
+fn check_figures(experiment: &Experiment, global: &Global, ui: Ui) -> Result<(), Failure> {
+    let figures = |cell: &Cell| {
         let (manifest, document) = (&cell.manifest, &cell.document);
-        let plugins = load(manifest, document, &manifest.device, global, ui)?;
-        experiment.check_metric(&work::figures(manifest, document, &plugins.registry)?)?;
-    }
-    Ok(())
+        let plugins = load(manifest, document, "cpu", global, ui)?;
+        work::figures(manifest, document, &plugins.registry)
+    };
+    let all: Vec<_> = experiment
+        .cells
+        .iter()
+        .map(figures)
+        .collect::<Result<_, Failure>>()?;
+    experiment.check_figures(&all)
 }
 
 /// Who shall distribute the steps, and the script to write for it.
@@ -316,7 +322,8 @@ fn datasets(experiment: &Experiment, global: &Global, ui: Ui) -> Result<(), Fail
     let _lock = experiment.take()?;
     let count = |cell: &Cell| {
         let (manifest, document) = (&cell.manifest, &cell.document);
-        let plugins = load(manifest, document, &manifest.device, global, ui)?;
+        // Datasets compute nothing.
+        let plugins = load(manifest, document, "cpu", global, ui)?;
         statistics(manifest, document, &plugins.registry, &Session::new(&ui))
     };
     let all: Vec<Statistics> = experiment

@@ -5,7 +5,7 @@ use crate::{
     ui::{Ui, table},
 };
 use diffaug_export::{Exported, ExportedArm, Format, Options, Size, export as write};
-use diffaug_run::{failure::Failure, manifest::Document, reader::Run, session::Session};
+use diffaug_run::{failure::Failure, reader::Run, session::Session};
 use serde_json::json;
 
 /// Writes the export and says what it holds.
@@ -22,10 +22,18 @@ pub fn export(args: &ExportArgs, global: &Global, ui: Ui) -> Result<(), Failure>
     };
     let run = Run::open(&args.run)?;
     let manifest = run.manifest()?;
-    // Whatever the run computed on: datasets compute nothing.
-    let plugins = super::load(&manifest, &Document::default(), "cpu", global, ui)?;
+    // Libraries are programs, and a run folder may come from anywhere: those that it names are not loaded.
+    let registry = super::registry(&args.library, global, ui)?;
+    if let Err(failure) = registry.find_any("dataset", &manifest.dataset.name, "cpu") {
+        let hint =
+            "`--library FILE` loads the plugin that the run had it from, if you trust that file";
+        return Err(match manifest.libraries.is_empty() {
+            true => failure,
+            false => failure.hint(hint.to_owned()),
+        });
+    }
     let session = Session::new(&ui);
-    let exported = write(&run, &manifest, &plugins.registry, &options, &session)?;
+    let exported = write(&run, &manifest, &registry, &options, &session)?;
     ui.result(|| text(&exported), &json!(exported));
     Ok(())
 }

@@ -12,7 +12,10 @@
 //! figure of a group without members is undefined: medians and mean scores of that group, and distances unless there
 //! are real and accepted lesions. `acceptance` is undefined where nothing was judged.
 
-use diffaug::{metrics::mean, prelude::*};
+use diffaug::{
+    metrics::{mean, quantile},
+    prelude::*,
+};
 use serde::Serialize;
 
 /// Options of the measure `sizes`: there are none.
@@ -58,14 +61,8 @@ impl Areas {
         }
     }
 
-    /// The middle value, or the mean of the two in the middle.
     fn median(&self) -> Option<f64> {
-        let upper = self.sorted.len() / 2;
-        let above = *self.sorted.get(upper)?;
-        Some(match self.sorted.len() % 2 {
-            0 => (self.sorted[upper - 1] + above) / 2.0,
-            _ => above,
-        })
+        quantile(&self.sorted, 0.5)
     }
 
     fn logarithms(&self) -> Vec<f64> {
@@ -160,8 +157,7 @@ impl Measure for Sizes {
                 "mean score of rejected candidates",
             ),
         ];
-        let figure = |(name, better, about)| FigureInfo::new(name, better, about);
-        Ok(figures.into_iter().map(figure).collect())
+        Ok(FigureInfo::list(&figures))
     }
 
     fn judge(
@@ -171,15 +167,17 @@ impl Measure for Sizes {
     ) -> Result<Findings> {
         let (mut areas, mut scores) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
         for (index, judgement) in judged.iter().enumerate() {
-            if !judgement.score.is_finite() {
-                return Err(Error::data(format!(
-                    "the score of candidate {index} is {}, expected a finite number",
-                    judgement.score
-                )));
-            }
             let group = usize::from(judgement.accepted);
             areas[group].push(area(&judgement.attributes, "candidate", index)?);
-            scores[group].push(judgement.score);
+            match judgement.score {
+                RSome(score) if !score.is_finite() => {
+                    return Err(Error::data(format!(
+                        "the score of candidate {index} is {score}, expected a finite number"
+                    )));
+                }
+                RSome(score) => scores[group].push(score),
+                RNone => {}
+            }
         }
         let real = real.iter().enumerate();
         let real: Vec<f64> = real
@@ -188,8 +186,8 @@ impl Measure for Sizes {
         let [rejected, accepted] = areas.map(|areas| Areas::of(areas.into_iter()));
         let real = Areas::of(real.into_iter());
         let apart = distances(&accepted.logarithms(), &real.logarithms());
-        let count = scores[0].len() + scores[1].len();
-        let acceptance = (count > 0).then(|| scores[1].len() as f64 / count as f64);
+        let accepted_count = judged.iter().filter(|one| one.accepted).count();
+        let acceptance = (!judged.is_empty()).then(|| accepted_count as f64 / judged.len() as f64);
         let figures = [
             real.median(),
             accepted.median(),
@@ -224,7 +222,7 @@ mod tests {
     fn judgement(accepted: bool, score: f64, area: f64) -> Judgement {
         Judgement {
             accepted,
-            score,
+            score: RSome(score),
             attributes: attributes(area),
         }
     }

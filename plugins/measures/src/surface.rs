@@ -22,7 +22,7 @@ use crate::{
     options::{check_range, check_share},
     region::{Pair, Region},
 };
-use diffaug::prelude::*;
+use diffaug::{metrics::quantile, prelude::*};
 use serde::Serialize;
 
 /// What distances are where one of the masks is empty and the other is not.
@@ -98,10 +98,10 @@ impl Distances {
         self.from_found.iter().chain(&self.from_truth).copied()
     }
 
-    fn hd95(&self) -> f64 {
+    fn hd95(&self) -> Option<f64> {
         let mut sorted: Vec<f64> = self.all().collect();
         sorted.sort_by(f64::total_cmp);
-        percentile(&sorted, 0.95)
+        quantile(&sorted, 0.95)
     }
 
     fn assd(&self) -> f64 {
@@ -126,14 +126,6 @@ fn along(outline: &Region, nearest: &[usize]) -> Vec<f64> {
         .collect()
 }
 
-/// The value below which the share `rank` of the `sorted` values lies, linear between two of them (NumPy's default).
-fn percentile(sorted: &[f64], rank: f64) -> f64 {
-    let place = rank * (sorted.len() - 1) as f64;
-    let (below, part) = (place.floor() as usize, place.fract());
-    let above = sorted[(below + 1).min(sorted.len() - 1)];
-    sorted[below] + (above - sorted[below]) * part
-}
-
 /// The part of `region` that is at most `width` steps deep.
 fn band(region: &Region, width: u32) -> Vec<bool> {
     let depth = depth(region).into_iter();
@@ -152,7 +144,7 @@ impl Surface {
         };
         let (hd95, assd, dice) = match (distances, self.0.one_empty) {
             (Some(distances), _) => (
-                RSome(distances.hd95()),
+                distances.hd95().into(),
                 RSome(distances.assd()),
                 distances.within(self.0.tolerance),
             ),

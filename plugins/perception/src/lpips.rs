@@ -118,8 +118,7 @@ impl Measure for LpipsMeasure {
                 "mean LPIPS between real images",
             ),
         ];
-        let figure = |(name, better, about)| FigureInfo::new(name, better, about);
-        Ok(all.into_iter().map(figure).collect())
+        Ok(FigureInfo::list(&all))
     }
 
     fn compare(

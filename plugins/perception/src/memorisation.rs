@@ -32,7 +32,7 @@ pub struct MemorisationOptions {
     #[serde(default = "lesion")]
     pub view: View,
     /// A painted lesion is a near-copy if its distance is below this percentile of the distances of training
-    /// lesions from their nearest other one, 0 to 100.
+    /// lesions from their nearest other one, 0 to 100; or if it is exactly a training lesion.
     #[serde(default = "one")]
     pub percentile: f64,
     /// How many images pass the network at once, 1 to 1024.
@@ -102,8 +102,7 @@ impl Measure for Memorisation {
                 "share of painted lesions nearer to a training lesion than training lesions are to each other",
             ),
         ];
-        let figure = |(name, better, about)| FigureInfo::new(name, better, about);
-        Ok(all.into_iter().map(figure).collect())
+        Ok(FigureInfo::list(&all))
     }
 
     fn compare(
@@ -131,13 +130,18 @@ fn findings(both: &Both, space: Space, percent: f64) -> Findings {
     let distances: Vec<f64> = found.iter().map(distance).collect();
     let among_real: Vec<f64> = nearest_others(real).iter().map(distance).collect();
     let limit = percentile(&among_real, percent);
-    let near = |limit: f64| distances.iter().filter(|d| **d < limit).count();
+    let near = |limit: f64| {
+        distances
+            .iter()
+            .filter(|d| **d < limit || **d == 0.0)
+            .count()
+    };
     let copies = limit.filter(|_| !distances.is_empty());
     let copies = copies.map(|limit| near(limit) as f64 / distances.len() as f64);
     let figures = [mean(&distances), mean(&among_real), copies];
     let counts = note::counts(synthetic.len(), real.len());
     let limit = match limit {
-        Some(limit) => format!("near-copies are those below {limit:.4}"),
+        Some(limit) => format!("near-copies are those below {limit:.4}, and exact copies"),
         None => "one real image alone has no nearest other one".to_owned(),
     };
     let left_out = note::left_out(real.len() + synthetic.len(), both.images);

@@ -1,6 +1,7 @@
 //! Nearest neighbours among points.
 
 use crate::points::{Points, squared_distance};
+use diffaug::metrics::quantile;
 use rayon::prelude::*;
 
 /// How much of one set lies among the other.
@@ -95,10 +96,7 @@ fn nearest_of(row: &[f32], among: &Points, besides: Option<usize>) -> Option<Nea
 pub fn percentile(values: &[f64], percent: f64) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.par_sort_unstable_by(f64::total_cmp);
-    let place = percent / 100.0 * sorted.len().checked_sub(1)? as f64;
-    let below = *sorted.get(place.floor() as usize)?;
-    let above = *sorted.get(place.ceil() as usize)?;
-    Some(below + (above - below) * place.fract())
+    quantile(&sorted, percent / 100.0)
 }
 
 #[cfg(test)]

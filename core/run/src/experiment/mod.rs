@@ -205,6 +205,22 @@ impl Experiment {
                 .into_iter()
                 .any(|cell| cell.arm == **name || cell.name() == **name)
         };
+        let tables = self
+            .settings
+            .quoted
+            .iter()
+            .flat_map(|quoted| quoted.tables.keys());
+        if let Some(name) = tables
+            .into_iter()
+            .find(|name| !sheets::NAMES.contains(&name.as_str()))
+        {
+            let at = format!("experiment.quoted.tables.{name}");
+            let message = format!(
+                "`{at}` is no table, expected one of {}",
+                sheets::NAMES.join(", ")
+            );
+            return Err(document.failure("", Error::config(message).at(&at)));
+        }
         match names.find(|name| !known(name)) {
             None => Ok(()),
             Some(name) => {
@@ -215,26 +231,43 @@ impl Experiment {
         }
     }
 
-    /// Checks that a cell whose images will have `figures` has the one that is compared.
+    /// Checks that every cell has the figures that are compared and shown, and that those of one name are
+    /// measured alike; `figures` are those of the images of each cell.
     ///
     /// # Errors
-    /// When it has not.
-    pub fn check_metric(&self, figures: &[Figure]) -> Result<(), Failure> {
+    /// When one has not, with the place in the file.
+    pub fn check_figures(&self, figures: &[Vec<Figure>]) -> Result<(), Failure> {
         let metric = &self.settings.metric;
-        let is_there = |name: &String| figures.iter().any(|figure| figure.name == *name);
-        let wanted = &self.settings.columns;
-        let wanted =
-            std::iter::once((metric, "metric")).chain(wanted.iter().map(|c| (c, "columns")));
-        let Some((metric, option)) = wanted.into_iter().find(|(name, _)| !is_there(name)) else {
-            return Ok(());
-        };
-        let at = format!("experiment.{option}");
-        let names: Vec<&str> = figures.iter().map(|figure| figure.name.as_str()).collect();
-        let error = Error::config(format!(
-            "`{at}` is `{metric}`, expected one of {}",
-            names.join(", ")
-        ));
-        Err(self.document.failure("", error.at(&at)))
+        let columns = self.settings.columns.iter().map(|name| (name, "columns"));
+        for (name, option) in std::iter::once((metric, "metric")).chain(columns) {
+            let own = |all: &Vec<Figure>| all.iter().find(|one| one.name == *name).cloned();
+            let at = format!("experiment.{option}");
+            let failed = |message: String| {
+                let error = Error::config(message).at(&at);
+                self.document.failure("", error)
+            };
+            let mut first: Option<Figure> = None;
+            for (cell, all) in self.cells.iter().zip(figures) {
+                let Some(figure) = own(all) else {
+                    let names: Vec<&str> = all.iter().map(|one| one.name.as_str()).collect();
+                    let names = names.join(", ");
+                    return Err(failed(format!(
+                        "`{at}` is `{name}`, expected one of {names}"
+                    )));
+                };
+                if first
+                    .as_ref()
+                    .is_some_and(|first| first.measure != figure.measure)
+                {
+                    let cell = cell.name();
+                    return Err(failed(format!(
+                        "`{name}` is measured with other options in `{cell}` than in the first cell"
+                    )));
+                }
+                first.get_or_insert(figure);
+            }
+        }
+        Ok(())
     }
 
     /// Takes the folder of the experiment for this process, and removes what a killed one left half written.
@@ -353,10 +386,11 @@ synthesis.ratio = 0
     #[test]
     fn what_is_compared_and_shown_must_be_there() {
         let figures = crate::work::scoring::basic();
-        assert!(read(ARMS).unwrap().check_metric(&figures).is_ok());
+        let figures = vec![figures; 3];
+        assert!(read(ARMS).unwrap().check_figures(&figures).is_ok());
         for option in ["metric = \"dicey\"", "columns = [\"iou\", \"dicey\"]"] {
             let text = format!("[experiment]\n{option}\n[arms.a]");
-            let failure = read(&text).unwrap().check_metric(&figures).unwrap_err();
+            let failure = read(&text).unwrap().check_figures(&figures).unwrap_err();
             let found = failure.error.message.to_string();
             assert!(
                 found.contains("is `dicey`, expected one of dice, iou"),

@@ -8,7 +8,10 @@ use crate::{
     reader::Run,
     results::{Cost, Results},
     work::{
-        measuring::Figure, pool_figures::Outcome, pool_measures::SHOWN, statistics::Statistics,
+        measuring::Figure,
+        pool_figures::{CANDIDATES, Outcomes},
+        pool_measures::SHOWN,
+        statistics::Statistics,
     },
 };
 use diffaug::{
@@ -21,6 +24,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use std::{collections::BTreeMap, path::Path};
 
+/// The further tables that figures may be quoted for.
+pub const NAMES: [&str; 3] = ["groups", "pools", "cost"];
 /// No file of results is larger.
 const MOST_BYTES: u64 = 1 << 30;
 /// What stands in the place of a value that there is not.
@@ -54,6 +59,13 @@ impl Sheet {
         let Some(rows) = quoted.tables.get(&self.name) else {
             return;
         };
+        let there: Vec<String> = self.rows.iter().map(|row| row[..2].join(" / ")).collect();
+        for key in rows.keys().filter(|key| !there.contains(key)) {
+            let table = &self.name;
+            tracing::warn!(
+                "figures are quoted for `{key}` of table `{table}`, which has no such row yet"
+            );
+        }
         let mut columns: Vec<&String> = rows.values().flat_map(BTreeMap::keys).collect();
         columns.sort();
         columns.dedup();
@@ -128,7 +140,9 @@ pub fn groups(experiment: &Experiment, figures: &[Figure]) -> Result<Option<Shee
             }
         }
         for group in wanted {
-            let first = scored.first().and_then(|(_, arm)| fnr(arm, group));
+            // The first arm, and no other where that one is not finished.
+            let first = scored.first().filter(|(cell, _)| cell.arm == cells[0].arm);
+            let first = first.and_then(|(_, arm)| fnr(arm, group));
             for (cell, arm) in &scored {
                 let mut row = vec![group.clone(), cell.name()];
                 let images = arm["groups"][group]["images"].as_u64();
@@ -139,7 +153,7 @@ pub fn groups(experiment: &Experiment, figures: &[Figure]) -> Result<Option<Shee
                         .map(|figure| of_group(arm, group, &figure.name)),
                 );
                 if reduces {
-                    let is_first = cell.name() == scored[0].0.name();
+                    let is_first = cell.arm == cells[0].arm;
                     let against = first.filter(|first| !is_first && *first > 0.0);
                     let reduction = against.zip(fnr(arm, group));
                     row.push(reduction.map_or(NONE.to_owned(), |(first, own)| {
@@ -170,10 +184,7 @@ fn of_trainings(arm: &Value, group: &str, figure: &str) -> Vec<f64> {
 
 fn of_group(arm: &Value, group: &str, figure: &str) -> String {
     let values = of_trainings(arm, group, figure);
-    match (mean(&values), std_dev(&values)) {
-        (Some(mean), Some(std)) => shown(mean, std, values.len()),
-        _ => NONE.to_owned(),
-    }
+    shown(mean(&values), std_dev(&values).unwrap_or(0.0), values.len())
 }
 
 /// What was painted for each cell: how much was accepted, how it looks, and what measures say of it.
@@ -196,7 +207,11 @@ pub fn pools(experiment: &Experiment) -> Result<Option<Sheet>> {
         .iter()
         .filter(|cell| cell.manifest.paints())
     {
-        let own = measured(cell)?;
+        let own = match Run::open(&cell.manifest.output()) {
+            Ok(run) => run.measured()?,
+            // It has not begun.
+            Err(_) => Outcomes::new(),
+        };
         for name in own
             .values()
             .flat_map(|one| one.figures.iter().map(|f| &f.name))
@@ -212,7 +227,9 @@ pub fn pools(experiment: &Experiment) -> Result<Option<Sheet>> {
         let Some(summary) = read::<Value>(&cell.manifest.output().join(layout::SYNTHESIS))? else {
             continue;
         };
-        for pool in ["real", "accepted", "rejected"] {
+        let candidates = own.values().any(|one| one.pools.contains_key(CANDIDATES));
+        let last = candidates.then_some(CANDIDATES);
+        for pool in ["real", "accepted", "rejected"].into_iter().chain(last) {
             let mut row = vec![cell.name(), pool.to_owned()];
             row.extend(of_pool(&summary, pool));
             for name in &sheet.header[fixed..] {
@@ -232,6 +249,7 @@ fn of_pool(summary: &Value, pool: &str) -> Vec<String> {
     let count = |value: &Value| value.as_u64().map_or(NONE.to_owned(), |n| n.to_string());
     let mut cells = match pool {
         "real" => vec![count(&looks["images"]), NONE.to_owned(), NONE.to_owned()],
+        CANDIDATES => vec![count(&summary[pool]), NONE.to_owned(), NONE.to_owned()],
         _ => {
             let (part, all) = (summary[pool].as_f64(), summary["candidates"].as_f64());
             let share = part.zip(all).filter(|(_, all)| *all > 0.0);
@@ -253,18 +271,6 @@ fn of_pool(summary: &Value, pool: &str) -> Vec<String> {
         })
     }));
     cells
-}
-
-/// What the measures of a cell say of its pools.
-fn measured(cell: &Cell) -> Result<BTreeMap<String, Outcome>> {
-    let mut all = BTreeMap::new();
-    for name in cell.manifest.evaluate.measures.keys() {
-        let path = cell.manifest.output().join(layout::measure(name));
-        if let Some(outcome) = read(&path)? {
-            all.insert(name.clone(), outcome);
-        }
-    }
-    Ok(all)
 }
 
 /// What training and running each cell took, as it was measured by the process that did it.
@@ -332,9 +338,7 @@ fn row(
     vec![
         cell.name(),
         stage.to_owned(),
-        parameters
-            .filter(|n| **n > 0)
-            .map_or_else(none, u64::to_string),
+        parameters.map_or_else(none, u64::to_string),
         mean(&seconds)
             .filter(|s| *s > 0.0)
             .map_or_else(none, |s| format!("{s:.0} s")),

@@ -189,10 +189,7 @@ impl Table {
             n.to_string(),
         ];
         for (name, mean, std) in &line.figures {
-            cells.push(match mean {
-                Some(mean) => compare::shown(*mean, std.unwrap_or(0.0), n),
-                None => "-".to_owned(),
-            });
+            cells.push(compare::shown(*mean, std.unwrap_or(0.0), n));
             if self.quotes(name) {
                 cells.push(self.quoted(group, &line.arm, name));
             }

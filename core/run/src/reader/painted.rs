@@ -120,16 +120,24 @@ impl Run {
             layout::CONTACT_SHEET,
             layout::RESULT,
             layout::LOCK,
+            layout::SPLIT,
+            layout::MANIFEST,
         ];
         let logs = self.training_folders().into_iter();
         let logs = logs.flat_map(|folder| {
-            let scores = folder.strip_suffix("/weights");
-            let scores = scores.map(|at| layout::Training::at(at.to_owned()).scores());
-            let log = format!("{folder}/{}", layout::TRAINING_LOG);
-            [Some(log), Some(layout::fit_of(&folder)), scores]
+            [
+                format!("{folder}/{}", layout::TRAINING_LOG),
+                layout::fit_of(&folder),
+            ]
         });
+        // What cannot be listed may be removed just now.
+        let arms = self.arms().unwrap_or_default().into_iter();
+        let scores = arms.flat_map(|arm| self.trainings(&arm).unwrap_or_default());
+        let scores = scores.map(|training| training.scores());
+        let measures = self.measures().unwrap_or_default().into_iter();
+        let measures = measures.map(|name| layout::measure(&name));
         let names = lists.map(str::to_owned).into_iter();
-        let all = names.chain(logs.flatten());
+        let all = names.chain(logs).chain(scores).chain(measures);
         let sizes: Vec<String> = all.map(|name| size(&name).to_string()).collect();
         files::hash(sizes.join(" ").as_bytes())
     }

@@ -26,8 +26,10 @@ pub struct TrainingLog {
     pub loss: Vec<Point>,
     /// The score of each evaluation; larger is better.
     pub score: Vec<Point>,
-    /// What it came to, where it is done.
+    /// What it came to, where it is done and tells.
     pub fit: Option<Fit>,
+    /// Whether it is done, or that of which it is a part.
+    pub done: bool,
 }
 
 /// A line of a log: a step, which has a loss, or an evaluation, which has a score.
@@ -61,6 +63,13 @@ impl Run {
         }
     }
 
+    /// Whether a folder lies below that of a training that is done.
+    fn is_part_of_done(&self, folder: &str) -> bool {
+        let ends = folder.match_indices('/').map(|(end, _)| &folder[..end]);
+        let mut above = ends.map(layout::fit_of);
+        above.any(|marker| self.root().join(marker).is_file())
+    }
+
     /// What the training in a folder of [`Run::training_folders`] logged. A line that is not whole is left
     /// out: it is being written.
     ///
@@ -75,6 +84,7 @@ impl Run {
             folder: folder.to_owned(),
             loss: Vec::new(),
             score: Vec::new(),
+            done: fit.is_some() || self.is_part_of_done(folder),
             fit: fit.flatten(),
         };
         let lines = text

@@ -7,6 +7,7 @@ use diffaug::{
     prelude::{ROption, RVec},
 };
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// Columns of a file of scores that are no figures.
@@ -21,6 +22,10 @@ pub struct Figure {
     pub about: String,
     /// `higher`, `lower` or `neither`: which way it improves.
     pub better: String,
+    /// The table of the measure that it is of: figures of other options are other figures. Null for those
+    /// that every run has.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub measure: Value,
 }
 
 impl Figure {
@@ -35,6 +40,7 @@ impl Figure {
             name: name.to_owned(),
             about: about.to_owned(),
             better: better.to_owned(),
+            measure: Value::Null,
         }
     }
 }
@@ -66,11 +72,13 @@ impl Measures {
     /// When one cannot be built, or two of their figures have one name.
     pub fn build(wire: &Wire<'_>) -> Result<Self, Failure> {
         let mut all = Vec::new();
-        let mut taken: BTreeMap<String, String> = BTreeMap::new();
         let basic = scoring::basic().into_iter().map(|figure| figure.name);
         let reserved = TAKEN.into_iter().chain(scoring::PIXELS);
         let reserved = reserved.map(str::to_owned).chain(basic);
-        taken.extend(reserved.map(|name| (name, "every run".to_owned())));
+        let reserved = reserved.map(|name| (name, "every run".to_owned()));
+        let reserved: BTreeMap<String, String> = reserved.collect();
+        // Figures of images and those of all images together stand in places of their own.
+        let mut taken = [reserved.clone(), reserved];
         for (name, table) in &wire.manifest.evaluate.measures {
             let at = Slot::of_measure(name).at;
             let seed = wire.manifest.seed;
@@ -80,9 +88,12 @@ impl Measures {
                 true => String::new(),
                 false => format!("{name}."),
             };
-            let named = Named::of(name, &prefix, measure).map_err(placed)?;
-            for figure in named.figures.iter().chain(&named.totals) {
-                if let Some(other) = taken.insert(figure.name.clone(), format!("`{name}`")) {
+            let named = Named::of(name, &prefix, &json!(table), measure).map_err(placed)?;
+            for (taken, figures) in taken.iter_mut().zip([&named.figures, &named.totals]) {
+                for figure in figures {
+                    let Some(other) = taken.insert(figure.name.clone(), format!("`{name}`")) else {
+                        continue;
+                    };
                     let error = Error::config(format!(
                         "the measure `{name}` has a figure `{}`, and so has {other}",
                         figure.name
@@ -153,11 +164,14 @@ impl Measures {
 }
 
 impl Named {
-    fn of(name: &str, prefix: &str, measure: BoxMeasure) -> Result<Self> {
+    fn of(name: &str, prefix: &str, table: &Value, measure: BoxMeasure) -> Result<Self> {
         let figures = |all: RVec<FigureInfo>| -> Vec<Figure> {
             let figure = |info: &FigureInfo| {
                 let name = format!("{prefix}{}", info.name);
-                Figure::new(&name, info.better, info.about.as_str())
+                Figure {
+                    measure: table.clone(),
+                    ..Figure::new(&name, info.better, info.about.as_str())
+                }
             };
             all.iter().map(figure).collect()
         };

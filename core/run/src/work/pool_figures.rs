@@ -22,7 +22,7 @@ const ACCEPTED: &str = "accepted";
 /// The pool of the images that were turned down; there where `synthesis.keep_rejected` keeps them.
 const REJECTED: &str = "rejected";
 /// All candidates that were painted, for measures of verdicts.
-const CANDIDATES: &str = "candidates";
+pub const CANDIDATES: &str = "candidates";
 
 /// What a measure says of the pools of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -128,16 +128,15 @@ impl Run<'_> {
 
     fn of_verdicts(&self, named: &Named, synthesis: &Synthesizer<'_>) -> Result<Outcome, Failure> {
         let train = self.data.train()?;
-        let count = train.items()?.len() as u64;
-        let targets = self.data.targets();
+        let total = train.items()?.len() as u64;
+        let step = self.session.begin("measuring real lesions");
         let mut real = Vec::new();
-        for index in 0..count {
-            let sample = train.sample(index)?;
-            let held = |label: &u8| targets.contains(label);
-            if sample.mask.labels().iter().any(held) {
-                real.push(sample.attributes);
-            }
+        for index in 0..total {
+            self.session.check_stopped()?;
+            real.push(train.sample(index)?.attributes);
+            step.progress(index + 1, total, "");
         }
+        step.finish(&format!("{total} training images"));
         let (mut judged, mut names) = (Vec::new(), Vec::new());
         for list in [layout::METADATA, layout::REJECTED_LIST] {
             synthesis.each(list, |record| {
@@ -207,7 +206,7 @@ fn ids(dataset: &Shared) -> Result<Vec<String>> {
 fn judgement(record: &Record) -> Judgement {
     Judgement {
         accepted: record.file_name.is_some(),
-        score: record.score,
+        score: (!record.given_up).then_some(record.score).into(),
         attributes: attributes(&record.attributes),
     }
 }

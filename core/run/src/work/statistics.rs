@@ -1,4 +1,4 @@
-//! What a dataset holds, as a table of datasets shows it.
+//! What tables of an experiment show of datasets and networks: what they hold, how large they are.
 
 use super::{planning::open, scoring};
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
     session::Session,
     slots,
 };
-use diffaug::{Dataset, Inspection, lesion::SizeGroup};
+use diffaug::{Dataset, lesion::SizeGroup};
 use std::collections::BTreeMap;
 
 /// What a dataset holds.
@@ -39,14 +39,11 @@ pub fn statistics(
     let step = session.begin(&format!("reading {}", data.info.name));
     let train = data.train()?;
     let total = data.counts()[0] as u64;
-    let targets = data.targets();
     let mut sizes: BTreeMap<SizeGroup, u64> = BTreeMap::new();
     for index in 0..total {
         session.check_stopped()?;
-        let mask = train.sample(index)?.mask;
-        let shown = mask.labels().iter().filter(|label| targets.contains(label));
-        let area = shown.count() as f64 / mask.labels().len() as f64;
-        if let Some(group) = scoring::size_group(area) {
+        let area = train.sample(index)?.attributes.number("area");
+        if let Some(group) = area.and_then(scoring::size_group) {
             *sizes.entry(group).or_default() += 1;
         }
         step.progress(index + 1, total, "");
@@ -66,7 +63,7 @@ pub fn statistics(
     })
 }
 
-/// How many parameters the networks of each stage of a manifest have, by its table; 0 where a stage does not
+/// How many parameters the networks of each stage of a manifest have, by its table; without those that do not
 /// say.
 ///
 /// # Errors
@@ -87,11 +84,14 @@ pub fn parameters(
             continue;
         };
         let offer = wire.offer(&slot, table)?;
-        // What cannot be looked at has no known size, and the run itself says why.
-        let found = offer.inspect(&table.json(), &wire.context(manifest.seed));
-        let found = found.unwrap_or_else(|_| Inspection::default());
-        let count = found.components.iter().map(|one| one.parameters).sum();
-        all.insert(slot.at.into_owned(), count);
+        // What cannot be looked at does not say, and the run itself says why.
+        let Ok(found) = offer.inspect(&table.json(), &wire.context(manifest.seed)) else {
+            continue;
+        };
+        if !found.components.is_empty() {
+            let count = found.components.iter().map(|one| one.parameters).sum();
+            all.insert(slot.at.into_owned(), count);
+        }
     }
     Ok(all)
 }

@@ -51,6 +51,12 @@ impl FigureInfo {
             better,
         }
     }
+
+    /// Figures of these names, which way they improve, and what they are.
+    pub fn list(all: &[(&str, Better, &str)]) -> RVec<Self> {
+        let figure = |(name, better, about): &(&str, Better, &str)| Self::new(name, *better, about);
+        all.iter().map(figure).collect()
+    }
 }
 
 /// A test image with its truth and what was predicted; all of one size.
@@ -89,8 +95,8 @@ pub struct Measured {
 pub struct Judgement {
     /// Whether it was accepted.
     pub accepted: bool,
-    /// The validator's score.
-    pub score: f64,
+    /// The validator's score; `RNone` where the candidate was given up before it was finished.
+    pub score: ROption<f64>,
     /// Facts of the wanted lesion (see [`crate::lesion::measure`]).
     pub attributes: Attributes,
 }
